@@ -1,0 +1,294 @@
+//! Reading a shard index that may be damaged or hostile.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use super::{
+    Chunk, Component, DIMS_MAX, Durability, HEADER_BYTES, MAGIC, NAME_BYTES_MAX, Pack, Shard,
+    ShardIndex, TENSOR_NAME_BYTES_MAX, Tensor,
+};
+use crate::key::SaveKey;
+use crate::layout::NdBox;
+use crate::wire::Reader;
+use crate::{Dtype, Error, Hash, Result, descriptor, pack};
+
+/// A frame that grows more than this is a bomb and not an index.
+const GROWTH_MAX: u64 = 4096;
+const METADATA_BYTES_MAX: usize = 64 << 20;
+const OBJECT_BYTES_MAX: usize = 512;
+
+impl ShardIndex {
+    /// Reads stored bytes and checks every rule of `FORMAT.md`.
+    ///
+    /// # Errors
+    /// `Corrupt` if a rule is broken; `Incompatible` if the version or a code is newer.
+    pub fn decode(stored: &[u8]) -> Result<Self> {
+        let columns = unpack(stored)?;
+        let index = read(&columns)?;
+        index.check()?;
+        Ok(index)
+    }
+}
+
+/// The columns of a stored index, after its hash was checked.
+fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
+    let split =
+        stored.len().checked_sub(Hash::BYTES).filter(|split| *split >= HEADER_BYTES).ok_or_else(
+            || Error::corrupt(format!("a shard index of {} bytes is too short", stored.len())),
+        )?;
+    let (body, seal) = stored.split_at(split);
+    let expected = Reader::new(seal).hash()?;
+    let found = Hash::of(body);
+    if found != expected {
+        return Err(Error::corrupt(format!(
+            "shard index: expected hash {expected}, found {found}"
+        )));
+    }
+    let mut fields = Reader::new(body);
+    if fields.bytes(MAGIC.len())? != MAGIC {
+        return Err(Error::corrupt("the object does not begin as a shard index does"));
+    }
+    descriptor::check_version(fields.u32()?)?;
+    let flags = fields.u32()?;
+    if flags != 0 {
+        return Err(Error::incompatible(format!("shard index flags {flags:#x} are not known")));
+    }
+    let decoded_bytes = fields.u64()?;
+    let stored_bytes = fields.u64()?;
+    let frame = &body[HEADER_BYTES..];
+    let plausible = stored_bytes == frame.len() as u64
+        && decoded_bytes <= ShardIndex::BYTES_MAX
+        && decoded_bytes <= stored_bytes.saturating_mul(GROWTH_MAX);
+    if !plausible {
+        return Err(Error::corrupt(format!(
+            "a shard index cannot have {decoded_bytes} bytes of columns in {stored_bytes} of {}",
+            frame.len()
+        )));
+    }
+    inflate(frame, decoded_bytes)
+}
+
+/// Memory grows with what is really decoded, and stops one byte after what was announced.
+fn inflate(frame: &[u8], decoded_bytes: u64) -> Result<Vec<u8>> {
+    let unreadable = |e| Error::corrupt(format!("the columns of a shard index do not decode: {e}"));
+    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(unreadable)?;
+    let mut columns = Vec::new();
+    decoder.single_frame().take(decoded_bytes + 1).read_to_end(&mut columns).map_err(unreadable)?;
+    if columns.len() as u64 != decoded_bytes {
+        return Err(Error::corrupt(format!(
+            "the columns of a shard index should have {decoded_bytes} bytes and have other many"
+        )));
+    }
+    Ok(columns)
+}
+
+fn read(columns: &[u8]) -> Result<ShardIndex> {
+    let mut fields = Reader::new(columns);
+    let run = fields.text(NAME_BYTES_MAX)?;
+    let run = run.parse().map_err(|e: Error| Error::corrupt(e.message().to_owned()))?;
+    let save = SaveKey { attempt: fields.u64()?, step: fields.u64()?, generation: fields.u32()? };
+    let rank = fields.u32()?;
+    let world_size = fields.u32()?;
+    let chunk_bytes = fields.u32()?;
+    let parent = match flag(fields.u8()?)? {
+        true => Some(fields.hash()?),
+        false => None,
+    };
+    let count = fields.count(Hash::BYTES)?;
+    let reuses = repeat(count, || fields.hash())?;
+    let metadata = read_metadata(&mut fields)?;
+    let components = read_components(&mut fields)?;
+    let tensors = read_tensors(&mut fields)?;
+    let shards = read_shards(&mut fields, &tensors)?;
+    let (packs, chunks) = read_chunks(&mut fields)?;
+    fields.end()?;
+    Ok(ShardIndex {
+        run,
+        save,
+        rank,
+        world_size,
+        parent,
+        reuses,
+        chunk_bytes,
+        components,
+        tensors,
+        shards,
+        chunks,
+        packs,
+        metadata,
+    })
+}
+
+fn read_metadata(fields: &mut Reader<'_>) -> Result<BTreeMap<String, String>> {
+    let count = fields.count(8)?;
+    let mut metadata = BTreeMap::new();
+    let mut last: Option<String> = None;
+    for _ in 0..count {
+        let key = fields.text(METADATA_BYTES_MAX)?.to_owned();
+        let value = fields.text(METADATA_BYTES_MAX)?.to_owned();
+        if last.as_ref().is_some_and(|last| *last >= key) {
+            return Err(Error::corrupt("the metadata keys are not in order"));
+        }
+        last = Some(key.clone());
+        metadata.insert(key, value);
+    }
+    Ok(metadata)
+}
+
+fn read_components(fields: &mut Reader<'_>) -> Result<Vec<Component>> {
+    let count = fields.count(9)?;
+    repeat(count, || {
+        Ok(Component {
+            name: fields.text(NAME_BYTES_MAX)?.to_owned(),
+            owner: fields.text(NAME_BYTES_MAX)?.to_owned(),
+            durability: Durability::from_code(fields.u8()?)?,
+        })
+    })
+}
+
+fn read_tensors(fields: &mut Reader<'_>) -> Result<Vec<Tensor>> {
+    // Component 4, name 8, dtype 1, dimensions 1, tie 4, shards 4.
+    let count = fields.count(22)?;
+    let components = repeat(count, || fields.u32())?;
+    let names = read_names(fields, count)?;
+    let dtypes = repeat(count, || {
+        let code = fields.u8()?;
+        Dtype::from_code(code).ok_or_else(|| {
+            Error::incompatible(format!("dtype {code} is not known"))
+                .with_remedy("use a newer lastgood")
+        })
+    })?;
+    let dims = repeat(count, || fields.u8().map(usize::from))?;
+    if let Some(dims) = dims.iter().find(|dims| **dims > DIMS_MAX) {
+        return Err(Error::corrupt(format!("a tensor has {dims} dimensions")));
+    }
+    let shapes =
+        dims.iter().map(|dims| repeat(*dims, || fields.u64())).collect::<Result<Vec<_>>>()?;
+    let ties = repeat(count, || fields.u32())?;
+    let counts = repeat(count, || fields.u32())?;
+    let mut begin = 0u32;
+    let mut tensors = Vec::with_capacity(count);
+    let columns = components.into_iter().zip(names).zip(dtypes).zip(shapes).zip(ties).zip(counts);
+    for (((((component, name), dtype), shape), tie), shards) in columns {
+        let end = begin
+            .checked_add(shards)
+            .ok_or_else(|| Error::corrupt("the counts of shards overflow"))?;
+        let tied_to = tie.checked_sub(1);
+        tensors.push(Tensor { component, name, dtype, shape, tied_to, shards: begin..end });
+        begin = end;
+    }
+    Ok(tensors)
+}
+
+/// Each name is the beginning of the one before and a text of its own.
+fn read_names(fields: &mut Reader<'_>, count: usize) -> Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::with_capacity(count);
+    let mut total = 0;
+    for _ in 0..count {
+        let kept = fields.u32()? as usize;
+        let own = fields.text(TENSOR_NAME_BYTES_MAX)?;
+        let last = names.last().map_or("", String::as_str);
+        let head = last.get(..kept).ok_or_else(|| {
+            Error::corrupt("a tensor's name keeps more of the name before than there is")
+        })?;
+        let name = format!("{head}{own}");
+        total += name.len() as u64;
+        if super::encode::shared_prefix(last, &name) != kept
+            || name.len() > TENSOR_NAME_BYTES_MAX
+            || total > ShardIndex::BYTES_MAX
+        {
+            return Err(Error::corrupt("a tensor's name is too long or not written the one way"));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn read_shards(fields: &mut Reader<'_>, tensors: &[Tensor]) -> Result<Vec<Shard>> {
+    let count = fields.count(8)?;
+    let named = tensors.last().map_or(0, |last| last.shards.end as usize);
+    if count != named {
+        return Err(Error::corrupt(format!("{named} shards are named, {count} are there")));
+    }
+    let dims: Vec<usize> = tensors
+        .iter()
+        .flat_map(|tensor| tensor.shards.clone().map(|_| tensor.shape.len()))
+        .collect();
+    let vectors = |fields: &mut Reader<'_>| {
+        dims.iter().map(|dims| repeat(*dims, || fields.u64())).collect::<Result<Vec<_>>>()
+    };
+    let offsets = vectors(fields)?;
+    let sizes = vectors(fields)?;
+    let first_chunks = repeat(count, || fields.u32())?;
+    let chunk_offsets = repeat(count, || fields.u32())?;
+    let columns = offsets.into_iter().zip(sizes).zip(first_chunks).zip(chunk_offsets);
+    Ok(columns
+        .map(|(((offsets, sizes), first_chunk), chunk_offset)| Shard {
+            extent: NdBox { offsets, sizes },
+            first_chunk,
+            chunk_offset,
+        })
+        .collect())
+}
+
+fn read_chunks(fields: &mut Reader<'_>) -> Result<(Vec<Pack>, Vec<Chunk>)> {
+    let count = fields.count(13)?;
+    let packs = repeat(count, || {
+        Ok(Pack {
+            object: fields.text(OBJECT_BYTES_MAX)?.to_owned(),
+            bytes: fields.u64()?,
+            is_new: flag(fields.u8()?)?,
+        })
+    })?;
+    let count = fields.count(53)?;
+    let hashes = repeat(count, || fields.hash())?;
+    let decoded = repeat(count, || fields.u32())?;
+    let stored = repeat(count, || fields.u32())?;
+    let codecs = repeat(count, || pack::codec(fields.u8()?))?;
+    let in_packs = repeat(count, || fields.u32())?;
+    let offsets = repeat(count, || fields.u64())?;
+    let columns =
+        hashes.into_iter().zip(decoded).zip(stored).zip(codecs).zip(in_packs).zip(offsets);
+    let chunks = columns
+        .map(|(((((hash, decoded_bytes), stored_bytes), codec), pack), offset)| Chunk {
+            hash,
+            decoded_bytes,
+            stored_bytes,
+            codec,
+            pack,
+            offset,
+        })
+        .collect();
+    Ok((packs, chunks))
+}
+
+fn repeat<T>(count: usize, mut read: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
+    (0..count).map(|_| read()).collect()
+}
+
+fn flag(byte: u8) -> Result<bool> {
+    match byte {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Error::corrupt(format!("a flag is 0 or 1, found {byte}"))),
+    }
+}
+
+impl Durability {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Durable => 0,
+            Self::Derived => 1,
+            Self::Volatile => 2,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self> {
+        match code {
+            0 => Ok(Self::Durable),
+            1 => Ok(Self::Derived),
+            2 => Ok(Self::Volatile),
+            _ => Err(Error::incompatible(format!("durability {code} is not known"))),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Writing a shard index: header, one zstd frame of little-endian columns, trailing hash.
+
+use super::{HEADER_BYTES, MAGIC, ShardIndex};
+use crate::wire::Writer;
+use crate::{Error, FORMAT_VERSION, Hash, Result};
+
+/// Columns are mostly equal or counting values: the fastest level makes them small already.
+const LEVEL: i32 = 1;
+
+impl ShardIndex {
+    /// The stored bytes: header, zstd-compressed columns, trailing hash.
+    ///
+    /// # Errors
+    /// `Invalid` if this index breaks a rule of the format; `Internal` if it cannot be compressed.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        self.check().map_err(|error| {
+            Error::invalid(format!("the shard index is not well formed: {}", error.message()))
+        })?;
+        let mut columns = Writer::default();
+        self.write_save(&mut columns);
+        self.write_components(&mut columns);
+        self.write_tensors(&mut columns);
+        self.write_shards(&mut columns);
+        self.write_chunks(&mut columns);
+        let frame = zstd::bulk::compress(&columns.0, LEVEL)
+            .map_err(|e| Error::internal(format!("zstd cannot compress a shard index: {e}")))?;
+        let mut out = Writer(Vec::with_capacity(HEADER_BYTES + frame.len() + Hash::BYTES));
+        out.0.extend_from_slice(MAGIC);
+        out.u32(FORMAT_VERSION);
+        out.u32(0);
+        out.u64(columns.0.len() as u64);
+        out.u64(frame.len() as u64);
+        out.0.extend_from_slice(&frame);
+        let seal = Hash::of(&out.0);
+        out.hash(&seal);
+        Ok(out.0)
+    }
+
+    fn write_save(&self, out: &mut Writer) {
+        out.text(self.run.as_str());
+        out.u64(self.save.attempt);
+        out.u64(self.save.step);
+        out.u32(self.save.generation);
+        out.u32(self.rank);
+        out.u32(self.world_size);
+        out.u32(self.chunk_bytes);
+        out.u8(u8::from(self.parent.is_some()));
+        if let Some(parent) = &self.parent {
+            out.hash(parent);
+        }
+        count(out, self.reuses.len());
+        self.reuses.iter().for_each(|base| out.hash(base));
+        count(out, self.metadata.len());
+        for (key, value) in &self.metadata {
+            out.text(key);
+            out.text(value);
+        }
+    }
+
+    fn write_components(&self, out: &mut Writer) {
+        count(out, self.components.len());
+        for component in &self.components {
+            out.text(&component.name);
+            out.text(&component.owner);
+            out.u8(component.durability.code());
+        }
+    }
+
+    fn write_tensors(&self, out: &mut Writer) {
+        let tensors = &self.tensors;
+        count(out, tensors.len());
+        tensors.iter().for_each(|t| out.u32(t.component));
+        let mut last = "";
+        for tensor in tensors {
+            let kept = shared_prefix(last, &tensor.name);
+            count(out, kept);
+            out.text(&tensor.name[kept..]);
+            last = &tensor.name;
+        }
+        tensors.iter().for_each(|t| out.u8(t.dtype.code()));
+        tensors.iter().for_each(|t| out.u8(t.shape.len() as u8));
+        tensors.iter().flat_map(|t| &t.shape).for_each(|size| out.u64(*size));
+        tensors.iter().for_each(|t| out.u32(t.tied_to.map_or(0, |other| other + 1)));
+        tensors.iter().for_each(|t| out.u32(t.shards.end - t.shards.start));
+    }
+
+    fn write_shards(&self, out: &mut Writer) {
+        let shards = &self.shards;
+        count(out, shards.len());
+        shards.iter().flat_map(|s| &s.extent.offsets).for_each(|offset| out.u64(*offset));
+        shards.iter().flat_map(|s| &s.extent.sizes).for_each(|size| out.u64(*size));
+        shards.iter().for_each(|s| out.u32(s.first_chunk));
+        shards.iter().for_each(|s| out.u32(s.chunk_offset));
+    }
+
+    fn write_chunks(&self, out: &mut Writer) {
+        let chunks = &self.chunks;
+        count(out, self.packs.len());
+        for pack in &self.packs {
+            out.text(&pack.object);
+            out.u64(pack.bytes);
+            out.u8(u8::from(pack.is_new));
+        }
+        count(out, chunks.len());
+        chunks.iter().for_each(|c| out.hash(&c.hash));
+        chunks.iter().for_each(|c| out.u32(c.decoded_bytes));
+        chunks.iter().for_each(|c| out.u32(c.stored_bytes));
+        chunks.iter().for_each(|c| out.u8(c.codec.code()));
+        chunks.iter().for_each(|c| out.u32(c.pack));
+        chunks.iter().for_each(|c| out.u64(c.offset));
+    }
+}
+
+/// Every count was checked to be below 2^32 by [`ShardIndex::check`].
+fn count(out: &mut Writer, count: usize) {
+    out.u32(count as u32);
+}
+
+/// The length of the longest common prefix that ends between characters.
+pub(super) fn shared_prefix(a: &str, b: &str) -> usize {
+    let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    (0..=same).rev().find(|end| b.is_char_boundary(*end)).unwrap_or(0)
+}

@@ -1,0 +1,145 @@
+//! Where each object stands in a repository (`FORMAT.md`, "Objects").
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Error, Hash, Result};
+
+/// The descriptor of a repository.
+pub const DESCRIPTOR: &str = "lastgood.json";
+
+/// The prefix of every run's folder.
+pub const RUNS: &str = "runs/";
+
+/// The name of a run: 1 to 128 of `a-z A-Z 0-9 . _ -`, beginning with a letter or digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RunName(String);
+
+impl RunName {
+    /// The longest name, in bytes.
+    pub const BYTES_MAX: usize = 128;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RunName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if starts && plain && text.len() <= Self::BYTES_MAX {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Error::invalid(format!("run name {text:?} is not usable")).with_remedy(
+            "use 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+        ))
+    }
+}
+
+impl<'de> Deserialize<'de> for RunName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Display for RunName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One save of one step: what its shard indexes and packs are filed under.
+///
+/// `generation` is 0 for the first save of the step in its attempt and counts up when the same
+/// attempt saves the same step again, so that a second save never meets the leavings of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SaveKey {
+    /// The attempt that saves.
+    pub attempt: u64,
+    /// The step that is saved.
+    pub step: u64,
+    /// How often this attempt has saved this step before.
+    pub generation: u32,
+}
+
+impl SaveKey {
+    fn folder(&self) -> String {
+        let Self { attempt, step, generation } = self;
+        match generation {
+            0 => format!("{attempt}/{step:012}"),
+            _ => format!("{attempt}/{step:012}.{generation}"),
+        }
+    }
+}
+
+impl fmt::Display for SaveKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {} of attempt {}", self.step, self.attempt)?;
+        if self.generation > 0 {
+            write!(f, " (generation {})", self.generation)?;
+        }
+        Ok(())
+    }
+}
+
+/// The folder of a run, with a closing `/`.
+#[must_use]
+pub fn run_folder(run: &RunName) -> String {
+    format!("{RUNS}{run}/")
+}
+
+/// Ledger entry `n` of a run.
+#[must_use]
+pub fn ledger_entry(run: &RunName, n: u64) -> String {
+    format!("{RUNS}{run}/ledger/{n:020}.json")
+}
+
+/// The summary of the entries up to and with `n`.
+#[must_use]
+pub fn ledger_head(run: &RunName, n: u64) -> String {
+    format!("{RUNS}{run}/ledger/heads/{n:020}.json")
+}
+
+/// The manifest of a checkpoint.
+#[must_use]
+pub fn manifest(run: &RunName, id: &Hash) -> String {
+    format!("{RUNS}{run}/checkpoints/{id}.json")
+}
+
+/// The shard index of one rank of a save, relative to the run's folder.
+#[must_use]
+pub fn index_in_run(save: &SaveKey, rank: u32) -> String {
+    format!("saves/{}/{rank}.idx", save.folder())
+}
+
+/// Pack `i` of one rank of a save, relative to the run's folder.
+#[must_use]
+pub fn pack_in_run(save: &SaveKey, rank: u32, i: u32) -> String {
+    format!("packs/{}/{rank}-{i}.pack", save.folder())
+}
+
+/// The key of an object named relative to the run's folder.
+///
+/// # Errors
+/// `Corrupt` if the name leaves the folder or is no plain relative path: it came from a manifest or
+/// an index, and neither may point outside its run.
+pub fn in_run(run: &RunName, relative: &str) -> Result<String> {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    if relative.len() <= 512 && relative.split('/').all(plain) {
+        return Ok(format!("{RUNS}{run}/{relative}"));
+    }
+    Err(Error::corrupt(format!("object name {relative:?} is not a plain path inside run {run}")))
+}

@@ -1,0 +1,18 @@
+//! The only code of lastgood that touches object stores, local disk, the clock and entropy.
+//!
+//! [`Store`] is a flat namespace of immutable objects with put-if-absent; [`Env`] is the clock and
+//! randomness. Everything that decides (ledger, commit, fencing) is written against these two, so
+//! that a seeded scheduler can run it.
+
+pub mod disk;
+pub mod env;
+mod local;
+mod memory;
+pub mod store;
+
+pub use disk::{Disk, RealDisk};
+pub use env::{Env, SystemEnv};
+pub use lastgood_format::{Error, ErrorKind, Result};
+pub use local::LocalStore;
+pub use memory::MemoryStore;
+pub use store::{ObjectMeta, Payload, Put, Store};

@@ -1,0 +1,30 @@
+//! lastgood keeps the state of a running model recoverable.
+//!
+//! It captures sharded state without stopping the step, commits it all or nothing to any object
+//! store, and proves every byte on the way back.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`state`] | names what is saved and where it is restored to |
+//! | [`save`] | capture, chunks, packs, and the thread that writes them |
+//! | [`commit`] | turns the shard indexes of all ranks into one checkpoint |
+//! | [`ledger`] | the run's append-only list of decisions |
+//! | [`attempt`] | starts incarnations of a run and fences the old ones |
+//! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
+//!
+//! [`Repository`] and [`Run`] put them together.
+
+pub mod attempt;
+pub mod commit;
+mod io;
+pub mod ledger;
+mod objects;
+mod repository;
+pub mod restore;
+mod run;
+pub mod save;
+pub mod state;
+
+pub use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, RunName};
+pub use repository::Repository;
+pub use run::{Heartbeat, Run, RunOptions, mark};

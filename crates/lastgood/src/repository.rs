@@ -1,0 +1,189 @@
+//! A store with lastgood data in it.
+
+use std::sync::Arc;
+
+use lastgood_format::descriptor::Descriptor;
+use lastgood_format::{Error, ErrorKind, Hash, Result, RunName, key};
+use lastgood_store::{Env, Store};
+
+use crate::io::StoreIo;
+use crate::ledger::Ledger;
+use crate::objects;
+use crate::restore::{self, Contents, Restored};
+use crate::state::Targets;
+
+/// A repository: any number of runs in one store.
+///
+/// The methods of this crate that are not `async` block; call them from a thread that is not itself
+/// driving asynchronous work.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    io: StoreIo,
+    descriptor: Descriptor,
+}
+
+impl Repository {
+    /// Opens the repository in `store`, or makes the store one if it has no descriptor.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`; `Corrupt` if the descriptor is damaged; `Incompatible` if a newer
+    /// lastgood wrote it.
+    pub fn create(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<Self> {
+        let io = store_io(store, env)?;
+        let descriptor = io.runtime.block_on(find_or_create(&io))?;
+        Ok(Self { io, descriptor })
+    }
+
+    /// Opens the repository in `store`.
+    ///
+    /// # Errors
+    /// As [`Repository::create`]; `NotFound` if the store is no repository.
+    pub fn open(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<Self> {
+        let io = store_io(store, env)?;
+        let descriptor = io.runtime.block_on(find(&io))?.ok_or_else(|| {
+            Error::not_found(format!("{} holds no lastgood repository", io.store.location()))
+                .with_remedy("check --store; the first save or `lastgood import` creates one")
+        })?;
+        Ok(Self { io, descriptor })
+    }
+
+    /// The id that the repository got when it was created: 32 hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.descriptor.repository
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.io.store
+    }
+
+    /// The clock and randomness.
+    #[must_use]
+    pub fn env(&self) -> &Arc<dyn Env> {
+        &self.io.env
+    }
+
+    /// The ledger of `run`, read to its tail.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn ledger(&self, run: &RunName) -> Result<Ledger> {
+        let (store, env) = (Arc::clone(&self.io.store), Arc::clone(&self.io.env));
+        self.io.runtime.block_on(Ledger::open(store, env, run.clone()))
+    }
+
+    /// The ledger of a run that exists.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`]; `NotFound` if the run has no entry.
+    pub fn existing(&self, run: &RunName) -> Result<Ledger> {
+        let ledger = self.ledger(run)?;
+        match ledger.history().entries() {
+            0 => Err(Error::not_found(format!("{} has no run {run}", self.io.store.location()))
+                .with_remedy("`lastgood ls` without --run lists the runs")),
+            _ => Ok(ledger),
+        }
+    }
+
+    /// The names of the runs, sorted.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`.
+    pub fn runs(&self) -> Result<Vec<RunName>> {
+        self.io.runtime.block_on(async {
+            let mut runs: Vec<RunName> = Vec::new();
+            loop {
+                // Everything of a run begins with its folder, and `0` is the character after `/`.
+                let after = runs.last().map(|run| format!("{}{run}0", key::RUNS));
+                let page = self.io.store.list(key::RUNS, after.as_deref()).await?;
+                let found = page.iter().filter_map(|object| {
+                    object.key.strip_prefix(key::RUNS)?.split('/').next()?.parse().ok()
+                });
+                let before = runs.len();
+                runs.extend(found);
+                runs.sort_unstable();
+                runs.dedup();
+                if runs.len() == before {
+                    return Ok(runs);
+                }
+            }
+        })
+    }
+
+    /// What checkpoint `id` of the ledger's run holds.
+    ///
+    /// # Errors
+    /// As [`Contents::load`].
+    pub fn contents(&self, ledger: &Ledger, id: &Hash) -> Result<Contents> {
+        self.io.runtime.block_on(Contents::load(ledger, id))
+    }
+
+    /// Restores checkpoint `id` of the ledger's run into `targets`, outside of any attempt: nothing
+    /// is written, not even that it is bad.
+    ///
+    /// # Errors
+    /// As [`Run::restore_at`](crate::Run::restore_at).
+    pub fn restore(&self, ledger: &Ledger, id: &Hash, targets: Targets<'_>) -> Result<Restored> {
+        restore::restore_from(&self.io, &self.io.runtime, ledger, id, targets).map(|done| done.0)
+    }
+
+    /// Reads and verifies every byte that checkpoint `id` of the ledger's run stands on, and gives
+    /// how many they are; `progress` is told the bytes so far and in all.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the first object that is damaged or missing; `Unavailable`, `Denied`.
+    pub fn verify(
+        &self,
+        ledger: &Ledger,
+        id: &Hash,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<u64> {
+        restore::verify(&self.io, &self.io.runtime, ledger, id, progress)
+    }
+
+    /// Runs asynchronous work of this crate to its end.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.io.runtime.block_on(work)
+    }
+
+    pub(crate) fn io(&self) -> &StoreIo {
+        &self.io
+    }
+}
+
+fn store_io(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<StoreIo> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("lastgood-io")
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for I/O: {e}")))?;
+    Ok(StoreIo { store, env, runtime: Arc::new(runtime) })
+}
+
+async fn find(io: &StoreIo) -> Result<Option<Descriptor>> {
+    match io.store.get(key::DESCRIPTOR, Descriptor::BYTES_MAX).await {
+        Ok(stored) => {
+            Descriptor::decode(&stored).map(Some).map_err(|e| e.with_object(key::DESCRIPTOR))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn find_or_create(io: &StoreIo) -> Result<Descriptor> {
+    if let Some(descriptor) = find(io).await? {
+        return Ok(descriptor);
+    }
+    let id = u128::from(io.env.random()) << 64 | u128::from(io.env.random());
+    let stored = Descriptor::new(id).encode()?;
+    match objects::put_same(io.store.as_ref(), key::DESCRIPTOR, stored.into()).await {
+        Ok(()) => {}
+        // Another process made the store a repository at the same moment: its descriptor counts.
+        Err(error) if error.kind() == ErrorKind::Conflict => {}
+        Err(error) => return Err(error),
+    }
+    find(io).await?.ok_or_else(|| Error::unavailable("the descriptor is not there after its put"))
+}

@@ -1,0 +1,173 @@
+//! What a checkpoint holds: its manifest and all its shard indexes, verified, as one table of tensors.
+
+use std::collections::BTreeMap;
+
+use lastgood_format::index::{Component, Shard, ShardIndex, Tensor, check_agreement};
+use lastgood_format::manifest::Manifest;
+use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, key};
+
+use crate::ledger::Ledger;
+use crate::objects;
+
+/// The tables of one checkpoint.
+#[derive(Debug)]
+pub struct Contents {
+    id: Hash,
+    manifest: Manifest,
+    indexes: Vec<ShardIndex>,
+    tensors: BTreeMap<(String, String), TensorInfo>,
+    folder: String,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The element type.
+    pub dtype: Dtype,
+    /// The global shape, row-major.
+    pub shape: Vec<u64>,
+    /// The tensor of the same component whose bytes these are, if they are tied.
+    pub tied_to: Option<String>,
+    /// The shards: which index holds each, and its place in that index.
+    pub(crate) shards: Vec<(usize, usize)>,
+}
+
+impl Contents {
+    /// Reads the tables of checkpoint `id`.
+    ///
+    /// # Errors
+    /// `Corrupt` if an object is damaged or missing; `Unavailable`, `Denied`, `Incompatible`.
+    pub async fn load(ledger: &Ledger, id: &Hash) -> Result<Self> {
+        let object = key::manifest(ledger.run(), id);
+        let manifest = read_manifest(ledger, &object, id).await?;
+        if manifest.run != *ledger.run() {
+            return Err(Error::corrupt(format!(
+                "expected a manifest of run {}, found one of {}",
+                ledger.run(),
+                manifest.run
+            ))
+            .with_object(object));
+        }
+        let mut indexes = Vec::with_capacity(manifest.indexes.len());
+        for entry in &manifest.indexes {
+            let object = key::in_run(ledger.run(), &entry.object)?;
+            if entry.bytes > ShardIndex::BYTES_MAX {
+                return Err(Error::corrupt("a shard index is too large").with_object(object));
+            }
+            let store = ledger.store().as_ref();
+            let stored = objects::get_exact(store, &object, entry.bytes, &entry.blake3).await?;
+            let index = ShardIndex::decode(&stored).map_err(|e| e.with_object(object.clone()))?;
+            if index.run != manifest.run
+                || index.save != manifest.save()
+                || index.rank != entry.rank
+            {
+                return Err(Error::corrupt("a shard index of another save").with_object(object));
+            }
+            indexes.push(index);
+        }
+        check_agreement(&indexes)?;
+        let tensors = collect(&indexes);
+        let folder = key::run_folder(ledger.run());
+        Ok(Self { id: *id, manifest, indexes, tensors, folder })
+    }
+
+    /// The checkpoint id.
+    #[must_use]
+    pub fn id(&self) -> Hash {
+        self.id
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The shard indexes, in rank order.
+    #[must_use]
+    pub fn indexes(&self) -> &[ShardIndex] {
+        &self.indexes
+    }
+
+    /// The components of all ranks, by name.
+    #[must_use]
+    pub fn components(&self) -> BTreeMap<&str, &Component> {
+        let all = self.indexes.iter().flat_map(|index| &index.components);
+        all.map(|component| (component.name.as_str(), component)).collect()
+    }
+
+    /// Every tensor and value by component and name.
+    #[must_use]
+    pub fn tensors(&self) -> &BTreeMap<(String, String), TensorInfo> {
+        &self.tensors
+    }
+
+    /// The text that travels with the checkpoint; of equal keys the lowest rank's value.
+    #[must_use]
+    pub fn metadata(&self) -> BTreeMap<&str, &str> {
+        let all = self.indexes.iter().rev().flat_map(|index| &index.metadata);
+        all.map(|(key, value)| (key.as_str(), value.as_str())).collect()
+    }
+
+    /// The run's folder in the store.
+    pub(crate) fn folder(&self) -> &str {
+        &self.folder
+    }
+
+    /// The tensor that holds the bytes of `component`/`name`.
+    pub(crate) fn data_of(&self, component: &str, name: &str) -> Option<&TensorInfo> {
+        let info = self.tensors.get(&(component.to_owned(), name.to_owned()))?;
+        match &info.tied_to {
+            Some(canonical) => self.tensors.get(&(component.to_owned(), canonical.clone())),
+            None => Some(info),
+        }
+    }
+
+    pub(crate) fn shard(&self, at: (usize, usize)) -> (&ShardIndex, &Shard) {
+        let index = &self.indexes[at.0];
+        (index, &index.shards[at.1])
+    }
+}
+
+async fn read_manifest(ledger: &Ledger, object: &str, id: &Hash) -> Result<Manifest> {
+    let mut reads = 1;
+    loop {
+        let error = match ledger.store().get(object, Manifest::BYTES_MAX).await {
+            Ok(stored) => match Manifest::decode(&stored, id) {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => error,
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Error::corrupt("the manifest of a committed checkpoint is missing")
+            }
+            Err(error) => error,
+        };
+        if error.kind() != ErrorKind::Corrupt || reads == 2 {
+            return Err(error.with_object(object));
+        }
+        reads += 1;
+    }
+}
+
+fn collect(indexes: &[ShardIndex]) -> BTreeMap<(String, String), TensorInfo> {
+    let mut tensors: BTreeMap<(String, String), TensorInfo> = BTreeMap::new();
+    for (i, index) in indexes.iter().enumerate() {
+        for tensor in &index.tensors {
+            let component = index.components[tensor.component as usize].name.clone();
+            let info = tensors
+                .entry((component, tensor.name.clone()))
+                .or_insert_with(|| info(index, tensor));
+            info.shards.extend(tensor.shards.clone().map(|shard| (i, shard as usize)));
+        }
+    }
+    tensors
+}
+
+fn info(index: &ShardIndex, tensor: &Tensor) -> TensorInfo {
+    TensorInfo {
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        tied_to: tensor.tied_to.map(|other| index.tensors[other as usize].name.clone()),
+        shards: Vec::new(),
+    }
+}

@@ -1,0 +1,338 @@
+//! Reading chunks, verifying them, and placing them.
+//!
+//! A chunk that goes whole and unencoded to one place is read straight into the caller's memory and
+//! hashed there; neighbours are read together. Everything else goes through scratch memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use lastgood_format::chunk::{self, Codec};
+use lastgood_format::index::Chunk;
+use lastgood_format::{Error, ErrorKind, Result};
+
+use super::contents::Contents;
+use super::plan::{Apply, Memory, Piece, Plan};
+use crate::io::Io;
+
+/// Readers: more than cores, since they wait for the store in turn.
+const READERS: usize = 4;
+/// The most that is read with one request.
+const READ_BYTES_MAX: u64 = 8 << 20;
+
+/// Chunks that lie one after the other in a pack and are read with one request.
+struct Job<'m> {
+    object: String,
+    offset: u64,
+    place: Place<'m>,
+}
+
+enum Place<'m> {
+    /// Raw chunks that lie one after the other in the target as well.
+    Direct { chunks: Vec<Chunk>, target: &'m mut [u8] },
+    /// Chunks that are decoded and cut up.
+    Scatter(Vec<(Chunk, Vec<(usize, &'m mut [u8])>)>),
+}
+
+/// Fetches everything that `plan` names; gives the bytes that were placed and those that were read.
+pub(crate) fn run(io: &dyn Io, contents: &Contents, plan: Plan<'_>) -> Result<(u64, u64)> {
+    let Plan { targets, chunks, resets, bytes } = plan;
+    let mut borrowed = Vec::with_capacity(targets.len());
+    let mut owned: Vec<(Vec<u8>, Apply<'_>)> = Vec::new();
+    for target in targets {
+        match target {
+            Memory::Borrowed(memory) => borrowed.push(Ok(memory)),
+            Memory::Owned(memory, apply) => {
+                borrowed.push(Err(owned.len()));
+                owned.push((memory, apply));
+            }
+        }
+    }
+    let mut own: Vec<Option<&mut [u8]>> =
+        owned.iter_mut().map(|(memory, _)| Some(memory.as_mut_slice())).collect();
+    let mut memory: Vec<&mut [u8]> = Vec::with_capacity(borrowed.len());
+    for target in borrowed {
+        memory.push(match target {
+            Ok(slice) => slice,
+            Err(i) => own[i].take().unwrap_or_default(),
+        });
+    }
+    let jobs = jobs(contents, chunks, memory)?;
+    let bytes_read = jobs.iter().map(Job::stored_bytes).sum();
+    read_all(io, jobs)?;
+    // Only now, with everything verified, do functions see their bytes.
+    for (memory, apply) in owned {
+        apply(memory)?;
+    }
+    for reset in resets {
+        reset();
+    }
+    Ok((bytes, bytes_read))
+}
+
+/// One piece with its target's memory.
+struct Cut<'m> {
+    at: (usize, u32),
+    from: usize,
+    slice: &'m mut [u8],
+}
+
+fn jobs<'m>(
+    contents: &Contents,
+    chunks: BTreeMap<(usize, u32), Vec<Piece>>,
+    memory: Vec<&'m mut [u8]>,
+) -> Result<Vec<Job<'m>>> {
+    let mut of_target: Vec<Vec<((usize, u32), Piece)>> = Vec::new();
+    of_target.resize_with(memory.len(), Vec::new);
+    let mut uses: BTreeMap<(usize, u32), usize> = BTreeMap::new();
+    for (at, pieces) in chunks {
+        uses.insert(at, pieces.len());
+        for piece in pieces {
+            of_target[piece.target].push((at, piece));
+        }
+    }
+    let mut jobs = Vec::new();
+    let mut scattered: BTreeMap<(usize, u32), Vec<(usize, &'m mut [u8])>> = BTreeMap::new();
+    for (mut pieces, slice) in of_target.into_iter().zip(memory) {
+        pieces.sort_by_key(|(_, piece)| piece.to);
+        let mut rest = slice;
+        let mut i = 0;
+        while i < pieces.len() {
+            let count = direct_run(contents, &uses, &pieces[i..]);
+            let bytes: usize = pieces[i..i + count.max(1)].iter().map(|(_, p)| p.bytes).sum();
+            let (head, tail) = rest.split_at_mut_checked(bytes).ok_or_else(overlap)?;
+            rest = tail;
+            let (at, piece) = pieces[i];
+            if count == 0 {
+                let cut = Cut { at, from: piece.from, slice: head };
+                scattered.entry(cut.at).or_default().push((cut.from, cut.slice));
+            } else {
+                jobs.push(direct(contents, &pieces[i..i + count], head));
+            }
+            i += count.max(1);
+        }
+        if !rest.is_empty() {
+            return Err(overlap());
+        }
+    }
+    group_scattered(contents, scattered, &mut jobs);
+    Ok(jobs)
+}
+
+fn overlap() -> Error {
+    Error::internal("the pieces of a target do not fill it exactly")
+}
+
+/// How many of `pieces` can be read straight into the target with one request; 0 if not even one.
+fn direct_run(
+    contents: &Contents,
+    uses: &BTreeMap<(usize, u32), usize>,
+    pieces: &[((usize, u32), Piece)],
+) -> usize {
+    let mut end: Option<(u32, u64)> = None;
+    let mut total = 0;
+    for (count, (at, piece)) in pieces.iter().enumerate() {
+        let chunk = contents.indexes()[at.0].chunks[at.1 as usize];
+        let whole = chunk.codec == Codec::Raw
+            && piece.from == 0
+            && piece.bytes == chunk.decoded_bytes as usize
+            && uses.get(at) == Some(&1);
+        let follows = count == 0
+            || (pieces[count - 1].0.0 == at.0 && end == Some((chunk.pack, chunk.offset)));
+        total += u64::from(chunk.stored_bytes);
+        if !whole || !follows || (count > 0 && total > READ_BYTES_MAX) {
+            return count;
+        }
+        end = Some((chunk.pack, chunk.offset + u64::from(chunk.stored_bytes)));
+    }
+    pieces.len()
+}
+
+fn object_of(contents: &Contents, index: usize, chunk: &Chunk) -> String {
+    let pack = &contents.indexes()[index].packs[chunk.pack as usize];
+    format!("{}{}", contents.folder(), pack.object)
+}
+
+fn direct<'m>(
+    contents: &Contents,
+    pieces: &[((usize, u32), Piece)],
+    target: &'m mut [u8],
+) -> Job<'m> {
+    let chunks: Vec<Chunk> = pieces
+        .iter()
+        .map(|((index, row), _)| contents.indexes()[*index].chunks[*row as usize])
+        .collect();
+    let first = chunks[0];
+    Job {
+        object: object_of(contents, pieces[0].0.0, &first),
+        offset: first.offset,
+        place: Place::Direct { chunks, target },
+    }
+}
+
+fn group_scattered<'m>(
+    contents: &Contents,
+    scattered: BTreeMap<(usize, u32), Vec<(usize, &'m mut [u8])>>,
+    jobs: &mut Vec<Job<'m>>,
+) {
+    let mut last: Option<(String, u64, u64)> = None;
+    let begin = jobs.len();
+    for ((index, row), pieces) in scattered {
+        let chunk = contents.indexes()[index].chunks[row as usize];
+        let object = object_of(contents, index, &chunk);
+        let stored = u64::from(chunk.stored_bytes);
+        if let Some((pack, end, total)) = &mut last
+            && *pack == object
+            && *end == chunk.offset
+            && *total + stored <= READ_BYTES_MAX
+            && jobs.len() > begin
+            && let Some(Job { place: Place::Scatter(group), .. }) = jobs.last_mut()
+        {
+            group.push((chunk, pieces));
+            *end += stored;
+            *total += stored;
+            continue;
+        }
+        last = Some((object.clone(), chunk.offset + stored, stored));
+        let place = Place::Scatter(vec![(chunk, pieces)]);
+        jobs.push(Job { object, offset: chunk.offset, place });
+    }
+}
+
+impl Job<'_> {
+    fn stored_bytes(&self) -> u64 {
+        match &self.place {
+            Place::Direct { target, .. } => target.len() as u64,
+            Place::Scatter(chunks) => chunks.iter().map(|(c, _)| u64::from(c.stored_bytes)).sum(),
+        }
+    }
+
+    fn run(self, io: &dyn Io, scratch: &mut Scratch) -> Result<()> {
+        let Self { object, offset, place } = self;
+        let done = match place {
+            Place::Direct { chunks, target } => {
+                twice(|| read_direct(io, &object, offset, &chunks, target))
+            }
+            Place::Scatter(mut chunks) => {
+                twice(|| read_scattered(io, &object, offset, &mut chunks, scratch))
+            }
+        };
+        done.map_err(|error| missing_is_damage(error).with_object(object))
+    }
+}
+
+/// A pack that a committed checkpoint names and that is not there is damage.
+fn missing_is_damage(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => Error::corrupt("the pack is missing"),
+        _ => error,
+    }
+}
+
+/// A damaged read is read once more: the flip may have been on the way.
+fn twice(mut read: impl FnMut() -> Result<()>) -> Result<()> {
+    match read() {
+        Err(error) if error.kind() == ErrorKind::Corrupt => read(),
+        done => done,
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    stored: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+fn read_direct(
+    io: &dyn Io,
+    object: &str,
+    offset: u64,
+    chunks: &[Chunk],
+    target: &mut [u8],
+) -> Result<()> {
+    io.read_into(object, offset, target)?;
+    let mut rest = &*target;
+    for chunk in chunks {
+        let (bytes, tail) = rest.split_at(chunk.decoded_bytes as usize);
+        chunk::check(bytes, &chunk.hash).map_err(|e| at_offset(e, chunk))?;
+        rest = tail;
+    }
+    Ok(())
+}
+
+fn read_scattered(
+    io: &dyn Io,
+    object: &str,
+    offset: u64,
+    chunks: &mut [(Chunk, Vec<(usize, &mut [u8])>)],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let total: usize = chunks.iter().map(|(chunk, _)| chunk.stored_bytes as usize).sum();
+    scratch.stored.resize(total, 0);
+    if total > 0 {
+        io.read_into(object, offset, &mut scratch.stored)?;
+    }
+    let mut rest = scratch.stored.as_slice();
+    for (chunk, pieces) in chunks {
+        let (stored, tail) = rest.split_at(chunk.stored_bytes as usize);
+        rest = tail;
+        scratch.decoded.resize(chunk.decoded_bytes as usize, 0);
+        chunk::decode_into(chunk.codec, stored, &mut scratch.decoded, &chunk.hash)
+            .map_err(|e| at_offset(e, chunk))?;
+        for (from, target) in pieces {
+            target.copy_from_slice(&scratch.decoded[*from..*from + target.len()]);
+        }
+    }
+    Ok(())
+}
+
+fn at_offset(error: Error, chunk: &Chunk) -> Error {
+    error.context(format!("{} bytes at offset {}", chunk.stored_bytes, chunk.offset))
+}
+
+fn read_all(io: &dyn Io, mut jobs: Vec<Job<'_>>) -> Result<()> {
+    jobs.sort_by(|a, b| (&a.object, a.offset).cmp(&(&b.object, b.offset)));
+    each(jobs, |job, scratch| job.run(io, scratch))
+}
+
+/// Runs `work` on every item on a few threads and gives the first error.
+pub(super) fn each_item<T: Send>(
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<()> + Sync,
+) -> Result<()> {
+    each(items, |item, _| work(item))
+}
+
+fn each<T: Send>(items: Vec<T>, work: impl Fn(T, &mut Scratch) -> Result<()> + Sync) -> Result<()> {
+    let failed = AtomicBool::new(false);
+    let threads = READERS.min(items.len());
+    let queue = Mutex::new(items.into_iter());
+    let reader = || {
+        let mut scratch = Scratch::default();
+        loop {
+            let item = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(item) = item.filter(|_| !failed.load(Ordering::Relaxed)) else {
+                return Ok(());
+            };
+            if let Err(error) = work(item, &mut scratch) {
+                failed.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+    };
+    if threads <= 1 {
+        return reader();
+    }
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
+        let mut result = Ok(());
+        for reader in readers {
+            let done = reader
+                .join()
+                .unwrap_or_else(|_| Err(Error::internal("a thread that reads panicked")));
+            result = result.and(done);
+        }
+        result
+    })
+}

@@ -1,0 +1,70 @@
+//! Restoring: `choose → plan → fetch → verify → place`.
+//!
+//! Not a byte is handed out that was not verified, and not a byte of a target is left unwritten.
+
+mod choose;
+mod contents;
+mod fetch;
+mod plan;
+mod verify;
+
+pub(crate) use choose::choose_id;
+pub use choose::{Selector, choose, resolve};
+pub use contents::{Contents, TensorInfo};
+use lastgood_format::{Hash, Result};
+
+use crate::io::Io;
+use crate::ledger::Ledger;
+use crate::state::Targets;
+
+/// What a restore did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The checkpoint that the targets hold now.
+    pub checkpoint: Hash,
+    /// Its step.
+    pub step: u64,
+    /// The number of ranks that saved it.
+    pub world_size: u32,
+    /// The bytes that were placed.
+    pub bytes: u64,
+    /// The bytes that were read from packs for it.
+    pub bytes_read: u64,
+    /// What a person should know: checkpoints that were skipped, and why.
+    pub notices: Vec<String>,
+}
+
+/// Restores checkpoint `id` into `targets`. If it fails, the content of the targets' memory is
+/// unspecified, and no function of theirs was called.
+pub(crate) fn restore_from(
+    io: &dyn Io,
+    runtime: &tokio::runtime::Runtime,
+    ledger: &Ledger,
+    id: &Hash,
+    targets: Targets<'_>,
+) -> Result<(Restored, Contents)> {
+    let contents = runtime.block_on(Contents::load(ledger, id))?;
+    let plan = plan::Plan::new(&contents, targets)?;
+    let (bytes, bytes_read) = fetch::run(io, &contents, plan)?;
+    let restored = Restored {
+        checkpoint: *id,
+        step: contents.manifest().step,
+        world_size: contents.manifest().world_size,
+        bytes,
+        bytes_read,
+        notices: Vec::new(),
+    };
+    Ok((restored, contents))
+}
+
+/// Reads and verifies every byte of checkpoint `id`; `progress` is told the bytes so far and in all.
+pub(crate) fn verify(
+    io: &dyn Io,
+    runtime: &tokio::runtime::Runtime,
+    ledger: &Ledger,
+    id: &Hash,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<u64> {
+    let contents = runtime.block_on(Contents::load(ledger, id))?;
+    verify::verify_all(io, &contents, progress)
+}

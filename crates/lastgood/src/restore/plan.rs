@@ -1,0 +1,205 @@
+//! From what is asked for to which range of which chunk goes where.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lastgood_format::index::ShardIndex;
+use lastgood_format::layout::{NdBox, check_cover};
+use lastgood_format::{Dtype, Error, ErrorKind, Result};
+
+use super::contents::{Contents, TensorInfo};
+use crate::state::{Request, Sink, Targets, Want};
+
+/// A function that takes bytes once everything is verified, with the bytes.
+pub(crate) type Apply<'a> = Box<dyn FnOnce(Vec<u8>) -> Result<()> + 'a>;
+
+/// What is to be fetched and where it goes.
+pub(crate) struct Plan<'a> {
+    /// The memory of each request: the caller's, or our own for functions.
+    pub(crate) targets: Vec<Memory<'a>>,
+    /// For each chunk that is needed, by (index, row): the ranges that go out of it.
+    pub(crate) chunks: BTreeMap<(usize, u32), Vec<Piece>>,
+    pub(crate) resets: Vec<Box<dyn FnOnce() + 'a>>,
+    pub(crate) bytes: u64,
+}
+
+pub(crate) enum Memory<'a> {
+    Borrowed(&'a mut [u8]),
+    Owned(Vec<u8>, Apply<'a>),
+}
+
+/// A range of a decoded chunk that goes into a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// From the start of the decoded chunk.
+    pub(crate) from: usize,
+    pub(crate) bytes: usize,
+    /// Number of the target, and where in it.
+    pub(crate) target: usize,
+    pub(crate) to: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// Matches `targets` with `contents`.
+    pub(crate) fn new(contents: &Contents, targets: Targets<'a>) -> Result<Self> {
+        check_names(contents, &targets)?;
+        let mut plan = Self {
+            targets: Vec::with_capacity(targets.requests.len()),
+            chunks: BTreeMap::new(),
+            resets: targets.resets,
+            bytes: 0,
+        };
+        for request in targets.requests {
+            plan.add(contents, request)?;
+        }
+        Ok(plan)
+    }
+
+    fn add(&mut self, contents: &Contents, request: Request<'a>) -> Result<()> {
+        let here = format!("{}/{}", request.component, request.name);
+        let info = contents
+            .data_of(&request.component, &request.name)
+            .ok_or_else(|| Error::not_found(format!("{here} is not in the checkpoint")))?;
+        let extent = check_request(&here, &request.want, info)?;
+        let bytes = extent
+            .elements()
+            .and_then(|elements| info.dtype.bytes_of(elements))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(|| Error::corrupt(format!("{here} is larger than memory")))?;
+        let target = self.targets.len();
+        self.add_pieces(contents, info, &extent, target, &here)?;
+        self.bytes += bytes as u64;
+        self.targets.push(match request.sink {
+            Sink::Slice(slice) => Memory::Borrowed(slice),
+            Sink::Apply(apply) => Memory::Owned(zeroed(bytes, &here)?, apply),
+        });
+        Ok(())
+    }
+
+    fn add_pieces(
+        &mut self,
+        contents: &Contents,
+        info: &TensorInfo,
+        extent: &NdBox,
+        target: usize,
+        here: &str,
+    ) -> Result<()> {
+        let mut covered = Vec::new();
+        for at in &info.shards {
+            let (index, shard) = contents.shard(*at);
+            let Some(shared) = shard.extent.intersection(extent) else { continue };
+            covered.push(shared);
+            let start = u64::from(shard.chunk_offset);
+            for run in shard.extent.runs_into(extent, info.dtype)? {
+                let mut from = start + run.source;
+                let mut to = run.target;
+                let mut left = run.bytes;
+                while left > 0 {
+                    let (row, offset) = locate(index, shard.first_chunk, from);
+                    let decoded = u64::from(index.chunks[row as usize].decoded_bytes);
+                    let bytes = left.min(decoded.saturating_sub(offset));
+                    if bytes == 0 {
+                        return Err(Error::corrupt(format!("{here}: a shard outgrows its chunks")));
+                    }
+                    self.chunks.entry((at.0, row)).or_default().push(Piece {
+                        from: offset as usize,
+                        bytes: bytes as usize,
+                        target,
+                        to: to as usize,
+                    });
+                    from += bytes;
+                    to += bytes;
+                    left -= bytes;
+                }
+            }
+        }
+        // The proof that every byte of the target is written exactly once.
+        check_cover(extent, &covered).map_err(|error| {
+            error.context(format!("{here}: the shards do not cover what is asked for"))
+        })
+    }
+}
+
+/// The chunk row and the offset in it of byte `from` after the start of `first_chunk`. Every chunk of a
+/// large shard but its last is full.
+fn locate(index: &ShardIndex, first_chunk: u32, from: u64) -> (u32, u64) {
+    let full = u64::from(index.chunk_bytes);
+    let last = index.chunks.len().saturating_sub(1) as u64;
+    let row = (u64::from(first_chunk) + from / full).min(last);
+    (row as u32, from - (row - u64::from(first_chunk)) * full)
+}
+
+/// Zeroed memory, or an error where allocation fails.
+fn zeroed(bytes: usize, here: &str) -> Result<Vec<u8>> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(bytes).map_err(|_| {
+        Error::new(ErrorKind::Overloaded, format!("{here}: no memory for {bytes} bytes"))
+    })?;
+    memory.resize(bytes, 0);
+    Ok(memory)
+}
+
+fn check_request(here: &str, want: &Want, info: &TensorInfo) -> Result<NdBox> {
+    match want {
+        Want::Blob if info.dtype == Dtype::Blob => Ok(NdBox::whole(&info.shape)),
+        Want::Tensor { dtype, shape, extent } if (info.dtype, &info.shape) == (*dtype, shape) => {
+            Ok(extent.clone())
+        }
+        Want::Blob => Err(Error::incompatible(format!(
+            "{here}: asked for a value, the checkpoint has {} of {:?}",
+            info.dtype, info.shape
+        ))),
+        Want::Tensor { dtype, shape, .. } => Err(Error::incompatible(format!(
+            "{here}: asked for {dtype} of {shape:?}, the checkpoint has {} of {:?}",
+            info.dtype, info.shape
+        ))),
+    }
+}
+
+/// Compares the names that are asked for with those that are there, and tells all differences at once.
+fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
+    let asked: BTreeSet<(&str, &str)> =
+        targets.requests.iter().map(|r| (r.component.as_str(), r.name.as_str())).collect();
+    let there: BTreeSet<(&str, &str)> =
+        contents.tensors().keys().map(|(c, n)| (c.as_str(), n.as_str())).collect();
+    let missing: Vec<_> = asked.difference(&there).collect();
+    let extra: Vec<_> = match targets.partial {
+        true => Vec::new(),
+        false => there.difference(&asked).filter(|name| !of_other_rank(name, &asked)).collect(),
+    };
+    if missing.is_empty() && extra.is_empty() {
+        return Ok(());
+    }
+    let mut message = format!("checkpoint {}", contents.id());
+    if !missing.is_empty() {
+        message += &format!(" lacks {}", list(&missing));
+    }
+    if !extra.is_empty() {
+        let joint = if missing.is_empty() { " holds" } else { "; it holds" };
+        message += &format!("{joint} {}, which nothing asks for", list(&extra));
+    }
+    let kind = if missing.is_empty() { ErrorKind::Incompatible } else { ErrorKind::NotFound };
+    Err(Error::new(kind, message)
+        .with_remedy("name the same components and tensors as at save time, or restore partially"))
+}
+
+/// True for a value that another rank saved for itself alone, if this rank asks for its own.
+fn of_other_rank(name: &(&str, &str), asked: &BTreeSet<(&str, &str)>) -> bool {
+    let base = |name: &str| {
+        let (base, rank) = name.rsplit_once("@rank")?;
+        rank.bytes().all(|b| b.is_ascii_digit()).then(|| base.to_owned())
+    };
+    let Some(own) = base(name.1) else { return false };
+    asked
+        .iter()
+        .any(|(component, asked)| *component == name.0 && base(asked).as_ref() == Some(&own))
+}
+
+fn list(names: &[&(&str, &str)]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> =
+        names.iter().take(SHOWN).map(|(component, name)| format!("{component}/{name}")).collect();
+    match names.len().checked_sub(SHOWN + 1) {
+        Some(more) => format!("{} and {} more", shown.join(", "), more + 1),
+        None => shown.join(", "),
+    }
+}

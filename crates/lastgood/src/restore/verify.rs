@@ -1,0 +1,90 @@
+//! Reading back every byte that a checkpoint stands on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lastgood_format::chunk::{self, Codec};
+use lastgood_format::index::Chunk;
+use lastgood_format::{Error, ErrorKind, Result, pack};
+
+use super::contents::Contents;
+use super::fetch::each_item;
+use crate::io::Io;
+
+/// A pack is about 64 MiB and holds at least one chunk of at most 16 MiB; nothing that is larger than
+/// this was written by lastgood.
+const PACK_BYTES_MAX: u64 = 1 << 30;
+
+/// Reads every pack of the checkpoint whole: header, footer, every chunk in it, and that the chunks
+/// that the shard indexes name are those in the pack. Gives the bytes that were read.
+pub(crate) fn verify_all(
+    io: &dyn Io,
+    contents: &Contents,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<u64> {
+    let mut packs: BTreeMap<&str, (u64, Vec<&Chunk>)> = BTreeMap::new();
+    for index in contents.indexes() {
+        for chunk in &index.chunks {
+            let pack = &index.packs[chunk.pack as usize];
+            let entry = packs.entry(&pack.object).or_insert_with(|| (pack.bytes, Vec::new()));
+            if entry.0 != pack.bytes {
+                return Err(Error::corrupt("two shard indexes differ on the size of a pack")
+                    .with_object(pack.object.clone()));
+            }
+            entry.1.push(chunk);
+        }
+    }
+    let total = packs.values().map(|(bytes, _)| bytes).sum();
+    let done = AtomicU64::new(0);
+    progress(0, total);
+    each_item(packs.into_iter().collect(), |(object, (bytes, chunks))| {
+        let object = format!("{}{object}", contents.folder());
+        verify_pack(io, &object, bytes, &chunks).map_err(|e| e.with_object(object))?;
+        progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+        Ok(())
+    })?;
+    Ok(total)
+}
+
+fn verify_pack(io: &dyn Io, object: &str, bytes: u64, named: &[&Chunk]) -> Result<()> {
+    let found = io.size(object)?;
+    if found != Some(bytes) || bytes > PACK_BYTES_MAX {
+        let found = found.map_or_else(|| "no such object".into(), |found| format!("{found} bytes"));
+        return Err(Error::corrupt(format!("pack: expected {bytes} bytes, found {found}")));
+    }
+    let mut result = check_pack(io, object, bytes, named);
+    if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt) {
+        // The flip may have been on the way.
+        result = check_pack(io, object, bytes, named);
+    }
+    result
+}
+
+fn check_pack(io: &dyn Io, object: &str, bytes: u64, named: &[&Chunk]) -> Result<()> {
+    let mut stored = vec![0; bytes as usize];
+    io.read_into(object, 0, &mut stored)?;
+    let table = pack::parse(&stored)?;
+    let mut decoded = Vec::new();
+    for packed in &table {
+        let begin = packed.offset as usize;
+        let range = begin..begin + packed.stored_bytes as usize;
+        decoded.resize(packed.decoded_bytes as usize, 0);
+        chunk::decode_into(packed.codec, &stored[range], &mut decoded, &packed.hash)
+            .map_err(|e| e.context(format!("chunk at offset {begin}")))?;
+    }
+    let there: BTreeSet<_> = table
+        .iter()
+        .map(|p| (p.hash, p.offset, p.stored_bytes, p.decoded_bytes, p.codec))
+        .collect();
+    for chunk in named {
+        let key = (chunk.hash, chunk.offset, chunk.stored_bytes, chunk.decoded_bytes, chunk.codec);
+        let zero = chunk.codec == Codec::Zero;
+        if !zero && !there.contains(&key) {
+            return Err(Error::corrupt(format!(
+                "the shard index names a chunk at offset {} that the pack does not list",
+                chunk.offset
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! One rank's handle of a run: restore, save, close.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lastgood_format::ledger::Kind;
+use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
+
+use crate::attempt::{self, NewAttempt};
+use crate::io::StoreIo;
+use crate::ledger::{Attempt, Checkpoint, Decision, History, Ledger, Standing, Writer};
+use crate::repository::Repository;
+use crate::restore::{self, Contents, Restored, Selector};
+use crate::save::{Base, Mode, SaveHandle, SaveOptions, Saver, Shared, Worker};
+use crate::state::{Capture, Targets, World};
+
+/// Tells a supervisor that a step was reached.
+pub type Heartbeat = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// How a rank takes part in a run.
+#[derive(Clone)]
+pub struct RunOptions {
+    /// This rank among all. Default alone.
+    pub world: World,
+    /// Names the incarnation: ranks that give the same name join one attempt. A supervisor gives it;
+    /// default a random one, which starts an attempt of its own.
+    pub incarnation: Option<String>,
+    /// How saves are done.
+    pub save: SaveOptions,
+    /// Called by [`Run::step`].
+    pub heartbeat: Option<Heartbeat>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            world: World::ALONE,
+            incarnation: None,
+            save: SaveOptions::default(),
+            heartbeat: None,
+        }
+    }
+}
+
+impl fmt::Debug for RunOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunOptions")
+            .field("world", &self.world)
+            .field("incarnation", &self.incarnation)
+            .field("save", &self.save)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One rank of one attempt of a run.
+///
+/// Opening it starts an attempt, or joins the one of its incarnation, and fences every earlier one.
+#[derive(Debug)]
+pub struct Run {
+    io: StoreIo,
+    ledger: Ledger,
+    attempt: Attempt,
+    writer: Writer,
+    world: World,
+    heartbeat: OptionalHeartbeat,
+    saver: Saver,
+}
+
+struct OptionalHeartbeat(Option<Heartbeat>);
+
+impl fmt::Debug for OptionalHeartbeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "heartbeat" } else { "no heartbeat" })
+    }
+}
+
+impl Run {
+    /// Opens `run` in `repository` as one rank of its newest attempt.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`, `Corrupt`; `Invalid` if the rank is not below the world size or an
+    /// option is out of its range; `Incompatible` if the attempt has another world size.
+    pub fn open(repository: &Repository, run: &RunName, options: RunOptions) -> Result<Self> {
+        let world = options.world;
+        if world.rank >= world.size {
+            return Err(Error::invalid(format!("rank {} of {}", world.rank, world.size)));
+        }
+        let io = repository.io().clone();
+        let mut ledger = repository.ledger(run)?;
+        let actor = format!("rank {}", world.rank);
+        let incarnation = options
+            .incarnation
+            .unwrap_or_else(|| format!("{:016x}{:016x}", io.env.random(), io.env.random()));
+        let new = NewAttempt {
+            world_size: world.size,
+            from: restore::choose_id(ledger.history()),
+            incarnation,
+        };
+        let attempt = io.runtime.block_on(attempt::start(&mut ledger, &actor, &new))?;
+        let writer = Writer { attempt: attempt.number, actor };
+        let worker = Worker {
+            shared: Arc::new(Shared::new(&options.save)),
+            io: io.clone(),
+            ledger: ledger.clone(),
+            writer: writer.clone(),
+            world,
+            options: options.save.clone(),
+            sink_speed: None,
+        };
+        let saver = Saver::start(worker, options.save)?;
+        let heartbeat = OptionalHeartbeat(options.heartbeat);
+        Ok(Self { io, ledger, attempt, writer, world, heartbeat, saver })
+    }
+
+    /// The attempt that this process is part of.
+    #[must_use]
+    pub fn attempt(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// This rank among all.
+    #[must_use]
+    pub fn world(&self) -> World {
+        self.world
+    }
+
+    /// What the ledger says, as far as this handle has read it.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        self.ledger.history()
+    }
+
+    /// Restores the attempt's checkpoint into what `declare` names, and gives what was restored, or
+    /// `None` for a fresh run. All ranks of an attempt restore the same one.
+    ///
+    /// If it is damaged, it is marked bad. A rank alone then goes back to the next one by itself; a
+    /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
+    /// go back together.
+    ///
+    /// # Errors
+    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`; `Unavailable`;
+    /// `Denied`. The memory of the targets is unspecified after an error.
+    pub fn restore<S: ?Sized>(
+        &mut self,
+        state: &mut S,
+        declare: impl for<'a> Fn(&'a mut S, &mut Targets<'a>) -> Result<()>,
+    ) -> Result<Option<Restored>> {
+        let mut notices = Vec::new();
+        let mut next = self.attempt.from;
+        while let Some(id) = next {
+            self.note_standing(&id, &mut notices);
+            let mut targets = Targets::new(self.world);
+            declare(state, &mut targets)?;
+            let error = match self.restore_into(&id, targets) {
+                Ok(restored) => return Ok(Some(Restored { notices, ..restored })),
+                Err(error) if error.kind() == ErrorKind::Corrupt => error,
+                Err(error) => return Err(error),
+            };
+            self.mark(&id, Standing::Bad, &error.to_string())?;
+            if self.world.size > 1 {
+                return Err(error.context(format!("checkpoint {id} is marked bad")).with_remedy(
+                    "start the next attempt: all ranks go back to the checkpoint before it together",
+                ));
+            }
+            notices.push(format!("skipped checkpoint {}: {error}", id.short()));
+            next = restore::choose_id(self.ledger.history());
+        }
+        if notices.is_empty() {
+            return Ok(None);
+        }
+        Err(Error::corrupt(format!("no checkpoint is left to restore: {}", notices.join("; "))))
+    }
+
+    /// Restores the checkpoint that `selector` names, whatever the attempt began with. Damage is an
+    /// error here: nothing else was asked for.
+    ///
+    /// # Errors
+    /// As [`Run::restore`]; `NotFound` if there is no such checkpoint.
+    pub fn restore_at(&mut self, selector: &Selector, targets: Targets<'_>) -> Result<Restored> {
+        self.io.runtime.block_on(self.ledger.refresh())?;
+        let id = restore::resolve(self.ledger.history(), selector)?.id;
+        self.restore_into(&id, targets)
+    }
+
+    fn restore_into(&mut self, id: &Hash, targets: Targets<'_>) -> Result<Restored> {
+        let runtime = Arc::clone(&self.io.runtime);
+        let (restored, contents) =
+            restore::restore_from(&self.io, &runtime, &self.ledger, id, targets)?;
+        self.saver.set_base(base_of(&contents));
+        Ok(restored)
+    }
+
+    fn note_standing(&self, id: &Hash, notices: &mut Vec<String>) {
+        if let Some(checkpoint) = self.ledger.history().checkpoint(id)
+            && checkpoint.standing == Standing::Verified
+            && !self.ledger.history().checkpoints().iter().any(|c| c.standing == Standing::Good)
+        {
+            notices.push(format!("no checkpoint is marked good; took verified {}", id.short()));
+        }
+    }
+
+    /// Captures what `declare` names as the state at `step`, and saves it. With [`Mode::Async`] it
+    /// returns as soon as the state is copied.
+    ///
+    /// # Errors
+    /// `Invalid` if something cannot be captured; `Overloaded` if it does not fit the arena; with
+    /// [`Mode::Sync`] whatever the save failed with. A failed save does not harm the run or the
+    /// checkpoints before it.
+    pub fn save<'a>(
+        &mut self,
+        step: u64,
+        mode: Mode,
+        declare: impl FnOnce(&mut Capture<'a>) -> Result<()>,
+    ) -> Result<SaveHandle> {
+        let mut capture = Capture::new(self.world);
+        declare(&mut capture)?;
+        self.saver.save(step, &capture, mode)
+    }
+
+    /// Tells the supervisor, if there is one, that `step` was reached.
+    pub fn step(&self, step: u64) {
+        if let Some(heartbeat) = &self.heartbeat.0 {
+            heartbeat(step);
+        }
+    }
+
+    /// The failures of saves since they were last asked for.
+    pub fn take_failures(&mut self) -> Vec<Error> {
+        self.saver.take_failures()
+    }
+
+    /// Gives a checkpoint a standing, with the reason.
+    ///
+    /// # Errors
+    /// As [`mark`].
+    pub fn mark(&mut self, id: &Hash, standing: Standing, reason: &str) -> Result<()> {
+        let Self { io, ledger, writer, .. } = self;
+        io.runtime.block_on(mark(ledger, writer, id, standing, reason))
+    }
+
+    /// Waits for every save that is under way.
+    ///
+    /// # Errors
+    /// The failures of saves that nobody has asked for.
+    pub fn close(mut self) -> Result<()> {
+        self.saver.close()
+    }
+}
+
+/// Every chunk of the restored checkpoint may be reused, whichever rank wrote it.
+fn base_of(contents: &Contents) -> Base {
+    Base::new(contents.id(), contents.indexes())
+}
+
+/// Gives a checkpoint a standing, with the reason, in the ledger.
+///
+/// # Errors
+/// `NotFound` if there is no such checkpoint; `Invalid` for [`Standing::Committed`]; `Conflict` if it is
+/// bad and is to become merely verified; `Fenced`; `Unavailable`, `Denied`.
+pub async fn mark(
+    ledger: &mut Ledger,
+    writer: &Writer,
+    id: &Hash,
+    standing: Standing,
+    reason: &str,
+) -> Result<()> {
+    let (checkpoint, reason) = (*id, reason.to_owned());
+    attempt::settle(ledger, writer, |history| {
+        let found: &Checkpoint = history
+            .checkpoint(&checkpoint)
+            .ok_or_else(|| Error::not_found(format!("there is no checkpoint {checkpoint}")))?;
+        if found.standing == standing && found.reason.as_deref() == Some(reason.as_str()) {
+            return Ok(Decision::Nothing);
+        }
+        let reason = reason.clone();
+        Ok(Decision::Append(match standing {
+            Standing::Good => Kind::CheckpointGood { checkpoint, reason },
+            Standing::Bad => Kind::CheckpointBad { checkpoint, reason },
+            Standing::Verified if found.standing == Standing::Good => return Ok(Decision::Nothing),
+            Standing::Verified if found.standing == Standing::Bad => {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("checkpoint {checkpoint} is bad; mark it good to overrule that"),
+                ));
+            }
+            Standing::Verified => Kind::CheckpointVerified { checkpoint, reason },
+            Standing::Committed => {
+                return Err(Error::invalid("a checkpoint is committed by saving it"));
+            }
+        }))
+    })
+    .await
+}

@@ -1,0 +1,202 @@
+//! Saving: `capture → chunk → hash → reuse → codec → pack → put → index → commit`.
+//!
+//! The call copies the state into an arena; a thread of its own does the rest. What it writes can be
+//! seen by nobody until the last rank's shard index is there and somebody has appended the commit.
+
+mod arena;
+mod base;
+mod handle;
+mod packer;
+mod pipeline;
+mod plan;
+mod worker;
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub(crate) use base::Base;
+pub use handle::{SaveHandle, SaveStatus};
+use lastgood_format::chunk::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+use lastgood_format::key::SaveKey;
+use lastgood_format::{Error, ErrorKind, Result};
+use plan::Plan;
+use worker::Queued;
+pub(crate) use worker::{Shared, Worker};
+
+use crate::state::Capture;
+
+/// Whether a save returns before it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Returns when the checkpoint is committed.
+    Sync,
+    /// Returns when the state is captured.
+    Async,
+}
+
+/// Whether chunks are compressed. Lossless always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Chunks are stored as they are, but for chunks of zeros.
+    Off,
+    /// Every chunk that zstd of this level makes smaller is stored so.
+    Zstd(i32),
+    /// Zstd of level 1 once the store has shown to be slower than the codec, else off.
+    Auto,
+}
+
+/// How saves are done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// The chunk size in bytes, 64 KiB to 16 MiB: smaller finds more unchanged bytes and costs 53
+    /// bytes of index for each chunk. Default 1 MiB.
+    pub chunk_bytes: u32,
+    /// The most memory of one arena, in bytes; a save needs as much as the state of its rank.
+    /// Default no bound.
+    pub arena_bytes_max: u64,
+    /// How many saves may be captured and not yet durable, each with an arena of its own. With more
+    /// than one, a save that nobody has begun to write is superseded by a newer one. Default 1.
+    pub in_flight_max: usize,
+    /// Default [`Compression::Auto`].
+    pub compression: Compression,
+    /// How long the other ranks' shard indexes are waited for. Default 5 minutes.
+    pub commit_wait: Duration,
+    /// After this many failed saves in a row, the next save is an error. Default none: training goes
+    /// on, and failures are told by handles, by [`Run::take_failures`](crate::Run::take_failures)
+    /// and at close.
+    pub failures_max: Option<u32>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: CHUNK_BYTES_DEFAULT,
+            arena_bytes_max: u64::MAX,
+            in_flight_max: 1,
+            compression: Compression::Auto,
+            commit_wait: Duration::from_secs(300),
+            failures_max: None,
+        }
+    }
+}
+
+impl SaveOptions {
+    fn check(&self) -> Result<()> {
+        if !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&self.chunk_bytes) {
+            return Err(Error::invalid(format!(
+                "chunk_bytes is {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, given {}",
+                self.chunk_bytes
+            )));
+        }
+        if self.in_flight_max == 0 {
+            return Err(Error::invalid("in_flight_max is at least 1"));
+        }
+        Ok(())
+    }
+}
+
+/// The saves of one rank of one attempt.
+#[derive(Debug)]
+pub(crate) struct Saver {
+    shared: Arc<Shared>,
+    worker: Option<JoinHandle<()>>,
+    options: SaveOptions,
+    attempt: u64,
+}
+
+impl Saver {
+    /// Starts the thread that writes.
+    pub(crate) fn start(worker: Worker, options: SaveOptions) -> Result<Self> {
+        options.check()?;
+        let shared = Arc::clone(&worker.shared);
+        let attempt = worker.writer.attempt;
+        let worker = std::thread::Builder::new()
+            .name("lastgood-save".into())
+            .spawn(move || worker.run())
+            .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for saves: {e}")))?;
+        Ok(Self { shared, worker: Some(worker), options, attempt })
+    }
+
+    /// Captures `capture` as the state at `step` and hands it to the writing thread.
+    pub(crate) fn save(
+        &mut self,
+        step: u64,
+        capture: &Capture<'_>,
+        mode: Mode,
+    ) -> Result<SaveHandle> {
+        self.shared.refuse_after_failures(self.options.failures_max)?;
+        let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
+        let mut arena = self.shared.take_arena()?;
+        if let Err(error) = arena.reserve(&plan) {
+            self.shared.give_arena(arena);
+            return Err(error);
+        }
+        let generation = self.shared.next_generation(step);
+        let handle = SaveHandle::new(SaveKey { attempt: self.attempt, step, generation });
+        let (full, segments) = channel();
+        let slot = Arc::new(Mutex::new(None));
+        self.shared.enqueue(Queued {
+            plan: Arc::clone(&plan),
+            segments,
+            arena: Arc::clone(&slot),
+            metadata: capture.metadata.clone(),
+            handle: handle.clone(),
+        });
+        let filled = arena.fill(capture, &plan, |i, segment| {
+            full.send((i, segment)).map_err(|_| Error::new(ErrorKind::Closed, "saving has ended"))
+        });
+        drop(full);
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(arena);
+        filled?;
+        handle.set(SaveStatus::Captured);
+        if mode == Mode::Sync {
+            handle.wait()?;
+        }
+        Ok(handle)
+    }
+
+    /// The chunks that the next save may reuse, and its parent.
+    pub(crate) fn set_base(&self, base: Base) {
+        self.shared.set_base(base);
+    }
+
+    /// The failures since they were last asked for.
+    pub(crate) fn take_failures(&self) -> Vec<Error> {
+        self.shared.take_failures()
+    }
+
+    /// Waits until every save is committed or has failed, and ends the thread.
+    pub(crate) fn close(&mut self) -> Result<()> {
+        self.shared.close();
+        if let Some(worker) = self.worker.take()
+            && worker.join().is_err()
+        {
+            return Err(Error::internal("the thread that saves panicked"));
+        }
+        let failures = self.shared.take_failures();
+        match failures.len() {
+            0 => Ok(()),
+            1 => Err(failures[0].clone()),
+            n => {
+                let kind = failures[n - 1].kind();
+                Err(Error::new(kind, format!("{n} saves failed")).with_causes(failures))
+            }
+        }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        if self.worker.is_some()
+            && let Err(error) = self.close()
+        {
+            // Nobody is left to return it to, and a save must not fail silently.
+            #[expect(clippy::print_stderr, reason = "the last chance to say that a save failed")]
+            {
+                eprintln!("lastgood: {error}");
+            }
+        }
+    }
+}

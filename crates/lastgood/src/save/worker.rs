@@ -1,0 +1,429 @@
+//! The thread that writes saves and sees them through to their commit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lastgood_format::index::ShardIndex;
+use lastgood_format::key::{self, SaveKey};
+use lastgood_format::{Error, ErrorKind, Hash, Result};
+
+use super::arena::{Arena, Segment};
+use super::base::Base;
+use super::handle::{SaveHandle, SaveStatus};
+use super::pipeline::{self, Job, Written};
+use super::plan::Plan;
+use super::{Compression, SaveOptions};
+use crate::commit::{self, Progress};
+use crate::io::{Io, StoreIo};
+use crate::ledger::{Ledger, Writer};
+use crate::state::World;
+
+/// How long a waiting save sleeps between two looks at the store: short at first, since ranks save
+/// together, then rarer.
+const POLL_FIRST: Duration = Duration::from_millis(2);
+const POLL_LAST: Duration = Duration::from_millis(250);
+
+/// Below this speed of the store, in bytes a second, `Compression::Auto` compresses.
+const SLOW_STORE: f64 = 0.4e9;
+
+/// A captured save that nobody has begun to write.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(super) plan: Arc<Plan>,
+    pub(super) segments: Receiver<(usize, Segment)>,
+    /// Where the capturing thread leaves the arena when it is full.
+    pub(super) arena: Arc<Mutex<Option<Arena>>>,
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) handle: SaveHandle,
+}
+
+/// What the saving and the writing thread share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: VecDeque<Queued>,
+    free: Vec<Arena>,
+    /// The saving thread waits for an arena.
+    wanted: bool,
+    closing: bool,
+    ended: bool,
+    base: Option<Arc<Base>>,
+    /// How often each step was saved, so that a second save of it never meets the first one's
+    /// objects. Every rank counts the same.
+    generations: BTreeMap<u64, u32>,
+    failures: Vec<Error>,
+    failures_in_a_row: u32,
+}
+
+impl Shared {
+    pub(crate) fn new(options: &SaveOptions) -> Self {
+        let free = (0..options.in_flight_max).map(|_| Arena::new(options.arena_bytes_max));
+        let inner = Inner {
+            queue: VecDeque::new(),
+            free: free.collect(),
+            wanted: false,
+            closing: false,
+            ended: false,
+            base: None,
+            generations: BTreeMap::new(),
+            failures: Vec::new(),
+            failures_in_a_row: 0,
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refuse_after_failures(&self, failures_max: Option<u32>) -> Result<()> {
+        let inner = self.lock();
+        if failures_max.is_some_and(|max| inner.failures_in_a_row >= max) {
+            let last = inner.failures.last().cloned();
+            return Err(last.unwrap_or_else(|| Error::unavailable("saves failed")).context(
+                format!("{} saves in a row failed, the last one", inner.failures_in_a_row),
+            ));
+        }
+        match inner.ended {
+            true => Err(Error::new(ErrorKind::Closed, "saving has ended")),
+            false => Ok(()),
+        }
+    }
+
+    /// A free arena: at once, or that of a queued save, which the new one supersedes, or when the
+    /// save in flight is through.
+    pub(super) fn take_arena(&self) -> Result<Arena> {
+        let mut inner = self.lock();
+        loop {
+            if inner.ended {
+                return Err(Error::new(ErrorKind::Closed, "saving has ended"));
+            }
+            if let Some(arena) = inner.free.pop() {
+                inner.wanted = false;
+                return Ok(arena);
+            }
+            if let Some(queued) = inner.queue.pop_back() {
+                let Queued { segments, arena, handle, .. } = queued;
+                // The segments in the channel must go first: they share the arena's memory.
+                drop(segments);
+                handle.set(SaveStatus::Superseded);
+                if let Some(arena) = arena.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    return Ok(arena);
+                }
+            }
+            inner.wanted = true;
+            self.changed.notify_all();
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn give_arena(&self, arena: Arena) {
+        self.lock().free.push(arena);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn next_generation(&self, step: u64) -> u32 {
+        let mut inner = self.lock();
+        let generation = inner.generations.entry(step).or_insert(0);
+        *generation += 1;
+        *generation - 1
+    }
+
+    pub(super) fn enqueue(&self, queued: Queued) {
+        self.lock().queue.push_back(queued);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn set_base(&self, base: Base) {
+        self.lock().base = Some(Arc::new(base));
+    }
+
+    pub(super) fn take_failures(&self) -> Vec<Error> {
+        std::mem::take(&mut self.lock().failures)
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.changed.notify_all();
+    }
+}
+
+/// A save whose own part is durable and whose commit is waited for.
+#[derive(Debug)]
+struct Waiting {
+    index: ShardIndex,
+    plan: Arc<Plan>,
+    handle: SaveHandle,
+    /// Kept while the save may have to be written again.
+    arena: Option<Arena>,
+    deadline: Duration,
+    next_rank: u32,
+    last: Option<Error>,
+}
+
+/// The writing thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) io: StoreIo,
+    pub(crate) ledger: Ledger,
+    pub(crate) writer: Writer,
+    pub(crate) world: World,
+    pub(crate) options: SaveOptions,
+    /// The measured speed of the store, in bytes a second.
+    pub(crate) sink_speed: Option<f64>,
+}
+
+enum Next {
+    Write(Queued),
+    Poll,
+    End,
+}
+
+impl Worker {
+    /// Writes what is queued until the saver is closed and nothing is left to wait for.
+    pub(super) fn run(mut self) {
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let mut poll = POLL_FIRST;
+        loop {
+            match self.next(&mut waiting, poll) {
+                Next::Write(queued) => {
+                    poll = POLL_FIRST;
+                    if let Some(save) = self.write(queued) {
+                        waiting.push(save);
+                    }
+                }
+                Next::Poll => poll = (poll * 2).min(POLL_LAST),
+                Next::End => break,
+            }
+            waiting.retain_mut(|save| !self.look(save));
+        }
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+    }
+
+    fn next(&self, waiting: &mut [Waiting], poll: Duration) -> Next {
+        let mut inner = self.shared.lock();
+        loop {
+            if inner.wanted {
+                // Memory for the next save is worth more than being able to write this one again.
+                inner.free.extend(waiting.iter_mut().filter_map(|save| save.arena.take()));
+                self.shared.changed.notify_all();
+            }
+            if let Some(queued) = inner.queue.pop_front() {
+                return Next::Write(queued);
+            }
+            if waiting.is_empty() {
+                if inner.closing {
+                    return Next::End;
+                }
+                inner = self.shared.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (back, timeout) = self
+                .shared
+                .changed
+                .wait_timeout(inner, poll)
+                .unwrap_or_else(PoisonError::into_inner);
+            inner = back;
+            if timeout.timed_out() {
+                return Next::Poll;
+            }
+        }
+    }
+
+    fn write(&mut self, queued: Queued) -> Option<Waiting> {
+        let Queued { plan, segments, arena, metadata, handle } = queued;
+        let base = self.shared.lock().base.clone();
+        let written = self.write_save(&plan, segments, base, handle.save(), metadata);
+        let arena = arena.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match written {
+            Ok(index) => {
+                handle.set(SaveStatus::Durable);
+                let deadline = self.io.elapsed() + self.options.commit_wait;
+                let next_rank = (self.world.rank + 1) % self.world.size;
+                Some(Waiting { index, plan, handle, arena, deadline, next_rank, last: None })
+            }
+            Err(error) => {
+                self.fail(&handle, arena, error);
+                None
+            }
+        }
+    }
+
+    fn write_save(
+        &mut self,
+        plan: &Plan,
+        segments: Receiver<(usize, Segment)>,
+        base: Option<Arc<Base>>,
+        save: SaveKey,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<ShardIndex> {
+        let rank = self.world.rank;
+        let folder = key::run_folder(self.ledger.run());
+        let job = Job {
+            plan,
+            base: base.as_deref(),
+            level: self.level(),
+            name: &|i| key::pack_in_run(&save, rank, i),
+            folder: &folder,
+        };
+        let written = pipeline::run(&self.io, &job, segments)?;
+        self.measure(&written);
+        let parent = base.as_ref().map(|base| base.checkpoint);
+        let index = ShardIndex {
+            run: self.ledger.run().clone(),
+            save,
+            rank,
+            world_size: self.world.size,
+            parent,
+            reuses: parent.filter(|_| written.reused).into_iter().collect(),
+            chunk_bytes: self.options.chunk_bytes,
+            components: plan.components.clone(),
+            tensors: plan.tensors.clone(),
+            shards: plan.shards.clone(),
+            chunks: written.chunks,
+            packs: written.packs,
+            metadata,
+        };
+        self.io.runtime.block_on(commit::publish(&self.ledger, &index))?;
+        Ok(index)
+    }
+
+    fn level(&self) -> Option<i32> {
+        match self.options.compression {
+            Compression::Off => None,
+            Compression::Zstd(level) => Some(level),
+            Compression::Auto => self.sink_speed.filter(|speed| *speed < SLOW_STORE).map(|_| 1),
+        }
+    }
+
+    /// Only puts that are large enough to be about speed and not about latency count.
+    fn measure(&mut self, written: &Written) {
+        if written.put_bytes >= 8 << 20 {
+            let speed = written.put_bytes as f64 / written.put_time.as_secs_f64().max(1e-6);
+            self.sink_speed = Some(self.sink_speed.map_or(speed, |old| 0.5 * old + 0.5 * speed));
+        }
+    }
+
+    /// Looks after a waiting save; true if it is through.
+    fn look(&mut self, save: &mut Waiting) -> bool {
+        let key = save.index.save;
+        let advanced = self.io.runtime.block_on(commit::advance(
+            &mut self.ledger,
+            &self.writer,
+            &key,
+            self.world.size,
+            save.next_rank,
+        ));
+        match advanced {
+            Ok(Progress::Committed(id)) => {
+                self.succeed(save, id);
+                true
+            }
+            Ok(Progress::Waiting(rank)) => {
+                save.next_rank = rank;
+                self.expire(save)
+            }
+            Ok(Progress::LostBase(base)) => self.write_again(save, &base),
+            // A conflict is either a base that expired at this moment, which the next look tells, or
+            // an abandoned save, which the next look refuses for good.
+            Err(error) if error.is_retryable() || self.lost_race(save, &error) => {
+                save.last = Some(error);
+                self.expire(save)
+            }
+            Err(error) => {
+                self.fail(&save.handle, save.arena.take(), error);
+                true
+            }
+        }
+    }
+
+    fn lost_race(&self, save: &Waiting, error: &Error) -> bool {
+        let key = save.index.save;
+        error.kind() == ErrorKind::Conflict
+            && !self.ledger.history().is_abandoned(key.attempt, key.step, key.generation)
+            && save.last.as_ref().is_none_or(|last| last.kind() != ErrorKind::Conflict)
+    }
+
+    /// The base expired before the commit: its chunks are written again, as a new generation, since
+    /// the shard index that names them cannot be changed. Every rank comes to the same conclusion.
+    fn write_again(&mut self, save: &mut Waiting, base: &Hash) -> bool {
+        self.shared.lock().base = None;
+        let Some(arena) = save.arena.take() else {
+            let error = Error::new(
+                ErrorKind::Conflict,
+                format!("it reuses chunks of checkpoint {base}, which expired"),
+            );
+            self.fail(&save.handle, None, error.with_remedy("the next save writes them again"));
+            return true;
+        };
+        let key = save.index.save;
+        let again = SaveKey { generation: self.shared.next_generation(key.step), ..key };
+        let (full, segments) = channel();
+        for segment in arena.filled().into_iter().enumerate() {
+            if full.send(segment).is_err() {
+                break;
+            }
+        }
+        drop(full);
+        let metadata = save.index.metadata.clone();
+        let plan = Arc::clone(&save.plan);
+        match self.write_save(&plan, segments, None, again, metadata) {
+            Ok(index) => {
+                save.index = index;
+                save.arena = Some(arena);
+                save.deadline = self.io.elapsed() + self.options.commit_wait;
+                false
+            }
+            Err(error) => {
+                self.fail(&save.handle, Some(arena), error);
+                true
+            }
+        }
+    }
+
+    fn expire(&mut self, save: &mut Waiting) -> bool {
+        if self.io.elapsed() < save.deadline {
+            return false;
+        }
+        let key = save.index.save;
+        let error = save.last.take().unwrap_or_else(|| {
+            Error::unavailable(format!(
+                "the save of {key} was not committed: the shard index of rank {} did not come within \
+                 {:?}",
+                save.next_rank, self.options.commit_wait
+            ))
+        });
+        self.fail(&save.handle, save.arena.take(), error);
+        true
+    }
+
+    fn succeed(&self, save: &mut Waiting, id: Hash) {
+        let mut inner = self.shared.lock();
+        inner.base = Some(Arc::new(Base::new(id, [&save.index])));
+        inner.failures_in_a_row = 0;
+        inner.free.extend(save.arena.take());
+        drop(inner);
+        save.handle.set(SaveStatus::Committed(id));
+        self.shared.changed.notify_all();
+    }
+
+    fn fail(&self, handle: &SaveHandle, arena: Option<Arena>, error: Error) {
+        let error = error.context(format!("save of {}", handle.save()));
+        let mut inner = self.shared.lock();
+        inner.failures_in_a_row += 1;
+        inner.failures.push(error.clone());
+        inner.free.extend(arena);
+        drop(inner);
+        handle.set(SaveStatus::Failed(error));
+        self.shared.changed.notify_all();
+    }
+}

@@ -1,0 +1,269 @@
+//! What is saved.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use lastgood_format::layout::NdBox;
+use lastgood_format::{Dtype, Error, Result};
+use serde::Serialize;
+
+use super::{Component, Durability, World, check_component, rank_name};
+
+/// The state of one rank at one step, borrowed until the save has captured it.
+#[derive(Debug)]
+pub struct Capture<'a> {
+    world: World,
+    pub(crate) components: Vec<Declared>,
+    pub(crate) pieces: Vec<Piece<'a>>,
+    pub(crate) ties: Vec<Tie>,
+    pub(crate) metadata: BTreeMap<String, String>,
+    names: BTreeSet<String>,
+}
+
+/// A tensor that is the same memory as another one of its component.
+#[derive(Clone, Debug)]
+pub(crate) struct Tie {
+    pub(crate) component: usize,
+    pub(crate) name: String,
+    pub(crate) of: String,
+}
+
+/// A declared component.
+#[derive(Clone, Debug)]
+pub(crate) struct Declared {
+    pub(crate) name: String,
+    pub(crate) owner: String,
+    pub(crate) durability: Durability,
+}
+
+/// One shard of one tensor, or a tensor of which this rank stores nothing.
+#[derive(Debug)]
+pub(crate) struct Piece<'a> {
+    pub(crate) component: usize,
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) extent: NdBox,
+    pub(crate) data: Cow<'a, [u8]>,
+    /// Every rank holds the same bytes, so that one of them is enough.
+    pub(crate) replicated: bool,
+}
+
+impl<'a> Capture<'a> {
+    /// An empty capture of the rank `world.rank`.
+    #[must_use]
+    pub fn new(world: World) -> Self {
+        Self {
+            world,
+            components: Vec::new(),
+            pieces: Vec::new(),
+            ties: Vec::new(),
+            metadata: BTreeMap::new(),
+            names: BTreeSet::new(),
+        }
+    }
+
+    /// The rank that this is the state of.
+    #[must_use]
+    pub fn world(&self) -> World {
+        self.world
+    }
+
+    /// Declares a component; only durable ones take tensors and values.
+    ///
+    /// # Errors
+    /// `Invalid` if it is declared already or a name is empty or too long.
+    pub fn component(
+        &mut self,
+        name: &str,
+        owner: &str,
+        durability: Durability,
+    ) -> Result<Part<'_, 'a>> {
+        check_component(name, owner)?;
+        if !self.names.insert(name.to_owned()) {
+            return Err(Error::invalid(format!("component {name:?} is declared twice"))
+                .with_remedy("give each component one owner"));
+        }
+        self.components.push(Declared { name: name.into(), owner: owner.into(), durability });
+        let component = self.components.len() - 1;
+        Ok(Part { capture: self, component, durability })
+    }
+
+    /// Declares a durable component and lets it name its state.
+    ///
+    /// # Errors
+    /// As [`Capture::component`] and as the component says.
+    pub fn add(&mut self, name: &str, owner: &str, component: &'a dyn Component) -> Result<()> {
+        let mut part = self.component(name, owner, Durability::Durable)?;
+        component.capture(&mut part)
+    }
+
+    /// Text that travels with the checkpoint.
+    pub fn metadata(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.metadata.insert(key.into(), value.into());
+    }
+
+    /// The bytes that the shards and values of this rank hold.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.data.len() as u64).sum()
+    }
+}
+
+/// One component of a [`Capture`] while it is being filled.
+#[derive(Debug)]
+pub struct Part<'c, 'a> {
+    capture: &'c mut Capture<'a>,
+    component: usize,
+    durability: Durability,
+}
+
+impl<'a> Part<'_, 'a> {
+    /// The rank that this is the state of.
+    #[must_use]
+    pub fn world(&self) -> World {
+        self.capture.world
+    }
+
+    /// A whole tensor that only this rank holds: `data` is its row-major little-endian bytes.
+    ///
+    /// # Errors
+    /// `Invalid` if the bytes do not fit dtype and shape, or the component is not durable.
+    pub fn tensor(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        data: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<()> {
+        self.push(name, dtype, shape, NdBox::whole(shape), data.into(), false)
+    }
+
+    /// A whole tensor of which every rank holds the same bytes; one rank stores it.
+    ///
+    /// # Errors
+    /// As [`Part::tensor`].
+    pub fn replicated(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        data: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<()> {
+        self.push(name, dtype, shape, NdBox::whole(shape), data.into(), true)
+    }
+
+    /// The part `extent` of a tensor of global shape `shape`: `data` is the row-major little-endian
+    /// bytes of the part alone. Shards of one tensor must not overlap, on one rank or between ranks.
+    ///
+    /// # Errors
+    /// As [`Part::tensor`]; `Invalid` if the part sticks out of the tensor.
+    pub fn shard(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        data: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<()> {
+        self.push(name, dtype, shape, extent, data.into(), false)
+    }
+
+    /// A plain value that is the same on every rank, stored as JSON.
+    ///
+    /// # Errors
+    /// `Invalid` if it cannot be written as JSON, or the component is not durable.
+    pub fn value<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<()> {
+        let json = json(name, value)?;
+        self.push_blob(name.to_owned(), json.into(), true)
+    }
+
+    /// A plain value of this rank alone, stored as JSON.
+    ///
+    /// # Errors
+    /// As [`Part::value`].
+    pub fn rank_value<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<()> {
+        let json = json(name, value)?;
+        self.push_blob(rank_name(name, self.capture.world.rank), json.into(), false)
+    }
+
+    /// Opaque bytes that are the same on every rank.
+    ///
+    /// # Errors
+    /// As [`Part::tensor`].
+    pub fn blob(&mut self, name: &str, data: impl Into<Cow<'a, [u8]>>) -> Result<()> {
+        self.push_blob(name.to_owned(), data.into(), true)
+    }
+
+    /// Says that tensor `name` is the same memory as `of`, which this component names already; its
+    /// bytes are stored once.
+    ///
+    /// # Errors
+    /// `Invalid` if `of` is not named yet or `name` is.
+    pub fn tied(&mut self, name: &str, of: &str) -> Result<()> {
+        if !self.capture.pieces.iter().any(|p| p.component == self.component && p.name == of) {
+            return Err(Error::invalid(format!("{name:?} is tied to {of:?}, which is not there")));
+        }
+        let tie = Tie { component: self.component, name: name.to_owned(), of: of.to_owned() };
+        self.capture.ties.push(tie);
+        Ok(())
+    }
+
+    fn push_blob(&mut self, name: String, data: Cow<'a, [u8]>, replicated: bool) -> Result<()> {
+        let shape = [data.len() as u64];
+        self.push(&name, Dtype::Blob, &shape, NdBox::whole(&shape), data, replicated)
+    }
+
+    fn push(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        data: Cow<'a, [u8]>,
+        replicated: bool,
+    ) -> Result<()> {
+        let declared = &self.capture.components[self.component];
+        let here = || format!("{}/{name}", declared.name);
+        if self.durability != Durability::Durable {
+            return Err(Error::invalid(format!(
+                "{} belongs to a component that is not durable",
+                here()
+            ))
+            .with_remedy("declare the component durable, or do not capture it"));
+        }
+        if !extent.is_inside(shape) {
+            return Err(Error::invalid(format!(
+                "{}: the shard at {:?} of size {:?} sticks out of shape {shape:?}",
+                here(),
+                extent.offsets,
+                extent.sizes
+            )));
+        }
+        let expected = extent.elements().and_then(|elements| dtype.bytes_of(elements));
+        if expected != Some(data.len() as u64) {
+            return Err(Error::invalid(format!(
+                "{}: {dtype} of {:?} has {} bytes, given {}",
+                here(),
+                extent.sizes,
+                expected.map_or_else(|| "no whole number of".into(), |bytes| bytes.to_string()),
+                data.len()
+            )));
+        }
+        self.capture.pieces.push(Piece {
+            component: self.component,
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            extent,
+            data,
+            replicated,
+        });
+        Ok(())
+    }
+}
+
+fn json<T: Serialize + ?Sized>(name: &str, value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value)
+        .map_err(|e| Error::invalid(format!("value {name:?} cannot be written as JSON: {e}")))
+}

@@ -1,0 +1,118 @@
+//! Running other programs.
+
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+use std::{env, io, thread};
+
+use anyhow::{Context, Result};
+
+use crate::repo;
+
+/// A command in the project's root.
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(repo::root());
+    command
+}
+
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> String {
+    env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
+
+/// Runs cargo with `args` and then `more`, on this terminal; false if it fails.
+pub(crate) fn delegate(args: &[&str], more: &[String]) -> Result<bool> {
+    let status = command(&cargo())
+        .args(args)
+        .args(more)
+        .status()
+        .with_context(|| format!("cannot run cargo {}", args.join(" ")))?;
+    Ok(status.success())
+}
+
+/// Where `program` is on the search path, or in the folders where the system's own tools are.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into(), repo::root().join(TOOLS).join("bin")])
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Where the tools are that this program installs, from the root.
+pub(crate) const TOOLS: &str = "target/tools";
+
+/// How a command ended whose output was passed on line by line.
+pub(crate) enum End {
+    Exited(ExitStatus),
+    /// It ran past its limit and was killed.
+    TimedOut,
+}
+
+/// Runs `command` with its output passed on to our own, and shows each line to `see` as well.
+pub(crate) fn tee(
+    mut command: Command,
+    limit: Duration,
+    mut see: impl FnMut(&str) + Send + 'static,
+) -> Result<End> {
+    let (reader, writer) = io::pipe().context("cannot make a pipe")?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    // Our copies of the writing end must not keep the pipe open.
+    drop(command);
+    let (finished, end_of_output) = channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(reader);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+            let mut out = stdout().lock();
+            // A closed terminal must not stop the tests.
+            let _ = out.write_all(&line).and_then(|()| out.flush());
+            see(&plain(&line));
+            line.clear();
+        }
+        let _ = finished.send(());
+    });
+    wait(&mut child, &end_of_output, limit)
+}
+
+fn wait(child: &mut Child, end_of_output: &Receiver<()>, limit: Duration) -> Result<End> {
+    let start = Instant::now();
+    loop {
+        let ended = end_of_output.recv_timeout(Duration::from_millis(250));
+        if ended != Err(RecvTimeoutError::Timeout) {
+            return Ok(End::Exited(child.wait()?));
+        }
+        if let Some(status) = child.try_wait()? {
+            // Something that the command started still holds its output; its last lines are in by now.
+            let _ = end_of_output.recv_timeout(Duration::from_secs(2));
+            return Ok(End::Exited(status));
+        }
+        if start.elapsed() > limit {
+            child.kill().context("cannot end a command that ran past its limit")?;
+            child.wait()?;
+            return Ok(End::TimedOut);
+        }
+    }
+}
+
+/// The line without colours and its line feed.
+fn plain(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.trim_end();
+    while let Some(start) = rest.find("\u{1b}[") {
+        plain.push_str(&rest[..start]);
+        let code = &rest[start + 2..];
+        let end = code.find(|c: char| c.is_ascii_alphabetic()).map_or(code.len(), |end| end + 1);
+        rest = &code[end..];
+    }
+    plain.push_str(rest);
+    plain
+}
+
+#[cfg(test)]
+mod tests;
