@@ -4,15 +4,24 @@
 //! randomness. Everything that decides (ledger, commit, fencing) is written against these two, so
 //! that a seeded scheduler can run it.
 
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+mod cloud;
 pub mod disk;
 pub mod env;
 mod local;
 mod memory;
+mod open;
+mod retry;
 pub mod store;
+
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+pub use cloud::CloudStore;
 
 pub use disk::{Disk, RealDisk};
 pub use env::{Env, SystemEnv};
 pub use lastgood_format::{Error, ErrorKind, Result};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use open::open_url;
+pub use retry::{RetryPolicy, RetryStore};
 pub use store::{ObjectMeta, Payload, Put, Store};

@@ -22,6 +22,7 @@ mod objects;
 mod repository;
 pub mod restore;
 mod run;
+pub mod safetensors;
 pub mod save;
 pub mod state;
 

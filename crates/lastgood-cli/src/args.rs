@@ -1,0 +1,244 @@
+//! The arguments of every command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use lastgood::RunName;
+use lastgood::restore::Selector;
+
+const AFTER: &str = "\
+Examples:
+  lastgood demo                                     watch a training job survive kill -9
+  lastgood run --store /data/ckpt --run llm --ranks 4 -- ./train --epochs 3
+  lastgood ls --store s3://bucket/ckpt --run llm
+  lastgood verify --store /data/ckpt --run llm
+  lastgood export --store /data/ckpt --run llm --at last-good --to ./weights
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 not found, 5 refused (fenced, conflict,
+incompatible, denied), 6 diverged, 7 store unavailable.
+
+S3, GCS and Azure take their credentials and endpoints from the usual variables (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS,
+AZURE_STORAGE_ACCOUNT_NAME, …).";
+
+/// Keeps the state of training and serving jobs recoverable: atomic, verified checkpoints on any
+/// store, and recovery from the last good one.
+#[derive(Debug, Parser)]
+#[command(name = "lastgood", version, after_help = AFTER, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Print data as JSON: one object, or one line a row
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where the data is.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct StoreArgs {
+    /// The store: a folder, file:///…, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
+    #[arg(long, env = "LASTGOOD_STORE", value_name = "URL")]
+    pub(crate) store: String,
+}
+
+/// Where the data is, and of which run.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// The run
+    #[arg(long, env = "LASTGOOD_RUN", value_name = "NAME")]
+    pub(crate) run: RunName,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a job under supervision: restart it from the last good checkpoint until it is done
+    Run(Supervise),
+    /// List runs, or the checkpoints of one
+    Ls {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// List the checkpoints of this run instead of the runs
+        #[arg(long, env = "LASTGOOD_RUN", value_name = "NAME")]
+        run: Option<RunName>,
+    },
+    /// Show what one checkpoint holds: components, tensors, sizes, parents
+    Show {
+        #[command(flatten)]
+        run: RunArgs,
+        #[command(flatten)]
+        at: At,
+        /// List every tensor
+        #[arg(long)]
+        tensors: bool,
+    },
+    /// Print a run's ledger: every decision, in order
+    Log {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Print only the last N entries
+        #[arg(long, value_name = "N")]
+        last: Option<u64>,
+    },
+    /// Read back and check every byte of a run, or of one checkpoint
+    Verify {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Check only this checkpoint: last-good, latest, a step, or digits of an id
+        #[arg(long, value_name = "SELECTOR")]
+        at: Option<Selector>,
+        /// Record the result in the ledger: verified, or bad
+        #[arg(long)]
+        mark: bool,
+    },
+    /// Give a checkpoint a standing: good, bad or verified
+    Mark {
+        #[command(flatten)]
+        run: RunArgs,
+        #[command(flatten)]
+        at: At,
+        /// The standing
+        #[arg(value_enum)]
+        standing: Mark,
+        /// Why; recorded in the ledger
+        #[arg(long, default_value = "marked by hand")]
+        reason: String,
+    },
+    /// Save a safetensors file as a checkpoint
+    Import {
+        /// The file
+        file: PathBuf,
+        #[command(flatten)]
+        run: RunArgs,
+        /// The step that the file is the state of
+        #[arg(long)]
+        step: u64,
+        /// The component that gets the tensors
+        #[arg(long, default_value = "model")]
+        component: String,
+    },
+    /// Write a checkpoint to a folder, verified, atomically
+    #[command(visible_alias = "restore")]
+    Export {
+        #[command(flatten)]
+        run: RunArgs,
+        #[command(flatten)]
+        at: At,
+        /// The folder; it appears whole or not at all
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// The format of the files
+        #[arg(long, value_enum, default_value_t = Format::Safetensors)]
+        format: Format,
+        /// Write only this component; may be repeated
+        #[arg(long, value_name = "NAME")]
+        component: Vec<String>,
+        /// Replace a folder that is no earlier export
+        #[arg(long)]
+        force: bool,
+    },
+    /// Train a small network on 4 processes, kill some in the middle of saves, compare the end
+    Demo(Demo),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// One rank of the demo's training job
+    #[command(hide = true, name = "__demo-rank")]
+    DemoRank(DemoRank),
+    /// Ties a rank's life to its supervisor's, and becomes the rank
+    #[command(hide = true, name = "__rank")]
+    Rank {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+/// Which checkpoint.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct At {
+    /// Which checkpoint: last-good, latest, a step, or at least 8 digits of an id
+    #[arg(long, value_name = "SELECTOR", default_value = "last-good")]
+    pub(crate) at: Selector,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mark {
+    Good,
+    Bad,
+    Verified,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Safetensors,
+}
+
+/// Arguments of `lastgood run`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Supervise {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// The number of ranks
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) ranks: u32,
+    /// Give up after this many restarts without a new checkpoint between them
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub(crate) restarts: u32,
+    /// Restart when nothing (output, heartbeat, checkpoint) moved for this long, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) stall_timeout: Option<std::time::Duration>,
+    /// How long ranks may take to end after SIGTERM
+    #[arg(long, default_value = "30s", value_name = "DURATION",
+          value_parser = humantime::parse_duration)]
+    pub(crate) grace: std::time::Duration,
+    /// The port of MASTER_PORT; a free one for each attempt unless given
+    #[arg(long, value_name = "PORT")]
+    pub(crate) master_port: Option<u16>,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Arguments of `lastgood demo`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Demo {
+    /// How many times a random rank is killed
+    #[arg(long, default_value_t = 5)]
+    pub(crate) kills: u32,
+    /// Decides whom, when, and where in a save
+    #[arg(long, default_value_t = 7)]
+    pub(crate) seed: u64,
+    /// The number of rank processes
+    #[arg(long, default_value_t = 4)]
+    pub(crate) ranks: u32,
+    /// Training steps
+    #[arg(long, default_value_t = 300)]
+    pub(crate) steps: u64,
+    /// Save every so many steps
+    #[arg(long, default_value_t = 5)]
+    pub(crate) every: u64,
+    /// Keep the repository of the killed run here; a temporary folder unless given
+    #[arg(long, env = "LASTGOOD_STORE", value_name = "URL")]
+    pub(crate) store: Option<String>,
+}
+
+/// Arguments of one rank of the demo.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct DemoRank {
+    /// Training steps
+    #[arg(long)]
+    pub(crate) steps: u64,
+    /// Save every so many steps
+    #[arg(long)]
+    pub(crate) every: u64,
+    /// The seed of the data order and the weights
+    #[arg(long)]
+    pub(crate) seed: u64,
+}

@@ -1,0 +1,65 @@
+//! `lastgood log`: the ledger, readable.
+
+use lastgood_format::ledger::{Entry, Kind};
+use serde_json::json;
+
+use crate::args::RunArgs;
+use crate::exit::Exit;
+use crate::{output, session};
+
+pub(super) fn run(args: &RunArgs, last: Option<u64>, as_json: bool) -> anyhow::Result<Exit> {
+    let (repository, ledger) = session::ledger(args)?;
+    let tail = ledger.history().entries();
+    let first = last.map_or(1, |count| tail.saturating_sub(count) + 1);
+    let mut rows = Vec::new();
+    for n in first..=tail {
+        let Some((entry, hash)) = repository.block_on(ledger.read_entry(n))? else { break };
+        if as_json {
+            let mut value = serde_json::to_value(&entry.kind).unwrap_or_else(|_| json!({}));
+            value["n"] = json!(n);
+            value["kind"] = json!(entry.kind.name());
+            value["at"] = json!(entry.at_text());
+            value["attempt"] = json!(entry.attempt);
+            value["actor"] = json!(entry.actor);
+            value["blake3"] = json!(hash);
+            output::json(&value)?;
+        }
+        rows.push(vec![
+            n.to_string(),
+            entry.at_text(),
+            entry.actor.clone(),
+            entry.kind.name().to_owned(),
+            detail(&entry),
+        ]);
+    }
+    if !as_json {
+        output::table(&["N", "AT", "ACTOR", "KIND", "WHAT"], &rows);
+    }
+    Ok(Exit::Done)
+}
+
+fn detail(entry: &Entry) -> String {
+    match &entry.kind {
+        Kind::AttemptStarted { number, world_size, from, .. } => {
+            let from = from.map_or_else(|| "fresh".into(), |id| format!("from {}", id.short()));
+            format!("attempt {number} of {world_size} ranks, {from}")
+        }
+        Kind::CheckpointCommitted { checkpoint, step, bytes, new_bytes, .. } => format!(
+            "{} at step {step}, {} ({} written)",
+            checkpoint.short(),
+            output::size(*bytes),
+            output::size(*new_bytes)
+        ),
+        Kind::CheckpointVerified { checkpoint, reason }
+        | Kind::CheckpointGood { checkpoint, reason }
+        | Kind::CheckpointBad { checkpoint, reason }
+        | Kind::CheckpointExpired { checkpoint, reason } => {
+            format!("{}: {reason}", checkpoint.short())
+        }
+        Kind::SaveAbandoned { saved_by, step, reason, .. } => {
+            format!("step {step} of attempt {saved_by}: {reason}")
+        }
+        Kind::IncidentOpened { reason } => reason.clone(),
+        _ => String::new(),
+    }
+}

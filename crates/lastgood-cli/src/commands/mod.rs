@@ -1,0 +1,45 @@
+//! One module a command.
+
+mod export;
+mod import;
+mod log;
+mod ls;
+mod mark;
+mod show;
+mod verify;
+
+use std::io;
+
+use clap::CommandFactory;
+
+use crate::args::{Args, Command};
+use crate::exit::Exit;
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever it fails with; [`crate::exit::code_of`] gives the exit code.
+pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
+    let json = args.json;
+    match args.command {
+        Command::Ls { store, run: None } => ls::runs(&store, json),
+        Command::Ls { store, run: Some(run) } => ls::checkpoints(&store, run, json),
+        Command::Show { run, at, tensors } => show::run(&run, &at.at, tensors, json),
+        Command::Log { run, last } => log::run(&run, last, json),
+        Command::Verify { run, at, mark } => verify::run(&run, at.as_ref(), mark, json),
+        Command::Mark { run, at, standing, reason } => {
+            mark::run(&run, &at.at, standing, &reason, json)
+        }
+        Command::Import { file, run, step, component } => {
+            import::run(&file, &run, step, &component, json)
+        }
+        Command::Export { run, at, to, format: _, component, force } => {
+            export::run(&export::Request { run, at: at.at, to, components: component, force }, json)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "lastgood", &mut io::stdout());
+            Ok(Exit::Done)
+        }
+        _ => anyhow::bail!("not here yet"),
+    }
+}

@@ -1,0 +1,47 @@
+//! Exit codes: stable, so that scripts can act on them.
+
+use std::process::ExitCode;
+
+use lastgood::{Error, ErrorKind};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// 0: it did what was asked.
+    Done,
+    /// 1: it failed for a reason of its own.
+    Failed,
+    /// 2: the arguments are wrong.
+    Usage,
+    /// 3: stored bytes are damaged.
+    Damage,
+    /// 4: what was asked for does not exist.
+    NotFound,
+    /// 5: refused: fenced, in conflict, incompatible or denied.
+    Refused,
+    /// 6: two executions differ.
+    Diverged,
+    /// 7: the store does not answer or has no room.
+    Unavailable,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// The exit code of an error.
+pub(crate) fn code_of(error: &anyhow::Error) -> Exit {
+    match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(ErrorKind::Invalid) => Exit::Usage,
+        Some(ErrorKind::Corrupt) => Exit::Damage,
+        Some(ErrorKind::NotFound) => Exit::NotFound,
+        Some(
+            ErrorKind::Fenced | ErrorKind::Conflict | ErrorKind::Incompatible | ErrorKind::Denied,
+        ) => Exit::Refused,
+        Some(ErrorKind::Diverged) => Exit::Diverged,
+        Some(ErrorKind::Unavailable | ErrorKind::Overloaded) => Exit::Unavailable,
+        _ => Exit::Failed,
+    }
+}
