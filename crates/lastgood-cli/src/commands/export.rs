@@ -62,11 +62,13 @@ fn check_target(to: &Path, force: bool) -> anyhow::Result<()> {
         Err(error) => return Err(error).context(format!("cannot look at {}", to.display())),
     };
     if occupied && !force && !to.join(MARKER).exists() {
-        bail!(lastgood::Error::invalid(format!(
-            "{} is not empty and no earlier export",
-            to.display()
-        ))
-        .with_remedy("choose another folder, or --force to replace it"));
+        bail!(
+            lastgood::Error::invalid(format!(
+                "{} is not empty and no earlier export",
+                to.display()
+            ))
+            .with_remedy("choose another folder, or --force to replace it")
+        );
     }
     Ok(())
 }

@@ -18,8 +18,7 @@ pub(super) fn run(
     component: &str,
     as_json: bool,
 ) -> anyhow::Result<Exit> {
-    let bytes =
-        std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let named = |e: lastgood::Error| e.with_object(file.display().to_string());
     // The file is checked before a run is touched: an import that cannot succeed fences nobody.
     let mut trial = lastgood::state::Capture::new(lastgood::state::World::ALONE);

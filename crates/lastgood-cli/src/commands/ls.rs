@@ -34,11 +34,7 @@ pub(super) fn runs(store: &StoreArgs, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub(super) fn checkpoints(
-    store: &StoreArgs,
-    run: RunName,
-    as_json: bool,
-) -> anyhow::Result<Exit> {
+pub(super) fn checkpoints(store: &StoreArgs, run: RunName, as_json: bool) -> anyhow::Result<Exit> {
     let repository = session::repository(store)?;
     let ledger = repository.existing(&run)?;
     let last_good = choose(ledger.history()).map(|checkpoint| checkpoint.id);

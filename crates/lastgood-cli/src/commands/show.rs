@@ -32,7 +32,10 @@ pub(super) fn run(
     let manifest = contents.manifest();
     output::line(format!("checkpoint  {}", checkpoint.id));
     output::line(format!("run         {}, attempt {}", args.run, checkpoint.attempt));
-    output::line(format!("step        {}, saved by {} ranks", checkpoint.step, manifest.world_size));
+    output::line(format!(
+        "step        {}, saved by {} ranks",
+        checkpoint.step, manifest.world_size
+    ));
     output::line(format!("committed   {}", checkpoint.at));
     let reason = checkpoint.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
     output::line(format!("standing    {}{reason}", checkpoint.standing));

@@ -21,6 +21,12 @@ const READERS: usize = 4;
 /// The most that is read with one request.
 const READ_BYTES_MAX: u64 = 8 << 20;
 
+/// A chunk by the number of its shard index and its row there.
+type At = (usize, u32);
+
+/// Parts of a decoded chunk: where each begins, and the memory that it goes to.
+type Parts<'m> = Vec<(usize, &'m mut [u8])>;
+
 /// Chunks that lie one after the other in a pack and are read with one request.
 struct Job<'m> {
     object: String,
@@ -32,7 +38,7 @@ enum Place<'m> {
     /// Raw chunks that lie one after the other in the target as well.
     Direct { chunks: Vec<Chunk>, target: &'m mut [u8] },
     /// Chunks that are decoded and cut up.
-    Scatter(Vec<(Chunk, Vec<(usize, &'m mut [u8])>)>),
+    Scatter(Vec<(Chunk, Parts<'m>)>),
 }
 
 /// Fetches everything that `plan` names; gives the bytes that were placed and those that were read.
@@ -73,19 +79,19 @@ pub(crate) fn run(io: &dyn Io, contents: &Contents, plan: Plan<'_>) -> Result<(u
 
 /// One piece with its target's memory.
 struct Cut<'m> {
-    at: (usize, u32),
+    at: At,
     from: usize,
     slice: &'m mut [u8],
 }
 
 fn jobs<'m>(
     contents: &Contents,
-    chunks: BTreeMap<(usize, u32), Vec<Piece>>,
+    chunks: BTreeMap<At, Vec<Piece>>,
     memory: Vec<&'m mut [u8]>,
 ) -> Result<Vec<Job<'m>>> {
-    let mut of_target: Vec<Vec<((usize, u32), Piece)>> = Vec::new();
+    let mut of_target: Vec<Vec<(At, Piece)>> = Vec::new();
     of_target.resize_with(memory.len(), Vec::new);
-    let mut uses: BTreeMap<(usize, u32), usize> = BTreeMap::new();
+    let mut uses: BTreeMap<At, usize> = BTreeMap::new();
     for (at, pieces) in chunks {
         uses.insert(at, pieces.len());
         for piece in pieces {
@@ -93,7 +99,7 @@ fn jobs<'m>(
         }
     }
     let mut jobs = Vec::new();
-    let mut scattered: BTreeMap<(usize, u32), Vec<(usize, &'m mut [u8])>> = BTreeMap::new();
+    let mut scattered: BTreeMap<At, Parts<'m>> = BTreeMap::new();
     for (mut pieces, slice) in of_target.into_iter().zip(memory) {
         pieces.sort_by_key(|(_, piece)| piece.to);
         let mut rest = slice;
@@ -125,11 +131,7 @@ fn overlap() -> Error {
 }
 
 /// How many of `pieces` can be read straight into the target with one request; 0 if not even one.
-fn direct_run(
-    contents: &Contents,
-    uses: &BTreeMap<(usize, u32), usize>,
-    pieces: &[((usize, u32), Piece)],
-) -> usize {
+fn direct_run(contents: &Contents, uses: &BTreeMap<At, usize>, pieces: &[(At, Piece)]) -> usize {
     let mut end: Option<(u32, u64)> = None;
     let mut total = 0;
     for (count, (at, piece)) in pieces.iter().enumerate() {
@@ -154,11 +156,7 @@ fn object_of(contents: &Contents, index: usize, chunk: &Chunk) -> String {
     format!("{}{}", contents.folder(), pack.object)
 }
 
-fn direct<'m>(
-    contents: &Contents,
-    pieces: &[((usize, u32), Piece)],
-    target: &'m mut [u8],
-) -> Job<'m> {
+fn direct<'m>(contents: &Contents, pieces: &[(At, Piece)], target: &'m mut [u8]) -> Job<'m> {
     let chunks: Vec<Chunk> = pieces
         .iter()
         .map(|((index, row), _)| contents.indexes()[*index].chunks[*row as usize])
@@ -173,7 +171,7 @@ fn direct<'m>(
 
 fn group_scattered<'m>(
     contents: &Contents,
-    scattered: BTreeMap<(usize, u32), Vec<(usize, &'m mut [u8])>>,
+    scattered: BTreeMap<At, Parts<'m>>,
     jobs: &mut Vec<Job<'m>>,
 ) {
     let mut last: Option<(String, u64, u64)> = None;
@@ -265,7 +263,7 @@ fn read_scattered(
     io: &dyn Io,
     object: &str,
     offset: u64,
-    chunks: &mut [(Chunk, Vec<(usize, &mut [u8])>)],
+    chunks: &mut [(Chunk, Parts<'_>)],
     scratch: &mut Scratch,
 ) -> Result<()> {
     let total: usize = chunks.iter().map(|(chunk, _)| chunk.stored_bytes as usize).sum();
