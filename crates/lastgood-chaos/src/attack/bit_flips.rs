@@ -1,0 +1,234 @@
+//! Every single-bit flip of a small repository, one at a time.
+//!
+//! The repository holds several small checkpoints, so that each flip can be judged by reading only
+//! what stands on the flipped object: for an object of a checkpoint, that checkpoint (and those that
+//! reuse its packs); for the ledger and the descriptor, everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use lastgood::save::{Compression, SaveOptions};
+use lastgood::state::{Targets, World};
+use lastgood::{ErrorKind, Hash, Repository, RunOptions};
+use lastgood_format::key;
+use lastgood_store::{MemoryStore, SystemEnv};
+
+use super::state::{self, Size, State};
+
+const RANKS: u32 = 2;
+
+/// What became of the flips.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The size of the repository.
+    pub bytes: u64,
+    /// Bits that were flipped.
+    pub flips: u64,
+    /// Flips that `verify` reported and a restore refused or walked back from.
+    pub reported: u64,
+    /// Flips in objects that no checkpoint stands on, which changed nothing.
+    pub unused: u64,
+}
+
+/// Flips every bit of a repository of about `bytes` bytes.
+///
+/// # Errors
+/// If a flip goes unseen, hands out a wrong byte, or if the repository cannot be made.
+pub fn run(bytes: u64) -> Result<Report> {
+    let store = make(bytes)?;
+    let keys = store.keys();
+    let total: u64 = keys.iter().filter_map(|key| store.peek(key)).map(|b| b.len() as u64).sum();
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let reports: Vec<Result<Report>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|i| {
+                let (store, keys) = (store.fork(), &keys);
+                scope.spawn(move || Flipper::new(store)?.flip_share(keys, i, threads))
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|_| bail!("a flip made lastgood panic")))
+            .collect()
+    });
+    let mut sum = Report { bytes: total, ..Report::default() };
+    for report in reports {
+        let report = report?;
+        sum.flips += report.flips;
+        sum.reported += report.reported;
+        sum.unused += report.unused;
+    }
+    Ok(sum)
+}
+
+/// A repository with checkpoints of two ranks, with raw, compressed, zero and reused chunks, and the
+/// leavings of an uncommitted save.
+fn make(bytes: u64) -> Result<MemoryStore> {
+    let store = MemoryStore::default();
+    let repository = open(&store)?;
+    let mut step = 0;
+    while store.keys().iter().filter_map(|key| store.peek(key)).map(|b| b.len() as u64).sum::<u64>()
+        < bytes
+    {
+        step += 1;
+        save_all(&repository, step)?;
+    }
+    leave_unfinished(&repository)?;
+    Ok(store)
+}
+
+fn open(store: &MemoryStore) -> Result<Repository> {
+    Ok(Repository::create(Arc::new(store.clone()), Arc::new(SystemEnv::default()))?)
+}
+
+fn options() -> RunOptions {
+    let save = SaveOptions { compression: Compression::Zstd(1), ..SaveOptions::default() };
+    RunOptions { save, ..RunOptions::default() }
+}
+
+fn save_all(repository: &Repository, step: u64) -> Result<()> {
+    let mut runs = Vec::new();
+    for rank in 0..RANKS {
+        let world = World { rank, size: RANKS };
+        let mut run = state::open(repository, world, &format!("flips {step}"), options())?;
+        state::restore_and_check(&mut run, Size::SMALL)?;
+        runs.push(run);
+    }
+    let handles: Vec<_> =
+        runs.iter_mut().map(|run| state::save(run, step, Size::SMALL)).collect::<Result<_, _>>()?;
+    for handle in handles {
+        handle.wait()?;
+    }
+    for run in runs {
+        run.close()?;
+    }
+    Ok(())
+}
+
+/// One rank of two saves; the other never does.
+fn leave_unfinished(repository: &Repository) -> Result<()> {
+    let mut options = options();
+    options.save.commit_wait = std::time::Duration::from_millis(10);
+    let world = World { rank: 0, size: RANKS };
+    let mut run = state::open(repository, world, "unfinished", options)?;
+    let handle = state::save(&mut run, 1_000_000, Size::SMALL)?;
+    match handle.wait() {
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            run.take_failures();
+            Ok(())
+        }
+        other => bail!("a save of one of two ranks ended with {other:?}"),
+    }
+}
+
+struct Flipper {
+    store: MemoryStore,
+    repository: Repository,
+    /// The checkpoints that stand on each object.
+    users: BTreeMap<String, Vec<(Hash, u64)>>,
+    all: Vec<(Hash, u64)>,
+    report: Report,
+}
+
+impl Flipper {
+    fn new(store: MemoryStore) -> Result<Self> {
+        let repository = open(&store)?;
+        let ledger = repository.existing(&state::run_name())?;
+        let folder = key::run_folder(ledger.run());
+        let mut users: BTreeMap<String, Vec<(Hash, u64)>> = BTreeMap::new();
+        let mut all = Vec::new();
+        for checkpoint in ledger.history().checkpoints() {
+            let contents = repository.contents(&ledger, &checkpoint.id)?;
+            let mut objects: BTreeSet<String> = BTreeSet::new();
+            objects.insert(key::manifest(ledger.run(), &checkpoint.id));
+            for (entry, index) in contents.manifest().indexes.iter().zip(contents.indexes()) {
+                objects.insert(format!("{folder}{}", entry.object));
+                objects.extend(index.packs.iter().map(|pack| format!("{folder}{}", pack.object)));
+            }
+            for object in objects {
+                users.entry(object).or_default().push((checkpoint.id, checkpoint.step));
+            }
+            all.push((checkpoint.id, checkpoint.step));
+        }
+        Ok(Self { store, repository, users, all, report: Report::default() })
+    }
+
+    /// Flips the bits of every `of`-th byte from `first`.
+    fn flip_share(mut self, keys: &[String], first: usize, of: usize) -> Result<Report> {
+        for key in keys {
+            let bytes = self.store.peek(key).map_or(0, |bytes| bytes.len());
+            for at in (first..bytes).step_by(of) {
+                for bit in 0..8 {
+                    self.store.tamper(key, |bytes| bytes[at] ^= 1 << bit);
+                    let judged = self.judge(key);
+                    self.store.tamper(key, |bytes| bytes[at] ^= 1 << bit);
+                    judged.with_context(|| format!("bit {bit} of byte {at} of {key}"))?;
+                    self.report.flips += 1;
+                }
+            }
+        }
+        Ok(self.report)
+    }
+
+    fn judge(&mut self, key: &str) -> Result<()> {
+        if key == key::DESCRIPTOR {
+            return match open(&self.store) {
+                Err(_) => self.reported(),
+                Ok(_) => bail!("a damaged descriptor was accepted"),
+            };
+        }
+        let in_ledger = key.contains("/ledger/");
+        let users = if in_ledger {
+            self.all.clone()
+        } else {
+            self.users.get(key).cloned().unwrap_or_default()
+        };
+        if users.is_empty() {
+            self.report.unused += 1;
+            return Ok(());
+        }
+        if in_ledger {
+            return self.judge_ledger();
+        }
+        let ledger = self.repository.existing(&state::run_name())?;
+        // Of many checkpoints that stand on one pack, the first and the last are enough.
+        let ends = [users.first(), users.last().filter(|_| users.len() > 1)];
+        for (id, step) in ends.into_iter().flatten().copied() {
+            match self.repository.verify(&ledger, &id, &|_, _| {}) {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                other => bail!("verify of step {step} said {other:?}"),
+            }
+            self.restore(&ledger, &id, step)?;
+        }
+        self.reported()
+    }
+
+    /// A restore that reads the flipped bit is refused; one that does not gives the right bytes.
+    fn restore(&self, ledger: &lastgood::ledger::Ledger, id: &Hash, step: u64) -> Result<()> {
+        let world = World { rank: 0, size: 1 };
+        let mut state = State::blank(world, Size::SMALL);
+        let mut targets = Targets::new(world);
+        state.targets(&mut targets)?;
+        match self.repository.restore(ledger, id, targets) {
+            Ok(_) => Ok(state::check(&state, step, Size::SMALL)?),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(()),
+            Err(error) => bail!("restore of step {step} said {error:?}"),
+        }
+    }
+
+    fn judge_ledger(&mut self) -> Result<()> {
+        let opened = self.repository.existing(&state::run_name());
+        let audited = opened.and_then(|ledger| self.repository.block_on(ledger.audit()));
+        match audited {
+            Err(error) if error.kind() == ErrorKind::Corrupt => self.reported(),
+            other => bail!("the ledger's audit said {other:?}"),
+        }
+    }
+
+    fn reported(&mut self) -> Result<()> {
+        self.report.reported += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! `kill -9` at every operation on the disk of a save of several ranks, in real processes.
+
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lastgood::state::World;
+use lastgood::{Repository, RunOptions};
+use lastgood_format::Hash;
+
+use super::disks::Flaw;
+use super::state::{self, Size};
+use super::worker;
+
+const RANKS: u32 = 4;
+/// The step that is committed before the attack, and the one that is attacked.
+const SAFE_STEP: u64 = 1;
+const ATTACKED_STEP: u64 = 2;
+/// A worker that takes longer hangs.
+const WORKER_MAX: Duration = Duration::from_secs(60);
+
+/// What became of the kills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Points at which a rank was killed.
+    pub kills: u64,
+    /// Kills after which the attacked step was committed all the same.
+    pub committed: u64,
+    /// Kills after which the last good checkpoint was the one before.
+    pub went_back: u64,
+}
+
+/// Kills each rank at each point of its save. With `every` above 1, only at each `every`-th point.
+///
+/// # Errors
+/// If a checkpoint is lost, a wrong byte is restored, something hangs, or the same step cannot be
+/// saved again afterwards.
+pub fn run(program: &Path, every: u64) -> Result<Report> {
+    let mut points = Vec::new();
+    for rank in 0..RANKS {
+        let count = count_points(program, rank)?;
+        points.extend((0..count).step_by(every.max(1) as usize).map(|point| (rank, point)));
+    }
+    let queue = Mutex::new(points.into_iter());
+    let total = Mutex::new(Report::default());
+    thread::scope(|scope| {
+        let attackers: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| attack(program, &queue, &total))).collect();
+        attackers.into_iter().try_for_each(|attacker| {
+            attacker.join().unwrap_or_else(|_| bail!("an attack panicked"))
+        })
+    })?;
+    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn attack(
+    program: &Path,
+    queue: &Mutex<impl Iterator<Item = (u32, u64)>>,
+    total: &Mutex<Report>,
+) -> Result<()> {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((victim, point)) = next else { return Ok(()) };
+        let committed = kill_one(program, victim, point)
+            .with_context(|| format!("rank {victim} was killed at point {point}"))?;
+        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+        total.kills += 1;
+        if committed {
+            total.committed += 1;
+        } else {
+            total.went_back += 1;
+        }
+    }
+}
+
+/// How many points there are in a rank's save that nobody disturbs.
+fn count_points(program: &Path, rank: u32) -> Result<u64> {
+    let folder = tempfile::tempdir()?;
+    prepare(folder.path())?;
+    let mut ranks = start_ranks(program, folder.path(), None)?;
+    let mut points = None;
+    for (i, child) in ranks.drain(..).enumerate() {
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "an undisturbed rank ended with {}", output.status);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if i as u32 == rank {
+            points = text.lines().find_map(|line| line.strip_prefix("POINTS ")?.parse().ok());
+        }
+    }
+    points.context("a rank did not say how many points there are")
+}
+
+fn prepare(folder: &Path) -> Result<Hash> {
+    let (repository, _) = worker::repository(folder, Flaw::default())?;
+    save_in_threads(&repository, SAFE_STEP, "before")
+}
+
+/// Saves `step` with all ranks as threads of this process, over a sound disk.
+fn save_in_threads(repository: &Repository, step: u64, incarnation: &str) -> Result<Hash> {
+    thread::scope(|scope| {
+        let ranks: Vec<_> = (0..RANKS)
+            .map(|rank| {
+                scope.spawn(move || -> Result<Hash> {
+                    let world = World { rank, size: RANKS };
+                    let mut run =
+                        state::open(repository, world, incarnation, RunOptions::default())?;
+                    state::restore_and_check(&mut run, Size::SMALL)?;
+                    let id = state::save(&mut run, step, Size::SMALL)?.wait()?;
+                    run.close()?;
+                    Ok(id)
+                })
+            })
+            .collect();
+        let mut id = None;
+        for rank in ranks {
+            id = Some(rank.join().unwrap_or_else(|_| bail!("a rank panicked"))?);
+        }
+        id.context("there is no rank")
+    })
+}
+
+fn start_ranks(program: &Path, folder: &Path, kill: Option<(u32, u64)>) -> Result<Vec<Child>> {
+    (0..RANKS)
+        .map(|rank| {
+            let mut command = Command::new(program);
+            command
+                .args(["__worker", "--incarnation", "attacked", "--steps", "1"])
+                .args(["--first-step", &ATTACKED_STEP.to_string(), "--rank", &rank.to_string()])
+                .args(["--ranks", &RANKS.to_string()])
+                .args(["--commit-wait-ms", if kill.is_some() { "150" } else { "10000" }])
+                .arg("--folder")
+                .arg(folder)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null());
+            if let Some((_, point)) = kill.filter(|(victim, _)| *victim == rank) {
+                command.args(["--kill-at", &point.to_string()]);
+            }
+            command.spawn().context("cannot start a rank")
+        })
+        .collect()
+}
+
+fn wait(child: &mut Child, begin: Instant) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if begin.elapsed() > WORKER_MAX {
+            child.kill()?;
+            child.wait()?;
+            bail!("a rank hung");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Gives whether the attacked step was committed.
+fn kill_one(program: &Path, victim: u32, point: u64) -> Result<bool> {
+    let folder = tempfile::tempdir()?;
+    let safe = prepare(folder.path())?;
+    let mut ranks = start_ranks(program, folder.path(), Some((victim, point)))?;
+    let begin = Instant::now();
+    for rank in &mut ranks {
+        wait(rank, begin)?;
+    }
+    let mut acknowledged = false;
+    for rank in ranks {
+        let output = rank.wait_with_output()?;
+        acknowledged |= String::from_utf8_lossy(&output.stdout).contains("ACK ");
+    }
+    let (repository, _) = worker::repository(folder.path(), Flaw::default())?;
+    let committed = check_after(&repository, &safe, acknowledged)?;
+    // The next save of the same step must succeed, and come back.
+    save_in_threads(&repository, ATTACKED_STEP, "after")?;
+    check_restore(&repository, ATTACKED_STEP)?;
+    Ok(committed)
+}
+
+fn check_after(repository: &Repository, safe: &Hash, acknowledged: bool) -> Result<bool> {
+    let ledger = repository.existing(&state::run_name())?;
+    repository.block_on(ledger.audit())?;
+    let checkpoints = ledger.history().checkpoints();
+    ensure!(checkpoints.iter().any(|c| c.id == *safe), "the checkpoint before is gone");
+    for checkpoint in checkpoints {
+        repository.verify(&ledger, &checkpoint.id, &|_, _| {})?;
+    }
+    let committed = checkpoints.iter().any(|c| c.step == ATTACKED_STEP);
+    ensure!(committed || !acknowledged, "an acknowledged checkpoint is gone");
+    let newest = if committed { ATTACKED_STEP } else { SAFE_STEP };
+    check_restore(repository, newest)?;
+    Ok(committed)
+}
+
+/// Restores on another number of ranks, and compares every byte.
+fn check_restore(repository: &Repository, step: u64) -> Result<()> {
+    for rank in 0..2 {
+        let world = World { rank, size: 2 };
+        let name = format!("check {step}");
+        let mut run = state::open(repository, world, &name, RunOptions::default())?;
+        let restored = state::restore_and_check(&mut run, Size::SMALL)?;
+        let found = restored.map(|restored| restored.step);
+        ensure!(found == Some(step), "expected step {step}, restored {found:?}");
+        run.close()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! Real power cuts: a loop-mounted file system is cut off with its shutdown call while ranks save on
+//! it, and mounted again.
+//!
+//! `kill -9` cannot see a missing sync, since the kernel still writes what a dead process left behind.
+//! After a shutdown only what was synced is there.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lastgood::RunOptions;
+use lastgood::state::World;
+
+use super::disks::Flaw;
+use super::state::{self, Size};
+use super::worker;
+
+const RANKS: u32 = 3;
+/// The store is made anew after so many cuts, so that rounds stay short and the disk does not fill up.
+const ROUNDS_A_STORE: u64 = 25;
+
+/// A file system that can be cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// ext4 with its defaults.
+    Ext4,
+    /// XFS with its defaults.
+    Xfs,
+}
+
+impl FileSystem {
+    /// The name, as `mkfs` spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
+/// What became of the cuts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// How often the power was cut.
+    pub cuts: u64,
+    /// Checkpoints that were acknowledged before a cut, all of which were there after it.
+    pub acknowledged: u64,
+    /// Rounds in which a promise was broken; 0 unless the disk is flawed.
+    pub violations: u64,
+}
+
+/// A loop-mounted file system in a file in memory.
+struct Volume {
+    image: PathBuf,
+    mount: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Volume {
+    fn make(fs: FileSystem) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let image = Path::new("/dev/shm").join(format!(
+            "lastgood-cut-{}-{}.img",
+            fs.name(),
+            std::process::id()
+        ));
+        let mount = folder.path().join("mnt");
+        fs::create_dir(&mount)?;
+        let bytes = match fs {
+            FileSystem::Ext4 => 96 << 20,
+            FileSystem::Xfs => 400 << 20,
+        };
+        File::create(&image)?.set_len(bytes)?;
+        let force = if fs == FileSystem::Ext4 { "-F" } else { "-f" };
+        call(Command::new(format!("mkfs.{}", fs.name())).args(["-q", force]).arg(&image))?;
+        Ok(Self { image, mount, _folder: folder })
+    }
+
+    fn mount(&self) -> Result<()> {
+        call(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mount))
+    }
+
+    fn cut(&self) -> Result<()> {
+        call(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mount))
+    }
+
+    fn unmount(&self) -> Result<()> {
+        for _ in 0..50 {
+            if call(Command::new("umount").arg(&self.mount)).is_ok() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("cannot unmount {}", self.mount.display())
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = call(Command::new("umount").arg("-l").arg(&self.mount));
+        let _ = fs::remove_file(&self.image);
+    }
+}
+
+fn call(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// A number below `below` that is a function of a seed.
+fn draw(seed: &mut u64, below: u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    (*seed >> 16) % below
+}
+
+/// Cuts the power `cuts` times. With a flaw, ends at the first violation.
+///
+/// # Errors
+/// If the set-up fails, or, without a flaw, a promise is broken.
+pub fn run(program: &Path, fs: FileSystem, cuts: u64, flaw: Flaw, seed: u64) -> Result<Report> {
+    let volume = Volume::make(fs)?;
+    let mut report = Report::default();
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut acknowledged = 0;
+    let sound = flaw == Flaw::default();
+    for round in 0..=cuts {
+        volume.mount()?;
+        let store = volume.mount.join("store");
+        let judged = if round == 0 { Ok(()) } else { judge(&store, acknowledged) };
+        if let Err(error) = judged {
+            report.violations += 1;
+            if sound {
+                return Err(
+                    error.context(format!("{} after cut {round} of seed {seed}", fs.name()))
+                );
+            }
+        }
+        if round == cuts || report.violations > 0 {
+            volume.unmount()?;
+            break;
+        }
+        if round % ROUNDS_A_STORE == 0 {
+            let _ = fs::remove_dir_all(&store);
+            call(&mut Command::new("sync"))?;
+            acknowledged = 0;
+        }
+        let (mut child, lines) = start(program, &store, acknowledged, flaw, round)?;
+        thread::sleep(Duration::from_micros(15_000 + draw(&mut random, 90_000)));
+        let cut = volume.cut();
+        child.kill()?;
+        child.wait()?;
+        cut?;
+        for step in lines {
+            report.acknowledged += 1;
+            acknowledged = acknowledged.max(step);
+        }
+        volume.unmount()?;
+        report.cuts += 1;
+    }
+    Ok(report)
+}
+
+fn start(
+    program: &Path,
+    store: &Path,
+    acknowledged: u64,
+    flaw: Flaw,
+    round: u64,
+) -> Result<(Child, Receiver<u64>)> {
+    let mut command = Command::new(program);
+    command
+        .args(["__worker", "--ranks", &RANKS.to_string(), "--steps", "1000000"])
+        .args(["--first-step", &(acknowledged + 1).to_string()])
+        .args(["--incarnation", &format!("round {round}"), "--commit-wait-ms", "10000"])
+        .arg("--folder")
+        .arg(store)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    if flaw.no_file_sync {
+        command.arg("--no-file-sync");
+    }
+    if flaw.no_folder_sync {
+        command.arg("--no-folder-sync");
+    }
+    let mut child = command.spawn().context("cannot start the ranks")?;
+    let (sender, lines) = channel();
+    let stdout = child.stdout.take().context("no output")?;
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let step = line.strip_prefix("ACK ").and_then(|l| l.split(' ').next()?.parse().ok());
+            if let Some(step) = step
+                && sender.send(step).is_err()
+            {
+                return;
+            }
+        }
+    });
+    Ok((child, lines))
+}
+
+/// Nothing acknowledged is lost, and nothing wrong verifies.
+fn judge(store: &Path, acknowledged: u64) -> Result<()> {
+    let (repository, _) = worker::repository(store, Flaw::default())?;
+    let ledger = repository.ledger(&state::run_name())?;
+    repository.block_on(ledger.audit())?;
+    let checkpoints = ledger.history().checkpoints();
+    let newest = checkpoints.iter().map(|checkpoint| checkpoint.step).max().unwrap_or(0);
+    ensure!(newest >= acknowledged, "step {acknowledged} was acknowledged, {newest} is there");
+    for checkpoint in checkpoints {
+        repository
+            .verify(&ledger, &checkpoint.id, &|_, _| {})
+            .with_context(|| format!("step {}", checkpoint.step))?;
+    }
+    if newest > 0 {
+        let mut run = state::open(&repository, World::ALONE, "judge", RunOptions::default())?;
+        let restored = state::restore_and_check(&mut run, Size::SMALL)?.map(|r| r.step);
+        ensure!(restored == Some(newest), "expected step {newest}, restored {restored:?}");
+    }
+    Ok(())
+}

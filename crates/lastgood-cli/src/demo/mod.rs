@@ -1,0 +1,16 @@
+//! The training job of `lastgood demo`: a small network that learns handwritten digits on several
+//! rank processes, and whose every byte is a function of its configuration.
+//!
+//! It is a real job in the respects that matter to a checkpoint. Weights are replicated and the
+//! optimizer's moments are sharded by rows over the ranks; a loader walks the data in a shuffled
+//! order; a generator that must be restored makes the noise of the dropout; and the ranks depend on
+//! each other in every step. [`job`] puts the parts together and shows what is to be saved.
+
+pub(crate) mod collective;
+pub(crate) mod digits;
+pub(crate) mod job;
+pub(crate) mod loader;
+pub(crate) mod network;
+pub(crate) mod optimizer;
+pub(crate) mod rng;
+pub(crate) mod shares;
