@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use lastgood::ledger::Ledger;
 use lastgood::save::{Compression, SaveOptions};
 use lastgood::state::{Targets, World};
 use lastgood::{ErrorKind, Hash, Repository, RunOptions};
@@ -126,6 +127,8 @@ fn leave_unfinished(repository: &Repository) -> Result<()> {
 struct Flipper {
     store: MemoryStore,
     repository: Repository,
+    /// Read before anything is flipped; judges flips outside of the ledger.
+    ledger: Ledger,
     /// The checkpoints that stand on each object.
     users: BTreeMap<String, Vec<(Hash, u64)>>,
     all: Vec<(Hash, u64)>,
@@ -152,7 +155,7 @@ impl Flipper {
             }
             all.push((checkpoint.id, checkpoint.step));
         }
-        Ok(Self { store, repository, users, all, report: Report::default() })
+        Ok(Self { store, repository, ledger, users, all, report: Report::default() })
     }
 
     /// Flips the bits of every `of`-th byte from `first`.
@@ -192,26 +195,25 @@ impl Flipper {
         if in_ledger {
             return self.judge_ledger();
         }
-        let ledger = self.repository.existing(&state::run_name())?;
         // Of many checkpoints that stand on one pack, the first and the last are enough.
         let ends = [users.first(), users.last().filter(|_| users.len() > 1)];
         for (id, step) in ends.into_iter().flatten().copied() {
-            match self.repository.verify(&ledger, &id, &|_, _| {}) {
+            match self.repository.verify(&self.ledger, &id, &|_, _| {}) {
                 Err(error) if error.kind() == ErrorKind::Corrupt => {}
                 other => bail!("verify of step {step} said {other:?}"),
             }
-            self.restore(&ledger, &id, step)?;
+            self.restore(&id, step)?;
         }
         self.reported()
     }
 
     /// A restore that reads the flipped bit is refused; one that does not gives the right bytes.
-    fn restore(&self, ledger: &lastgood::ledger::Ledger, id: &Hash, step: u64) -> Result<()> {
+    fn restore(&self, id: &Hash, step: u64) -> Result<()> {
         let world = World { rank: 0, size: 1 };
         let mut state = State::blank(world, Size::SMALL);
         let mut targets = Targets::new(world);
         state.targets(&mut targets)?;
-        match self.repository.restore(ledger, id, targets) {
+        match self.repository.restore(&self.ledger, id, targets) {
             Ok(_) => Ok(state::check(&state, step, Size::SMALL)?),
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(()),
             Err(error) => bail!("restore of step {step} said {error:?}"),

@@ -27,6 +27,9 @@ type At = (usize, u32);
 /// Parts of a decoded chunk: where each begins, and the memory that it goes to.
 type Parts<'m> = Vec<(usize, &'m mut [u8])>;
 
+/// Below this many bytes, starting threads takes longer than they save.
+const THREADS_FROM: u64 = 1 << 20;
+
 /// Chunks that lie one after the other in a pack and are read with one request.
 struct Job<'m> {
     object: String,
@@ -291,20 +294,27 @@ fn at_offset(error: Error, chunk: &Chunk) -> Error {
 
 fn read_all(io: &dyn Io, mut jobs: Vec<Job<'_>>) -> Result<()> {
     jobs.sort_by(|a, b| (&a.object, a.offset).cmp(&(&b.object, b.offset)));
-    each(jobs, |job, scratch| job.run(io, scratch))
+    let bytes = jobs.iter().map(Job::stored_bytes).sum();
+    each(jobs, bytes, |job, scratch| job.run(io, scratch))
 }
 
-/// Runs `work` on every item on a few threads and gives the first error.
+/// Runs `work` on every item on a few threads and gives the first error; `bytes` is how much there is
+/// to read in all.
 pub(super) fn each_item<T: Send>(
     items: Vec<T>,
+    bytes: u64,
     work: impl Fn(T) -> Result<()> + Sync,
 ) -> Result<()> {
-    each(items, |item, _| work(item))
+    each(items, bytes, |item, _| work(item))
 }
 
-fn each<T: Send>(items: Vec<T>, work: impl Fn(T, &mut Scratch) -> Result<()> + Sync) -> Result<()> {
+fn each<T: Send>(
+    items: Vec<T>,
+    bytes: u64,
+    work: impl Fn(T, &mut Scratch) -> Result<()> + Sync,
+) -> Result<()> {
     let failed = AtomicBool::new(false);
-    let threads = READERS.min(items.len());
+    let threads = if bytes < THREADS_FROM { 1 } else { READERS.min(items.len()) };
     let queue = Mutex::new(items.into_iter());
     let reader = || {
         let mut scratch = Scratch::default();

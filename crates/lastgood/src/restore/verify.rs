@@ -37,7 +37,7 @@ pub(crate) fn verify_all(
     let total = packs.values().map(|(bytes, _)| bytes).sum();
     let done = AtomicU64::new(0);
     progress(0, total);
-    each_item(packs.into_iter().collect(), |(object, (bytes, chunks))| {
+    each_item(packs.into_iter().collect(), total, |(object, (bytes, chunks))| {
         let object = format!("{}{object}", contents.folder());
         verify_pack(io, &object, bytes, &chunks).map_err(|e| e.with_object(object))?;
         progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);

@@ -1,6 +1,5 @@
 //! The library over real stores, one feature a module.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-
 mod fixture;
 mod save_restore;
