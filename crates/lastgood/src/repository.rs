@@ -120,27 +120,41 @@ impl Repository {
         self.io.runtime.block_on(Contents::load(ledger, id))
     }
 
-    /// Restores checkpoint `id` of the ledger's run into `targets`, outside of any attempt: nothing
-    /// is written, not even that it is bad.
+    /// Restores what `contents` tells of into `targets`, outside of any attempt: nothing is written,
+    /// not even that the checkpoint is bad.
     ///
     /// # Errors
     /// As [`Run::restore_at`](crate::Run::restore_at).
-    pub fn restore(&self, ledger: &Ledger, id: &Hash, targets: Targets<'_>) -> Result<Restored> {
-        restore::restore_from(&self.io, &self.io.runtime, ledger, id, targets).map(|done| done.0)
+    pub fn restore(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
+        restore::restore_from(&self.io, contents, targets)
     }
 
-    /// Reads and verifies every byte that checkpoint `id` of the ledger's run stands on, and gives
-    /// how many they are; `progress` is told the bytes so far and in all.
+    /// Reads and verifies every byte of the packs that `contents` stands on, and gives how many they
+    /// are; `progress` is told the bytes so far and in all. Manifest and shard indexes were verified
+    /// when they were read into `contents`.
     ///
     /// # Errors
     /// `Corrupt` naming the first object that is damaged or missing; `Unavailable`, `Denied`.
+    pub fn verify_packs(
+        &self,
+        contents: &Contents,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<u64> {
+        restore::verify_all(&self.io, contents, progress)
+    }
+
+    /// Reads and verifies every byte that checkpoint `id` of the ledger's run stands on: manifest,
+    /// shard indexes and packs.
+    ///
+    /// # Errors
+    /// As [`Repository::contents`] and [`Repository::verify_packs`].
     pub fn verify(
         &self,
         ledger: &Ledger,
         id: &Hash,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<u64> {
-        restore::verify(&self.io, &self.io.runtime, ledger, id, progress)
+        self.verify_packs(&self.contents(ledger, id)?, progress)
     }
 
     /// Runs asynchronous work of this crate to its end.

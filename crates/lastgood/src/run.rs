@@ -183,9 +183,8 @@ impl Run {
     }
 
     fn restore_into(&mut self, id: &Hash, targets: Targets<'_>) -> Result<Restored> {
-        let runtime = Arc::clone(&self.io.runtime);
-        let (restored, contents) =
-            restore::restore_from(&self.io, &runtime, &self.ledger, id, targets)?;
+        let contents = self.io.runtime.block_on(Contents::load(&self.ledger, id))?;
+        let restored = restore::restore_from(&self.io, &contents, targets)?;
         self.saver.set_base(base_of(&contents));
         Ok(restored)
     }

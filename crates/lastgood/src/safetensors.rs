@@ -7,7 +7,6 @@ use lastgood_format::layout::NdBox;
 use lastgood_format::{Dtype, Error, Result};
 use safetensors::tensor::{SafeTensors, TensorView, View};
 
-use crate::ledger::Ledger;
 use crate::repository::Repository;
 use crate::restore::Contents;
 use crate::state::{Capture, Durability, Targets, World};
@@ -53,12 +52,7 @@ pub struct Exported {
 ///
 /// # Errors
 /// `NotFound` if there is no such component; `Corrupt`, `Unavailable`, `Denied` from reading.
-pub fn export(
-    repository: &Repository,
-    ledger: &Ledger,
-    contents: &Contents,
-    component: &str,
-) -> Result<Exported> {
+pub fn export(repository: &Repository, contents: &Contents, component: &str) -> Result<Exported> {
     if !contents.components().contains_key(component) {
         return Err(Error::not_found(format!("the checkpoint has no component {component:?}")));
     }
@@ -86,7 +80,7 @@ pub fn export(
         let whole = NdBox::whole(&tensor.shape);
         slots.shard(&tensor.name, tensor.dtype, &tensor.shape, whole, &mut tensor.bytes)?;
     }
-    repository.restore(ledger, &contents.id(), targets)?;
+    repository.restore(contents, targets)?;
     let metadata: BTreeMap<String, String> =
         contents.metadata().into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     let (blobs, tensors): (Vec<&Owned>, Vec<&Owned>) =

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use lastgood::ledger::Ledger;
 use lastgood::restore::{Contents, Selector, resolve};
 use lastgood::{Repository, safetensors};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -39,7 +38,7 @@ pub(super) fn run(request: &Request, as_json: bool) -> anyhow::Result<Exit> {
     fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let partial = parent.join(format!(".lastgood-export-{}", std::process::id()));
     let _ = fs::remove_dir_all(&partial);
-    let written = write_all(request, &repository, &ledger, &contents, &partial)
+    let written = write_all(request, &repository, &contents, &partial)
         .and_then(|files| publish(&partial, &request.to, &parent).map(|()| files));
     if written.is_err() {
         let _ = fs::remove_dir_all(&partial);
@@ -76,7 +75,6 @@ fn check_target(to: &Path, force: bool) -> anyhow::Result<()> {
 fn write_all(
     request: &Request,
     repository: &Repository,
-    ledger: &Ledger,
     contents: &Contents,
     partial: &Path,
 ) -> anyhow::Result<Vec<String>> {
@@ -87,7 +85,7 @@ fn write_all(
         false => request.components.clone(),
     };
     for component in components {
-        let exported = safetensors::export(repository, ledger, contents, &component)?;
+        let exported = safetensors::export(repository, contents, &component)?;
         let stem = file_stem(&component);
         for (name, bytes) in [
             (format!("{stem}.safetensors"), exported.tensors),

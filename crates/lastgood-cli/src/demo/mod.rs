@@ -3,9 +3,10 @@
 //!
 //! It is a real job in the respects that matter to a checkpoint. Weights are replicated and the
 //! optimizer's moments are sharded by rows over the ranks; a loader walks the data in a shuffled
-//! order; a generator that must be restored makes the noise of the dropout; and the ranks depend on
-//! each other in every step. [`job`] puts the parts together and shows what is to be saved.
+//! order; random numbers disturb the images, so that their generators must be restored; and the
+//! ranks depend on each other in every step. [`job`] puts the parts together and shows what is to be saved.
 
+pub(crate) mod augmentation;
 pub(crate) mod collective;
 pub(crate) mod digits;
 pub(crate) mod job;

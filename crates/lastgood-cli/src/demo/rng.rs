@@ -7,8 +7,8 @@ pub(crate) enum Stream {
     Weights,
     /// The order of the samples in this epoch.
     Order(u64),
-    /// The dropout of this logical rank.
-    Dropout(u64),
+    /// The disturbance of the images of this logical rank.
+    Noise(u64),
 }
 
 /// xoshiro256++ by David Blackman and Sebastiano Vigna (2019), in the public domain.
@@ -50,7 +50,7 @@ pub(crate) fn seeded(seed: u64, stream: Stream) -> [u64; 4] {
     let (kind, index) = match stream {
         Stream::Weights => (1, 0),
         Stream::Order(epoch) => (2, epoch),
-        Stream::Dropout(logical_rank) => (3, logical_rank),
+        Stream::Noise(logical_rank) => (3, logical_rank),
     };
     let mut state = [seed, kind, index].into_iter().fold(0, |mixed, word| mix(mixed ^ word));
     std::array::from_fn(|_| {

@@ -31,6 +31,11 @@ impl Shares {
         &self.0[rank as usize]
     }
 
+    /// The size of the share of `rank`.
+    pub(crate) fn len_of(&self, rank: u32) -> usize {
+        self.of(rank).iter().map(Range::len).sum()
+    }
+
     /// The share of `rank` in `flat`, put together.
     pub(crate) fn pack<T: Copy>(&self, rank: u32, flat: &[T]) -> Vec<T> {
         self.of(rank).iter().flat_map(|range| &flat[range.clone()]).copied().collect()

@@ -12,9 +12,9 @@ pub(crate) use choose::choose_id;
 pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
 use lastgood_format::{Hash, Result};
+pub(crate) use verify::verify_all;
 
 use crate::io::Io;
-use crate::ledger::Ledger;
 use crate::state::Targets;
 
 /// What a restore did.
@@ -34,37 +34,21 @@ pub struct Restored {
     pub notices: Vec<String>,
 }
 
-/// Restores checkpoint `id` into `targets`. If it fails, the content of the targets' memory is
-/// unspecified, and no function of theirs was called.
+/// Restores what `contents` tells of into `targets`. If it fails, the content of the targets' memory
+/// is unspecified, and no function of theirs was called.
 pub(crate) fn restore_from(
     io: &dyn Io,
-    runtime: &tokio::runtime::Runtime,
-    ledger: &Ledger,
-    id: &Hash,
+    contents: &Contents,
     targets: Targets<'_>,
-) -> Result<(Restored, Contents)> {
-    let contents = runtime.block_on(Contents::load(ledger, id))?;
-    let plan = plan::Plan::new(&contents, targets)?;
-    let (bytes, bytes_read) = fetch::run(io, &contents, plan)?;
-    let restored = Restored {
-        checkpoint: *id,
+) -> Result<Restored> {
+    let plan = plan::Plan::new(contents, targets)?;
+    let (bytes, bytes_read) = fetch::run(io, contents, plan)?;
+    Ok(Restored {
+        checkpoint: contents.id(),
         step: contents.manifest().step,
         world_size: contents.manifest().world_size,
         bytes,
         bytes_read,
         notices: Vec::new(),
-    };
-    Ok((restored, contents))
-}
-
-/// Reads and verifies every byte of checkpoint `id`; `progress` is told the bytes so far and in all.
-pub(crate) fn verify(
-    io: &dyn Io,
-    runtime: &tokio::runtime::Runtime,
-    ledger: &Ledger,
-    id: &Hash,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<u64> {
-    let contents = runtime.block_on(Contents::load(ledger, id))?;
-    verify::verify_all(io, &contents, progress)
+    })
 }

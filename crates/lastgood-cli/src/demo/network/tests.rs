@@ -4,7 +4,7 @@ use super::*;
 const WIDTHS: [usize; 4] = [7, 19, 11, 5];
 
 fn sample(seed: u64, label: usize) -> (Vec<f32>, usize) {
-    let mut state = seeded(seed, Stream::Dropout(label as u64));
+    let mut state = seeded(seed, Stream::Noise(label as u64));
     let mut rng = Rng(&mut state);
     ((0..WIDTHS[0]).map(|_| rng.unit()).collect(), label)
 }

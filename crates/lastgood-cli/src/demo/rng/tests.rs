@@ -17,8 +17,8 @@ fn streams_differ_by_seed_purpose_and_index() {
         seeded(2, Stream::Weights),
         seeded(1, Stream::Order(0)),
         seeded(1, Stream::Order(1)),
-        seeded(1, Stream::Dropout(0)),
-        seeded(1, Stream::Dropout(1)),
+        seeded(1, Stream::Noise(0)),
+        seeded(1, Stream::Noise(1)),
     ];
     for (i, a) in states.iter().enumerate() {
         assert!(states[..i].iter().all(|b| a != b), "stream {i} repeats another");
