@@ -34,7 +34,11 @@ const COMMANDS: &[Command] = &[
         run: test::run,
     },
     Command { name: "lint", about: "the checks that rustc and clippy do not have", run: lint::run },
-    Command { name: "demo", about: "cargo run --release -- demo, with its options", run: demo::run },
+    Command {
+        name: "demo",
+        about: "cargo run --release -- demo, with its options",
+        run: demo::run,
+    },
     Command { name: "bench", about: "cargo bench -p lastgood, with its options", run: bench::run },
     Command {
         name: "docs",

@@ -72,7 +72,8 @@ pub(crate) fn quoted(line: &str) -> impl Iterator<Item = &str> {
 pub(crate) fn row(line: &str) -> Option<Vec<&str>> {
     let inner = line.trim().strip_prefix('|')?.strip_suffix('|')?;
     let cells: Vec<&str> = inner.split('|').map(str::trim).collect();
-    let rule = cells.iter().all(|cell| !cell.is_empty() && cell.bytes().all(|b| b"-:".contains(&b)));
+    let rule =
+        cells.iter().all(|cell| !cell.is_empty() && cell.bytes().all(|b| b"-:".contains(&b)));
     (!rule).then_some(cells)
 }
 

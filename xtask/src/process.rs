@@ -11,10 +11,20 @@ use anyhow::{Context, Result};
 
 use crate::repo;
 
-/// A command in the project's root.
+/// A command in the project's root, in the environment that a person's shell would give it.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.current_dir(repo::root());
+    // What cargo says about this program must not reach the cargo that it runs: build scripts that look
+    // at these variables would run again each time, and everything above them would be built again.
+    for (name, _) in env::vars_os() {
+        let of_this_program = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        if of_this_program {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
@@ -40,6 +50,12 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into(), "/sbin".into(), repo::root().join(TOOLS).join("bin")])
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
+}
+
+/// A program of the release build.
+pub(crate) fn built(program: &str) -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    repo::root().join(target).join("release").join(program)
 }
 
 /// Where the tools are that this program installs, from the root.

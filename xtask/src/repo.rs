@@ -31,7 +31,8 @@ pub(crate) fn files(extension: &str) -> Result<Vec<PathBuf>> {
 }
 
 fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
         let (path, kind) = (entry.path(), entry.file_type()?);
@@ -52,5 +53,7 @@ pub(crate) fn is_test(path: &Path) -> bool {
         let stem = stem.to_string_lossy();
         stem == "tests" || stem.ends_with("_tests")
     });
-    stem || path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "benches")
+    stem || path
+        .components()
+        .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "benches")
 }

@@ -240,7 +240,8 @@ impl Run {
     /// Waits for every save that is under way.
     ///
     /// # Errors
-    /// The failures of saves that nobody has asked for.
+    /// The failures of saves that nobody has asked for, of the kind of the last one: `Unavailable`,
+    /// `Overloaded`, `Denied`, `Fenced`, `Conflict`.
     pub fn close(mut self) -> Result<()> {
         self.saver.close()
     }

@@ -2,7 +2,7 @@
 
 mod commands;
 mod crates;
-mod dependencies;
+pub(crate) mod dependencies;
 mod errors;
 mod guarantees;
 mod names;
@@ -73,7 +73,12 @@ impl Findings {
     }
 
     /// What should be looked at, but breaks nothing.
-    pub(crate) fn warning(&mut self, path: impl AsRef<Path>, line: usize, message: impl AsRef<str>) {
+    pub(crate) fn warning(
+        &mut self,
+        path: impl AsRef<Path>,
+        line: usize,
+        message: impl AsRef<str>,
+    ) {
         self.warnings.push(place(path.as_ref(), line, message.as_ref()));
     }
 }

@@ -12,7 +12,8 @@ pub(super) fn check(findings: &mut Findings) -> Result<()> {
     for path in repo::files("rs")? {
         let text = repo::read(&path)?;
         for (line, text) in (1..).zip(text.lines()) {
-            let inline = ["mod tests {", "mod test {"].iter().any(|mark| text.trim().starts_with(mark));
+            let inline =
+                ["mod tests {", "mod test {"].iter().any(|mark| text.trim().starts_with(mark));
             if inline {
                 findings.error(&path, line, "tests stand in their own file: write `mod tests;`");
             }

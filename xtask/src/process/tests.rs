@@ -4,7 +4,10 @@ use super::*;
 fn colours_are_taken_out() {
     let check = |line: &[u8], expected: &str| assert_eq!(plain(line), expected);
     check(b"plain\n", "plain");
-    check(b"\x1b[32;1m  Summary\x1b[0m [  1.2s] \x1b[1m3\x1b[0m tests\n", "  Summary [  1.2s] 3 tests");
+    check(
+        b"\x1b[32;1m  Summary\x1b[0m [  1.2s] \x1b[1m3\x1b[0m tests\n",
+        "  Summary [  1.2s] 3 tests",
+    );
     check(b"cut off \x1b[3", "cut off ");
 }
 

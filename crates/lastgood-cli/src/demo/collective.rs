@@ -363,4 +363,4 @@ fn from_bytes(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -83,7 +83,8 @@ pub(crate) struct FullPack {
 /// Runs the pipeline until every segment that `segments` gives is durable.
 ///
 /// # Errors
-/// The first error of any stage; every stage has ended by then.
+/// The first error of any stage, after every stage has ended: `Unavailable`, `Overloaded`, `Denied`,
+/// `Conflict` from the store; `Internal`.
 pub(crate) fn run(
     io: &dyn Io,
     job: &Job<'_>,

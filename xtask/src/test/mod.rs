@@ -1,0 +1,229 @@
+//! `cargo xtask test`: installs what is missing and runs every stage.
+
+mod count;
+mod gateway;
+mod install;
+mod stages;
+
+use std::collections::BTreeSet;
+use std::env;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use count::{Count, Counter};
+use install::{Absent, Installation};
+use stages::{BUILD, Need, STAGES, Stage};
+
+use crate::process::{self, End, TOOLS};
+use crate::repo;
+
+/// No stage runs longer than this; one that hangs must fail and not hold up what follows.
+const STAGE_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// What the command line asks for.
+#[derive(Default)]
+struct Options {
+    list: bool,
+    only: Vec<String>,
+    skip: Vec<String>,
+}
+
+/// A line of the final table.
+struct Row {
+    name: &'static str,
+    seconds: f64,
+    count: Count,
+    note: String,
+}
+
+/// Runs the stages that `args` select.
+pub(crate) fn run(args: &[String]) -> Result<bool> {
+    let options = parse(args)?;
+    if options.list {
+        list();
+        return Ok(true);
+    }
+    let stages = select(&options)?;
+    let needs: BTreeSet<Need> = stages.iter().flat_map(|stage| stage.needs).copied().collect();
+    let start = Instant::now();
+    let mut installation = Installation::start(needs);
+    let mut rows = Vec::new();
+    for (i, stage) in stages.iter().enumerate() {
+        rows.extend(run_stage(stage, &mut installation));
+        let later = &stages[i + 1..];
+        if !later.iter().any(|stage| stage.needs.contains(&Need::Gateway)) {
+            installation.stop_gateway();
+        }
+    }
+    Ok(report(&rows, start.elapsed()))
+}
+
+fn parse(args: &[String]) -> Result<Options> {
+    let mut options = Options::default();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let names = match arg.as_str() {
+            "--list" => {
+                options.list = true;
+                continue;
+            }
+            "--only" => &mut options.only,
+            "--skip" => &mut options.skip,
+            _ => bail!("unknown option {arg:?}; there are --list, --only STAGE and --skip STAGE"),
+        };
+        let name = args.next().with_context(|| format!("{arg} needs the name of a stage"))?;
+        let known = name == BUILD.name || STAGES.iter().any(|stage| stage.name == name);
+        ensure!(known, "there is no stage {name:?}; see cargo xtask test --list");
+        names.push(name.clone());
+    }
+    Ok(options)
+}
+
+fn list() {
+    for stage in STAGES {
+        let planned = if stage.planned { " (planned: not run)" } else { "" };
+        println!("{}{planned}: {}\n    {}", stage.name, stage.shows, stage.command);
+    }
+}
+
+/// The stages to run, with the release build before the first one that uses it.
+fn select(options: &Options) -> Result<Vec<Stage>> {
+    let wanted = |stage: &&Stage| {
+        let named = options.only.iter().any(|name| name == stage.name);
+        let run = if options.only.is_empty() { !stage.planned } else { named };
+        run && !options.skip.iter().any(|name| name == stage.name)
+    };
+    let mut stages: Vec<Stage> = STAGES.iter().filter(wanted).cloned().collect();
+    if let Some(first) = stages.iter().position(|stage| stage.release) {
+        stages.insert(first, BUILD);
+    } else if wanted(&&BUILD) && !options.only.is_empty() {
+        stages.push(BUILD);
+    }
+    ensure!(!stages.is_empty(), "no stage is left to run");
+    Ok(stages)
+}
+
+/// Runs a stage; gives its row, and before it the row of a need that failed or had to be waited for.
+fn run_stage(stage: &Stage, installation: &mut Installation) -> Vec<Row> {
+    println!("\n==== {}: {}", stage.name, stage.shows);
+    println!("     {}", stage.command);
+    let mut rows = Vec::new();
+    let waiting = Instant::now();
+    for need in stage.needs {
+        let Err(absent) = installation.wait(*need) else { continue };
+        let (count, note) = match absent {
+            Absent::Skip(reason) => (Count::SKIPPED, format!("skipped: {reason}")),
+            Absent::Fail(reason) => (Count::FAILED, reason),
+        };
+        println!("     {note}");
+        let row = |name, seconds| Row { name, seconds, count, note: first_line(&note) };
+        if *need != Need::Gateway {
+            return vec![row(stage.name, waiting.elapsed().as_secs_f64())];
+        }
+        // Without a gateway everything but its own tests can run.
+        rows.push(row("gateway", 0.0));
+    }
+    let waited = waiting.elapsed().as_secs_f64();
+    if waited > 1.0 {
+        let note = format!("waited for {:?}", stage.needs);
+        rows.push(Row { name: "install", seconds: waited, count: Count::default(), note });
+    }
+    rows.push(execute(stage, installation));
+    rows
+}
+
+fn execute(stage: &Stage, installation: &Installation) -> Row {
+    let start = Instant::now();
+    let counter = Arc::new(Mutex::new(Counter::default()));
+    let seen = Arc::clone(&counter);
+    let end = command(stage, installation).and_then(|command| {
+        process::tee(command, STAGE_MAX, move |line| {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).line(line);
+        })
+    });
+    let counted = counter.lock().unwrap_or_else(PoisonError::into_inner).total();
+    let (succeeded, note) = match end {
+        Ok(End::Exited(status)) if status.success() => (true, String::new()),
+        Ok(End::Exited(status)) => (false, status.to_string()),
+        Ok(End::TimedOut) => (false, format!("ended after {} minutes", STAGE_MAX.as_secs() / 60)),
+        Err(error) => (false, format!("{error:#}")),
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let count = judge(succeeded, counted);
+    let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
+    println!("     {}: {verdict} in {seconds:.1} s", stage.name);
+    if !note.is_empty() {
+        println!("     {note}");
+    }
+    Row { name: stage.name, seconds, count, note: first_line(&note) }
+}
+
+/// The exit status has the last word: a stage that failed counts at least one failure.
+fn judge(succeeded: bool, counted: Option<Count>) -> Count {
+    match (succeeded, counted) {
+        (true, Some(count)) => count,
+        (true, None) => Count::PASSED,
+        (false, Some(count)) => Count { failed: count.failed.max(1), ..count },
+        (false, None) => Count::FAILED,
+    }
+}
+
+fn command(stage: &Stage, installation: &Installation) -> Result<Command> {
+    let mut words = stage.command.split_whitespace();
+    let program = match words.next().unwrap_or_default() {
+        "xtask" => env::current_exe().context("this program's own file")?.display().to_string(),
+        "cargo" => process::cargo(),
+        program if stage.release => process::built(program).display().to_string(),
+        program => program.to_owned(),
+    };
+    let mut command = process::command(&program);
+    command.args(words).envs(stage.env.iter().copied());
+    let tools = repo::root().join(TOOLS).join("bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths(env::split_paths(&path).chain([tools])).context("PATH")?;
+    command.env("PATH", path);
+    if stage.needs.contains(&Need::Gateway)
+        && let Some((variable, address)) = installation.gateway_env()
+    {
+        command.env(variable, address);
+    }
+    if is_ci() && stage.needs.contains(&Need::Nextest) {
+        command.env("NEXTEST_PROFILE", "ci");
+    }
+    Ok(command)
+}
+
+fn is_ci() -> bool {
+    env::var("CI").is_ok_and(|ci| !matches!(ci.as_str(), "" | "0" | "false"))
+}
+
+/// Prints the table and the closing line, and says whether everything is well.
+fn report(rows: &[Row], elapsed: Duration) -> bool {
+    let mut total = Count::default();
+    println!("\n{:<12} {:>8} {:>8} {:>7} {:>8}", "stage", "seconds", "passed", "failed", "skipped");
+    for Row { name, seconds, count, note } in rows {
+        total.add(*count);
+        let Count { passed, failed, skipped } = count;
+        let line =
+            format!("{name:<12} {seconds:>8.1} {passed:>8} {failed:>7} {skipped:>8}  {note}");
+        println!("{}", line.trim_end());
+    }
+    let Count { passed, failed, skipped } = total;
+    let seconds = elapsed.as_secs_f64();
+    println!("{:<12} {seconds:>8.1} {passed:>8} {failed:>7} {skipped:>8}", "all");
+    let refused = is_ci() && skipped > 0;
+    if refused {
+        println!("CI must skip nothing: {skipped} skipped is a failure here");
+    }
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    failed == 0 && passed > 0 && !refused
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! The stages of `cargo xtask test`, in the order in which they run.
+//!
+//! A stage is one command line. It passes if it exits with 0; if it prints `N passed, N failed` or
+//! `N passed, N failed, N skipped` alone on a line (nextest's and cargo's own summaries count as well), it
+//! is counted by what it prints, otherwise as one. A stage that is `.planned()` is neither run nor
+//! counted, unless `--only` names it; delete the word to switch it on.
+
+/// What a stage needs beyond Rust.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Need {
+    /// To run as root: mounting file systems, cutting their power.
+    Root,
+    /// cargo-nextest.
+    Nextest,
+    /// cargo-deny.
+    Deny,
+    /// The tools of ext4 and XFS.
+    FileSystems,
+    /// A running S3 gateway; its address is in `LASTGOOD_TEST_S3`.
+    Gateway,
+}
+
+/// One thing that is tried.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    pub(super) name: &'static str,
+    /// What a passing stage shows.
+    pub(super) shows: &'static str,
+    /// The command line. Its first word may be `xtask`, which is this program, or `lastgood-chaos`, which is
+    /// the one of the release build: to have cargo run it would build it and all below it again, with
+    /// fewer features.
+    pub(super) command: &'static str,
+    pub(super) env: &'static [(&'static str, &'static str)],
+    pub(super) needs: &'static [Need],
+    /// Runs programs of the release build, which is built before the first such stage.
+    pub(super) release: bool,
+    pub(super) planned: bool,
+}
+
+impl Stage {
+    const fn new(name: &'static str, shows: &'static str, command: &'static str) -> Self {
+        Self { name, shows, command, env: &[], needs: &[], release: false, planned: false }
+    }
+
+    const fn env(self, env: &'static [(&'static str, &'static str)]) -> Self {
+        Self { env, ..self }
+    }
+
+    const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+
+    const fn release(self) -> Self {
+        Self { release: true, ..self }
+    }
+
+    const fn planned(self) -> Self {
+        Self { planned: true, ..self }
+    }
+}
+
+/// Builds what the release stages run, in one set of features; not in the list, since it is run when it is
+/// needed.
+pub(super) const BUILD: Stage = Stage::new(
+    "build",
+    "the release build of the programs",
+    "cargo build --release --locked -p lastgood-cli -p lastgood-chaos",
+);
+
+pub(super) const STAGES: &[Stage] = &[
+    Stage::new(
+        "fetch",
+        "the lock file is right and every dependency is here",
+        "cargo fetch --locked",
+    ),
+    Stage::new("fmt", "the code is formatted", "cargo fmt --all --check"),
+    Stage::new("lint", "the project keeps its own rules", "xtask lint"),
+    Stage::new(
+        "clippy",
+        "no lint of rustc or clippy fires",
+        "cargo clippy --workspace --all-targets --locked -- -D warnings",
+    ),
+    Stage::new(
+        "tests",
+        "unit, integration and conformance tests, on a real S3 gateway too",
+        "cargo nextest run --workspace --locked",
+    )
+    .needs(&[Need::Nextest, Need::Gateway]),
+    // The whole workspace, although only two crates have examples: any other choice of crates has another
+    // set of features, for which everything would be built again.
+    Stage::new(
+        "doctests",
+        "the examples in the documentation",
+        "cargo test --doc --workspace --locked",
+    ),
+    Stage::new(
+        "doc",
+        "the documentation builds and its links resolve",
+        "cargo doc --workspace --lib --no-deps --locked",
+    )
+    .env(&[("RUSTDOCFLAGS", "-D warnings")]),
+    Stage::new(
+        "simulate",
+        "20,000 seeded interleavings of ranks, attempts, faults and crashes",
+        "lastgood-chaos simulate --seeds 20000",
+    )
+    .release()
+    .planned(),
+    Stage::new(
+        "enumerate",
+        "a million states that a crash can leave on a disk",
+        "lastgood-chaos enumerate --states 1000000",
+    )
+    .release()
+    .planned(),
+    Stage::new("mutants", "planted bugs are each found", "lastgood-chaos mutants")
+        .release()
+        .planned(),
+    Stage::new(
+        "kills",
+        "kill -9 at every store call and sync of a save of four ranks",
+        "lastgood-chaos kills",
+    )
+    .release()
+    .planned(),
+    Stage::new(
+        "power-cuts",
+        "file systems that lose power during saves",
+        "lastgood-chaos power-cuts --ext4 300 --xfs 150",
+    )
+    .needs(&[Need::Root, Need::FileSystems])
+    .release()
+    .planned(),
+    Stage::new(
+        "bit-flips",
+        "every flipped bit of a small repository, and many of a large one",
+        "lastgood-chaos bit-flips",
+    )
+    .release()
+    .planned(),
+    Stage::new("full-disk", "a disk that fills up during a save", "lastgood-chaos full-disk")
+        .needs(&[Need::Root])
+        .release()
+        .planned(),
+    Stage::new(
+        "demo",
+        "a training job whose ranks are killed ends with the bytes of one that nothing disturbed",
+        "cargo run --release -- demo --kills 5 --seed 7",
+    )
+    .release()
+    .planned(),
+    Stage::new("docs", "the generated pages say what the code says", "xtask docs --check")
+        .release(),
+    // Late, so that cargo-deny can be built beside everything else.
+    Stage::new(
+        "deny",
+        "licences, sources and banned crates, offline",
+        "cargo deny --offline check --hide-inclusion-graph bans licenses sources",
+    )
+    .needs(&[Need::Deny]),
+];
