@@ -155,6 +155,9 @@ pub(crate) enum Command {
     /// Ties a rank's life to its supervisor's, and becomes the rank
     #[command(hide = true, name = "__rank")]
     Rank {
+        /// The process that must live for the rank to live
+        #[arg(long)]
+        parent: u32,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
@@ -191,9 +194,11 @@ pub(crate) struct Supervise {
     /// Give up after this many restarts without a new checkpoint between them
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub(crate) restarts: u32,
-    /// Restart when nothing (output, heartbeat, checkpoint) moved for this long, such as 10m
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) stall_timeout: Option<std::time::Duration>,
+    /// Start again when no rank made progress for this long: finished a step, or, if the job tells of
+    /// no steps, printed a line; 0s for never
+    #[arg(long, default_value = "30m", value_name = "DURATION",
+          value_parser = humantime::parse_duration)]
+    pub(crate) stall_timeout: std::time::Duration,
     /// How long ranks may take to end after SIGTERM
     #[arg(long, default_value = "30s", value_name = "DURATION",
           value_parser = humantime::parse_duration)]
@@ -204,6 +209,17 @@ pub(crate) struct Supervise {
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+/// A component of the demo's state that can be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Component {
+    /// The weights
+    Model,
+    /// The moments of the optimizer
+    Optimizer,
+    /// The generators of random numbers
+    Rng,
 }
 
 /// Arguments of `lastgood demo`.
@@ -224,6 +240,9 @@ pub(crate) struct Demo {
     /// Save every so many steps
     #[arg(long, default_value_t = 5)]
     pub(crate) every: u64,
+    /// Leave one component out of the saves, to see that the comparison notices it
+    #[arg(long, value_enum, value_name = "COMPONENT")]
+    pub(crate) forget: Option<Component>,
     /// Keep the repository of the killed run here; a temporary folder unless given
     #[arg(long, env = "LASTGOOD_STORE", value_name = "URL")]
     pub(crate) store: Option<String>,
@@ -232,13 +251,13 @@ pub(crate) struct Demo {
 /// Arguments of one rank of the demo.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct DemoRank {
+    /// Leave this component out of the saves
+    #[arg(long, value_enum)]
+    pub(crate) forget: Option<Component>,
     /// Training steps
     #[arg(long)]
     pub(crate) steps: u64,
     /// Save every so many steps
     #[arg(long)]
     pub(crate) every: u64,
-    /// The seed of the data order and the weights
-    #[arg(long)]
-    pub(crate) seed: u64,
 }

@@ -1,11 +1,13 @@
 //! One module a command.
 
+mod demo;
 mod export;
 mod import;
 mod log;
 mod ls;
 mod mark;
 mod show;
+mod supervise;
 mod verify;
 
 use std::io;
@@ -13,6 +15,7 @@ use std::io;
 use clap::CommandFactory;
 
 use crate::args::{Args, Command};
+use crate::demo::rank;
 use crate::exit::Exit;
 
 /// Runs the command.
@@ -40,6 +43,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             clap_complete::generate(shell, &mut Args::command(), "lastgood", &mut io::stdout());
             Ok(Exit::Done)
         }
-        _ => anyhow::bail!("not here yet"),
+        Command::Run(args) => supervise::run(&args, json),
+        Command::Rank { parent, command } => supervise::become_rank(parent, &command),
+        Command::Demo(args) => demo::run(&args, json),
+        Command::DemoRank(args) => rank::run(&args),
     }
 }

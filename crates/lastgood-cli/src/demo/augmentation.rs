@@ -38,11 +38,7 @@ impl Augmentation {
 /// The pixel at a place, or paper outside of the image.
 fn ink(image: &[f32], row: f32, column: f32) -> f32 {
     let inside = |at: f32| (0.0..SIDE as f32).contains(&at);
-    if inside(row) && inside(column) {
-        image[row as usize * SIDE + column as usize]
-    } else {
-        0.0
-    }
+    if inside(row) && inside(column) { image[row as usize * SIDE + column as usize] } else { 0.0 }
 }
 
 #[cfg(test)]

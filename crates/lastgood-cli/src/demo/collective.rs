@@ -176,18 +176,6 @@ impl Collective {
         })
     }
 
-    /// Returns when every rank has called it.
-    pub(crate) fn barrier(&mut self) -> Result<()> {
-        self.exchange(Kind::Barrier, Vec::new(), |payloads| Ok(payloads.to_vec()))?;
-        Ok(())
-    }
-
-    /// The bytes of rank 0, on every rank.
-    pub(crate) fn broadcast(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let own = if self.rank == 0 { bytes.to_vec() } else { Vec::new() };
-        self.exchange(Kind::Broadcast, own, |payloads| Ok(vec![payloads[0].clone(); payloads.len()]))
-    }
-
     /// The bytes of every rank one after the other, in the order of ranks, on every rank.
     pub(crate) fn gather(&mut self, own: Vec<u8>) -> Result<Vec<u8>> {
         self.exchange(Kind::Gather, own, |payloads| Ok(vec![payloads.concat(); payloads.len()]))

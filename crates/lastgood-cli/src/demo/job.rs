@@ -115,7 +115,6 @@ pub(crate) struct StepReport {
 pub(crate) struct Job {
     config: JobConfig,
     rank: u32,
-    world_size: u32,
     training: Digits,
     test: Digits,
     network: Network,
@@ -153,7 +152,6 @@ impl Job {
         let loader = LoaderState { seed: config.seed, epoch: 0, position: 0 };
         Ok(Self {
             rank,
-            world_size,
             loader: Loader::new(training.len()),
             activations: network.activations(),
             own_rows: rows(network.parameters(), rank, world_size),
@@ -235,13 +233,6 @@ impl Job {
             activations.likeliest() == label
         });
         recognised.count() as f64 / self.test.len() as f64
-    }
-
-    /// The BLAKE3 hash of the parameters, without the other ranks: cheap enough for every step.
-    pub(crate) fn weights_digest(&self) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new();
-        absorb(&mut hasher, &self.weights);
-        hasher.finalize()
     }
 
     /// The BLAKE3 hash of the whole state, over all ranks. It does not depend on the number of

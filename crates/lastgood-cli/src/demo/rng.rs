@@ -9,6 +9,8 @@ pub(crate) enum Stream {
     Order(u64),
     /// The disturbance of the images of this logical rank.
     Noise(u64),
+    /// The kills of the demo.
+    Kills,
 }
 
 /// xoshiro256++ by David Blackman and Sebastiano Vigna (2019), in the public domain.
@@ -51,6 +53,7 @@ pub(crate) fn seeded(seed: u64, stream: Stream) -> [u64; 4] {
         Stream::Weights => (1, 0),
         Stream::Order(epoch) => (2, epoch),
         Stream::Noise(logical_rank) => (3, logical_rank),
+        Stream::Kills => (4, 0),
     };
     let mut state = [seed, kind, index].into_iter().fold(0, |mixed, word| mix(mixed ^ word));
     std::array::from_fn(|_| {

@@ -28,10 +28,6 @@ pub(super) enum Kind {
     Refusal,
     /// Rank 0 ends the attempt and says why.
     Abort,
-    /// [`barrier`](super::Collective::barrier).
-    Barrier,
-    /// [`broadcast`](super::Collective::broadcast).
-    Broadcast,
     /// [`gather`](super::Collective::gather).
     Gather,
     /// [`reduce`](super::Collective::reduce).
@@ -41,13 +37,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 7] = [
         Self::Hello,
         Self::Welcome,
         Self::Refusal,
         Self::Abort,
-        Self::Barrier,
-        Self::Broadcast,
         Self::Gather,
         Self::Reduce,
         Self::Share,
@@ -60,8 +54,6 @@ impl Kind {
             Self::Welcome => "welcome",
             Self::Refusal => "refusal",
             Self::Abort => "abort",
-            Self::Barrier => "barrier",
-            Self::Broadcast => "broadcast",
             Self::Gather => "gather",
             Self::Reduce => "reduce",
             Self::Share => "share",

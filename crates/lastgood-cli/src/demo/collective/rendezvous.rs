@@ -1,6 +1,7 @@
 //! How the ranks of one attempt find each other, and nobody else.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
@@ -54,7 +55,11 @@ impl Rendezvous {
     }
 
     fn unreachable(&self, cause: &io::Error) -> Error {
-        Error::Unreachable { address: self.address.clone(), port: self.port, cause: cause.to_string() }
+        Error::Unreachable {
+            address: self.address.clone(),
+            port: self.port,
+            cause: cause.to_string(),
+        }
     }
 }
 
@@ -132,9 +137,10 @@ fn admit(
     joined: &mut BTreeMap<u32, TcpStream>,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + HELLO_TIMEOUT;
-    let hello = stream.set_nonblocking(false).and_then(|()| stream.set_nodelay(true)).and_then(|()| {
-        frame::read(&mut Until { stream: &stream, deadline }, HELLO_BYTES_MAX)?.json::<Hello>()
-    });
+    let hello =
+        stream.set_nonblocking(false).and_then(|()| stream.set_nodelay(true)).and_then(|()| {
+            frame::read(&mut Until { stream: &stream, deadline }, HELLO_BYTES_MAX)?.json::<Hello>()
+        });
     // Whoever does not speak like a rank is none; the connection closes.
     let Ok(hello) = hello else { return Ok(()) };
     let expected = rendezvous.hello();
@@ -152,11 +158,11 @@ fn admit(
         Refusal::Attempt(expected.attempt)
     } else if hello.rank == 0 || hello.rank >= expected.world_size {
         Refusal::Mismatch(format!("it is rank {} of {}", hello.rank, expected.world_size))
-    } else if joined.contains_key(&hello.rank) {
-        Refusal::Mismatch(format!("rank {} has joined already", hello.rank))
-    } else {
-        joined.insert(hello.rank, stream);
+    } else if let Entry::Vacant(place) = joined.entry(hello.rank) {
+        place.insert(stream);
         return Ok(());
+    } else {
+        Refusal::Mismatch(format!("rank {} has joined already", hello.rank))
     };
     // If the refusal does not arrive, the closed connection says as much.
     let refusal = serde_json::to_vec(&refusal).unwrap_or_default();

@@ -25,8 +25,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
         let (input, label) = sample(seed, seed as usize);
         let mut gradient = vec![0.0; network.len()];
         let mut activations = network.activations();
-        let found =
-            network.add_gradient(&flat, (&input, label), &mut activations, &mut gradient);
+        let found = network.add_gradient(&flat, (&input, label), &mut activations, &mut gradient);
         assert!((f64::from(found) - loss(&network, &flat, (&input, label))).abs() < 1e-5);
 
         let mut wrong = Vec::new();

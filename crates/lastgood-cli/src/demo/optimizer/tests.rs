@@ -13,10 +13,9 @@ fn the_rate_rises_and_falls() {
 
 #[test]
 fn a_schedule_without_steps_is_no_division_by_zero() {
-    for schedule in [
-        Schedule { peak: 0.01, warmup: 0, steps: 0 },
-        Schedule { peak: 0.01, warmup: 5, steps: 2 },
-    ] {
+    for schedule in
+        [Schedule { peak: 0.01, warmup: 0, steps: 0 }, Schedule { peak: 0.01, warmup: 5, steps: 2 }]
+    {
         assert!((0..10).all(|step| schedule.rate(step).is_finite()));
     }
 }

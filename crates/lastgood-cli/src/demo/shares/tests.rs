@@ -30,7 +30,8 @@ fn a_packed_share_finds_its_places_again() {
 
 #[test]
 fn a_common_range_belongs_to_every_share() {
-    let shares = Shares::new(2, |rank| vec![rank as usize..rank as usize + 1]).with_common(2..3);
-    assert_eq!(shares.pack(0, &[7, 8, 9]), [7, 9]);
-    assert_eq!(shares.pack(1, &[7, 8, 9]), [8, 9]);
+    let own = |rank| vec![2 * rank as usize..2 * rank as usize + 1, 4..4];
+    let shares = Shares::new(2, own).with_common(4..5);
+    assert_eq!(shares.pack(0, &[5, 6, 7, 8, 9]), [5, 9]);
+    assert_eq!(shares.pack(1, &[5, 6, 7, 8, 9]), [7, 9]);
 }

@@ -1,0 +1,163 @@
+//! `lastgood run`: a job under supervision.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use lastgood_serve::supervise::{RankEnvironment, Stream, tie_to_parent};
+use lastgood_serve::{Control, Event, Job, Outcome, supervise};
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::args::Supervise;
+use crate::exit::Exit;
+use crate::{output, session};
+
+pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
+    check_program(args.command.first().map_or(OsStr::new(""), OsString::as_os_str))?;
+    let repository = session::create_repository(&args.run.store.store)?;
+    let job = Job {
+        command: args.command.clone(),
+        launcher: launcher()?,
+        ranks: args.ranks,
+        store: args.run.store.store.clone(),
+        run: args.run.run.clone(),
+        environment: RankEnvironment::default(),
+        restarts_max: args.restarts,
+        stall_timeout: (!args.stall_timeout.is_zero()).then_some(args.stall_timeout),
+        grace: args.grace,
+        master_port: args.master_port,
+    };
+    let control = stop_on_signals()?;
+    let outcome = supervise(&repository, &job, &control, &mut |event| match as_json {
+        true => show_json(&event),
+        false => show(&event),
+    })?;
+    let (exit, text) = match &outcome {
+        Outcome::Finished { attempts: 1 } => (Exit::Done, "done".to_owned()),
+        Outcome::Finished { attempts } => (Exit::Done, format!("done in {attempts} attempts")),
+        Outcome::Stopped => (Exit::Failed, "stopped before the job was done".into()),
+        Outcome::GaveUp(verdict) => (Exit::Failed, format!("given up: {verdict}")),
+    };
+    if as_json {
+        let event = match outcome {
+            Outcome::Finished { .. } => "finished",
+            Outcome::Stopped => "stopped",
+            Outcome::GaveUp(_) => "gave_up",
+        };
+        output::json(&json!({"event": event, "message": text}))?;
+    } else {
+        output::note(format_args!("lastgood: {text}"));
+    }
+    Ok(exit)
+}
+
+/// `lastgood __rank`: becomes the rank, which the kernel ends with its supervisor.
+pub(super) fn become_rank(parent: u32, command: &[OsString]) -> Result<Exit> {
+    tie_to_parent(parent)?;
+    let (program, args) = command.split_first().context("no command is given")?;
+    let error = Command::new(program).args(args).exec();
+    Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// The command line of `__rank` in this process.
+pub(super) fn launcher() -> Result<Vec<OsString>> {
+    let this = env::current_exe().context("cannot find the file of this program")?;
+    let parent = std::process::id().to_string();
+    Ok(vec![this.into(), "__rank".into(), "--parent".into(), parent.into(), "--".into()])
+}
+
+/// SIGTERM, SIGINT and SIGHUP stop the job: the first one with the grace time.
+pub(super) fn stop_on_signals() -> Result<Arc<Control>> {
+    let control = Arc::new(Control::default());
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signal handlers")?;
+    let orders = Arc::clone(&control);
+    let listen = move || signals.forever().for_each(|_| orders.stop());
+    thread::Builder::new().name("signals".into()).spawn(listen).context("no thread")?;
+    Ok(control)
+}
+
+/// A program that is not there is told now and not by every rank.
+fn check_program(program: &OsStr) -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = match Path::new(program).components().count() {
+        0 => false,
+        1 if !program.as_encoded_bytes().contains(&b'/') => {
+            env::split_paths(&path).any(|folder| folder.join(program).is_file())
+        }
+        _ => Path::new(program).is_file(),
+    };
+    if !found {
+        let name = program.display();
+        bail!(lastgood::Error::not_found(format!("there is no program {name}")).with_remedy(
+            "give the program and its arguments after `--`, as in `-- python train.py`"
+        ));
+    }
+    Ok(())
+}
+
+fn show(event: &Event<'_>) {
+    match event {
+        Event::Line { rank, stream, text } => {
+            let prefix = format!("[rank {rank}] ");
+            // A terminal that is gone must not end the job.
+            let line = [prefix.as_bytes(), text, b"\n"].concat();
+            match stream {
+                Stream::Out => std::io::stdout().write_all(&line).ok(),
+                Stream::Err => std::io::stderr().write_all(&line).ok(),
+            };
+        }
+        Event::Started { attempt, from, pids, .. } => {
+            let ranks = pids.len();
+            let from = match from {
+                Some((step, id)) => format!("from step {step} ({})", id.short()),
+                None => "from the beginning".into(),
+            };
+            output::note(format_args!("lastgood: attempt {attempt}: {ranks} ranks, {from}"));
+        }
+        Event::Failed(failure) => {
+            output::note(format_args!("lastgood: {failure}; ending the other ranks"));
+        }
+        Event::Restarting { after, left } => {
+            let after = after.as_secs();
+            output::note(format_args!(
+                "lastgood: starting again in {after} s; {left} more without a new checkpoint"
+            ));
+        }
+        Event::Stopping => output::note("lastgood: told to stop; ending the ranks"),
+        Event::Step(_) | Event::Ended { .. } => {}
+    }
+}
+
+fn show_json(event: &Event<'_>) {
+    let body = match event {
+        Event::Line { rank, stream, text } => {
+            let stream = if *stream == Stream::Out { "out" } else { "err" };
+            json!({"event": "line", "rank": rank, "stream": stream,
+                "text": String::from_utf8_lossy(text)})
+        }
+        Event::Started { attempt, restarts, from, pids } => {
+            let from = from.map(|(step, id)| json!({"step": step, "checkpoint": id}));
+            json!({"event": "started", "attempt": attempt, "restarts": restarts, "from": from,
+                "pids": pids})
+        }
+        Event::Step(step) => json!({"event": "step", "step": step}),
+        Event::Ended { rank, cause } => {
+            json!({"event": "ended", "rank": rank, "cause": cause.to_string()})
+        }
+        Event::Failed(failure) => json!({"event": "failed", "rank": failure.rank,
+            "step": failure.step, "cause": failure.cause.to_string()}),
+        Event::Restarting { after, left } => {
+            json!({"event": "restarting", "after_s": after.as_secs_f64(), "left": left})
+        }
+        Event::Stopping => json!({"event": "stopping"}),
+    };
+    output::line(body);
+}

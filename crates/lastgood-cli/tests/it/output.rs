@@ -1,0 +1,100 @@
+//! Exit codes, help, errors and JSON.
+
+use std::fs;
+
+use crate::tool::{lastgood, on};
+
+#[test]
+fn every_command_has_help_and_bad_usage_exits_with_2() {
+    let commands =
+        ["run", "ls", "show", "log", "verify", "mark", "import", "export", "demo", "completions"];
+    let help = lastgood(&["--help"]).exits(0).out;
+    for command in commands {
+        assert!(help.contains(command), "{help}");
+        lastgood(&[command, "--help"]).exits(0);
+        lastgood(&[command, "--no-such-option"]).exits(2);
+    }
+    assert!(help.contains("Examples:") && help.contains("Exit codes:"));
+    lastgood(&["no-such-command"]).exits(2);
+    lastgood(&["ls"]).exits(2);
+}
+
+#[test]
+fn shells_get_their_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = lastgood(&["completions", shell]).exits(0).out;
+        assert!(script.contains("lastgood") && script.contains("--component"), "{shell}");
+    }
+}
+
+#[test]
+fn what_is_not_there_exits_with_4() {
+    let folder = tempfile::tempdir().unwrap();
+    let absent = on(folder.path(), &["ls"]).exits(4);
+    assert!(absent.err.contains("error[LG"), "{}", absent.err);
+    let file = folder.path().join("x.safetensors");
+    let empty = safetensors::serialize(
+        std::iter::empty::<(&str, safetensors::tensor::TensorView<'_>)>(),
+        None,
+    );
+    fs::write(&file, empty.unwrap()).unwrap();
+    on(folder.path(), &["import", file.to_str().unwrap(), "--step", "3"]).exits(0);
+    for args in
+        [&["show", "--at", "4"][..], &["show", "--run", "other"], &["verify", "--at", "deadbeef"]]
+    {
+        on(folder.path(), args).exits(4);
+    }
+}
+
+#[test]
+fn a_store_that_nobody_answers_for_exits_with_7() {
+    let mut command = crate::tool::command(&["ls", "--store", "s3://bucket/x"]);
+    command.envs([
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("AWS_REGION", "us-east-1"),
+    ]);
+    let ran = crate::tool::Ran::from(command.output().unwrap()).exits(7);
+    assert!(ran.err.contains("error[LG"), "{}", ran.err);
+}
+
+#[test]
+fn every_command_speaks_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let file = folder.join("x.safetensors");
+    let data = [0u8; 400];
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![100], &data);
+    fs::write(&file, safetensors::serialize([("w", view.unwrap())], None).unwrap()).unwrap();
+    let to = folder.join("out");
+    let (file, to) = (file.to_str().unwrap(), to.to_str().unwrap());
+    let commands: &[&[&str]] = &[
+        &["import", file, "--step", "3", "--json"],
+        &["ls", "--json"],
+        &["show", "--json", "--tensors"],
+        &["log", "--json"],
+        &["verify", "--json"],
+        &["mark", "good", "--json"],
+        &["export", "--to", to, "--json"],
+    ];
+    for args in commands {
+        let ran = on(folder, args).exits(0);
+        assert!(!ran.json().is_empty(), "{args:?} says nothing");
+    }
+    let failed = on(folder, &["show", "--at", "9", "--json"]).exits(4);
+    let error: serde_json::Value = serde_json::from_str(&failed.err).unwrap();
+    assert_eq!(error["error"]["kind"], "not found", "{error}");
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = format!(
+        "{} completions bash | head -n 1; echo ${{PIPESTATUS[0]}}",
+        env!("CARGO_BIN_EXE_lastgood")
+    );
+    let ran = std::process::Command::new("bash").args(["-c", &line]).current_dir(&folder).output();
+    let ran = crate::tool::Ran::from(ran.unwrap()).exits(0);
+    assert!(ran.err.is_empty(), "{}", ran.err);
+}

@@ -1,0 +1,281 @@
+//! The supervisor: keeps a job of several rank processes going until it is done.
+//!
+//! It starts all ranks as one attempt of the run, which fences whatever is left of the attempt before;
+//! watches for a rank that ends or makes no progress; then ends the others and starts the next
+//! attempt, whose ranks restore the last good checkpoint. It stops when restarts do not help: the same
+//! failure at the same step twice, or a budget of restarts without a new checkpoint between them.
+//!
+//! | part | does |
+//! |---|---|
+//! | `attempt` | one attempt from its start to its last rank's end |
+//! | `process` | one rank process and what it prints |
+//! | `watch` | heartbeats, and what counts as a stall |
+//! | `budget` | whether another attempt is worth it |
+
+mod attempt;
+mod budget;
+mod process;
+mod watch;
+
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+pub use budget::Verdict;
+use budget::{Budget, Next};
+use lastgood::attempt::NewAttempt;
+use lastgood::ledger::{Attempt, Ledger, Standing};
+use lastgood::{Error, Hash, Repository, Result, RunName, restore};
+
+/// A job to keep going.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The program of every rank and its arguments.
+    pub command: Vec<OsString>,
+    /// What is put before the command: a program that ties a rank's life to this process's
+    /// ([`tie_to_parent`]) and becomes the command. Default nothing: ranks outlive a supervisor that
+    /// is killed.
+    pub launcher: Vec<OsString>,
+    /// The number of ranks.
+    pub ranks: u32,
+    /// The URL of the store, for the ranks.
+    pub store: String,
+    /// The run.
+    pub run: RunName,
+    /// More variables for single ranks.
+    pub environment: RankEnvironment,
+    /// How many restarts are made without a new checkpoint between them.
+    pub restarts_max: u32,
+    /// An attempt without progress for so long has stalled. `None`: never.
+    pub stall_timeout: Option<Duration>,
+    /// How long ranks may take to end after SIGTERM, before SIGKILL.
+    pub grace: Duration,
+    /// The port of `MASTER_PORT`; a free one for each attempt if `None`.
+    pub master_port: Option<u16>,
+}
+
+/// Gives variables by name, from the number of restarts before an attempt and the number of a rank.
+pub type Variables = dyn Fn(u32, u32) -> Vec<(String, String)> + Send + Sync;
+
+/// The variables that a rank gets beside those of [`rank`](crate::rank). Default none.
+#[derive(Clone)]
+pub struct RankEnvironment(pub Arc<Variables>);
+
+impl Default for RankEnvironment {
+    fn default() -> Self {
+        Self(Arc::new(|_, _| Vec::new()))
+    }
+}
+
+impl fmt::Debug for RankEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RankEnvironment")
+    }
+}
+
+/// What is told of a job, while it runs.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// An attempt has started.
+    Started {
+        /// Its number in the ledger.
+        attempt: u64,
+        /// The attempts before it in this call.
+        restarts: u32,
+        /// The checkpoint that its ranks restore: step and id.
+        from: Option<(u64, Hash)>,
+        /// The processes, by rank.
+        pids: Vec<u32>,
+    },
+    /// A rank printed a line.
+    Line {
+        /// The rank.
+        rank: u32,
+        /// Where to.
+        stream: Stream,
+        /// The line without its end, at most 64 KiB of it.
+        text: &'a [u8],
+    },
+    /// The ranks reached a step.
+    Step(
+        /// The highest number of finished steps that a rank has told.
+        u64,
+    ),
+    /// A rank has ended.
+    Ended {
+        /// The rank.
+        rank: u32,
+        /// How.
+        cause: Cause,
+    },
+    /// The attempt has failed; the other ranks are ended.
+    Failed(&'a Failure),
+    /// Another attempt follows.
+    Restarting {
+        /// After this time.
+        after: Duration,
+        /// How many more there may be without a new checkpoint.
+        left: u32,
+    },
+    /// The ranks were told to end, because this process was.
+    Stopping,
+}
+
+/// An output of a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Its standard output.
+    Out,
+    /// Its standard error.
+    Err,
+}
+
+/// How a rank ended, or why it had to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It ended with this code.
+    Exit(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// It was killed through [`Control::kill`].
+    Injected,
+    /// No rank made progress for so long.
+    Stalled(Duration),
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The rank that ended first, or made no progress.
+    pub rank: u32,
+    /// How.
+    pub cause: Cause,
+    /// The finished steps that the ranks had told of.
+    pub step: Option<u64>,
+    /// The last line that the rank wrote to its standard error.
+    pub last_words: Option<String>,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every rank ended with 0.
+    Finished {
+        /// The attempts that it took.
+        attempts: u32,
+    },
+    /// It was told to stop, and did.
+    Stopped,
+    /// Restarts do not help.
+    GaveUp(Verdict),
+}
+
+/// Steers a supervisor from other threads and from signal handlers.
+#[derive(Debug, Default)]
+pub struct Control {
+    stops: AtomicU32,
+    kills: Mutex<Vec<u32>>,
+}
+
+impl Control {
+    /// Ends the job: the first call passes SIGTERM on, with the grace time; the second one kills.
+    pub fn stop(&self) {
+        self.stops.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Kills a rank by SIGKILL, as a test of the recovery. It does not count against the job.
+    pub fn kill(&self, rank: u32) {
+        self.kills.lock().unwrap_or_else(PoisonError::into_inner).push(rank);
+    }
+
+    fn stops(&self) -> u32 {
+        self.stops.load(Ordering::SeqCst)
+    }
+
+    fn take_kills(&self) -> Vec<u32> {
+        std::mem::take(&mut self.kills.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Makes the kernel kill this process when the thread ends that started it, `parent` being its process.
+/// For a [`Job::launcher`] to call before it becomes the rank.
+///
+/// # Errors
+/// `Internal` if the kernel refuses, or if the parent has ended already.
+pub fn tie_to_parent(parent: u32) -> Result<()> {
+    process::tie_to_parent(parent)
+}
+
+/// Keeps `job` going until it is done, stopped or given up, and tells `on_event` of it.
+///
+/// # Errors
+/// `Invalid` if the command cannot be started; `Unavailable`, `Denied`, `Corrupt` from the store.
+pub fn supervise(
+    repository: &Repository,
+    job: &Job,
+    control: &Control,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Outcome> {
+    if job.ranks == 0 {
+        return Err(Error::invalid("a job needs at least one rank"));
+    }
+    let mut ledger = repository.ledger(&job.run)?;
+    let mut budget = Budget::new(job.restarts_max);
+    let mut restarts = 0;
+    loop {
+        let attempt = start(repository, &mut ledger, job)?;
+        budget.saw_checkpoint(newest_step(&ledger));
+        let from = attempt.from.and_then(|id| Some((ledger.history().checkpoint(&id)?.step, id)));
+        let launch = attempt::Launch { attempt: &attempt, from, restarts, port: port(job)? };
+        let failure = match attempt::run(job, &launch, control, on_event)? {
+            attempt::End::Finished => return Ok(Outcome::Finished { attempts: restarts + 1 }),
+            attempt::End::Stopped => return Ok(Outcome::Stopped),
+            attempt::End::Failed(failure) => failure,
+        };
+        repository.block_on(ledger.refresh())?;
+        let (after, left) = match budget.judge(failure, newest_step(&ledger)) {
+            Next::Restart { after, left } => (after, left),
+            Next::GiveUp(verdict) => return Ok(Outcome::GaveUp(verdict)),
+        };
+        on_event(Event::Restarting { after, left });
+        let until = Instant::now() + after;
+        while Instant::now() < until {
+            if control.stops() > 0 {
+                return Ok(Outcome::Stopped);
+            }
+            thread::sleep(attempt::POLL);
+        }
+        restarts += 1;
+    }
+}
+
+/// Starts the attempt in the ledger, which fences the ones before it.
+fn start(repository: &Repository, ledger: &mut Ledger, job: &Job) -> Result<Attempt> {
+    repository.block_on(ledger.refresh())?;
+    let env = repository.env();
+    let new = NewAttempt {
+        world_size: job.ranks,
+        from: restore::choose(ledger.history()).map(|checkpoint| checkpoint.id),
+        incarnation: format!("{:016x}{:016x}", env.random(), env.random()),
+    };
+    repository.block_on(lastgood::attempt::start(ledger, "supervisor", &new))
+}
+
+/// The step of the furthest checkpoint that is not bad.
+fn newest_step(ledger: &Ledger) -> Option<u64> {
+    let usable = |standing| standing != Standing::Bad;
+    let checkpoints = ledger.history().checkpoints().iter();
+    checkpoints.filter(|c| usable(c.standing) && !c.expired).map(|c| c.step).max()
+}
+
+fn port(job: &Job) -> Result<u16> {
+    if let Some(port) = job.master_port {
+        return Ok(port);
+    }
+    let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    free.map(|address| address.port())
+        .map_err(|error| Error::unavailable(format!("no free port for MASTER_PORT: {error}")))
+}

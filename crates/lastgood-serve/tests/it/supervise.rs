@@ -1,0 +1,293 @@
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lastgood::save::Mode;
+use lastgood::state::Durability;
+use lastgood::{Repository, Run, RunOptions};
+use lastgood_serve::supervise::{Cause, Stream, Verdict};
+use lastgood_serve::{Control, Event, Job, Outcome, supervise};
+use lastgood_store::{LocalStore, SystemEnv};
+use tempfile::TempDir;
+
+/// A repository, a folder for the ranks' own use, and what was seen of a job.
+struct Stage {
+    folder: TempDir,
+    repository: Repository,
+    control: Arc<Control>,
+    seen: Vec<Seen>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Seen {
+    Started(u64, Option<u64>),
+    Line(u32, Stream, String),
+    Ended(u32, Cause),
+    Failed(u32, Cause, Option<u64>),
+    Stopping,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+        let repository =
+            Repository::create(Arc::new(store), Arc::new(SystemEnv::default())).unwrap();
+        Self { folder, repository, control: Arc::default(), seen: Vec::new() }
+    }
+
+    /// A job whose ranks run `script` in this stage's folder.
+    fn job(&self, ranks: u32, script: &str) -> Job {
+        let folder = self.folder.path().display();
+        Job {
+            command: ["sh".into(), "-c".into(), format!("cd '{folder}'\n{script}").into()].into(),
+            launcher: Vec::new(),
+            ranks,
+            store: folder.to_string(),
+            run: "job".parse().unwrap(),
+            environment: Default::default(),
+            restarts_max: 3,
+            stall_timeout: None,
+            grace: Duration::from_secs(20),
+            master_port: None,
+        }
+    }
+
+    fn run(&mut self, job: &Job) -> Outcome {
+        let (seen, control) = (&mut self.seen, &self.control);
+        let see = &mut |event: Event<'_>| {
+            seen.push(match event {
+                Event::Started { attempt, from, .. } => {
+                    Seen::Started(attempt, from.map(|(step, _)| step))
+                }
+                Event::Line { rank, stream, text } => {
+                    if text == b"kill me" {
+                        control.kill(rank);
+                    }
+                    Seen::Line(rank, stream, String::from_utf8_lossy(text).into_owned())
+                }
+                Event::Ended { rank, cause } => Seen::Ended(rank, cause),
+                Event::Failed(f) => Seen::Failed(f.rank, f.cause, f.step),
+                Event::Stopping => Seen::Stopping,
+                Event::Step(_) | Event::Restarting { .. } => return,
+            });
+        };
+        supervise(&self.repository, job, &self.control, see).unwrap()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .seen
+            .iter()
+            .filter_map(|seen| match seen {
+                Seen::Line(_, _, text) => Some(text.clone()),
+                _ => None,
+            })
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    fn attempts(&self) -> Vec<Option<u64>> {
+        let attempts = self.seen.iter().filter_map(|seen| match seen {
+            Seen::Started(_, from) => Some(*from),
+            _ => None,
+        });
+        attempts.collect()
+    }
+
+    /// Saves a checkpoint of `step`, as a rank would.
+    fn save(&self, step: u64) {
+        let run = "job".parse().unwrap();
+        let mut run = Run::open(&self.repository, &run, RunOptions::default()).unwrap();
+        run.save(step, Mode::Sync, |capture| {
+            capture.component("control", "test", Durability::Durable)?.value("step", &step)
+        })
+        .unwrap();
+        run.close().unwrap();
+    }
+}
+
+/// Tells the supervisor that `step` steps are finished, as a rank does.
+fn beat(step: u8) -> String {
+    format!(r#"printf '\{:03o}\0\0\0\0\0\0\0' >"$LASTGOOD_HEARTBEAT""#, step + 1)
+}
+
+#[test]
+fn ranks_get_the_variables_of_torchrun_and_their_lines_a_rank() {
+    let mut stage = Stage::new();
+    let job = stage.job(
+        2,
+        r#"echo "$RANK of $WORLD_SIZE, local $LOCAL_RANK of $LOCAL_WORLD_SIZE, $MASTER_ADDR"
+        echo "$LASTGOOD_RUN $LASTGOOD_ATTEMPT" >&2
+        [ "$MASTER_PORT" -gt 0 ] && [ -n "$LASTGOOD_INCARNATION" ] && [ -n "$LASTGOOD_STORE" ]"#,
+    );
+    assert_eq!(stage.run(&job), Outcome::Finished { attempts: 1 });
+    for rank in 0..2 {
+        let text = format!("{rank} of 2, local {rank} of 2, 127.0.0.1");
+        assert!(stage.seen.contains(&Seen::Line(rank, Stream::Out, text)), "{:?}", stage.seen);
+        assert!(stage.seen.contains(&Seen::Line(rank, Stream::Err, "job 1".into())));
+    }
+}
+
+#[test]
+fn a_dead_rank_ends_the_others_and_the_next_attempt_starts_from_the_last_checkpoint() {
+    let mut stage = Stage::new();
+    stage.save(5);
+    let job = stage.job(
+        3,
+        r#"[ "$TORCHELASTIC_RESTART_COUNT" = 1 ] && exit 0
+        [ "$RANK" = 1 ] && kill -9 $$
+        sleep 60"#,
+    );
+    let start = Instant::now();
+    assert_eq!(stage.run(&job), Outcome::Finished { attempts: 2 });
+    assert!(start.elapsed() < Duration::from_secs(10), "the others were not ended");
+    assert!(stage.seen.contains(&Seen::Failed(1, Cause::Signal(9), None)), "{:?}", stage.seen);
+    assert!(stage.seen.contains(&Seen::Ended(0, Cause::Signal(15))));
+    assert_eq!(stage.attempts(), [Some(5), Some(5)]);
+}
+
+#[test]
+fn the_same_failure_at_the_same_step_ends_the_job_with_a_verdict() {
+    let mut stage = Stage::new();
+    let script = format!("{}\nsleep 0.3; echo 'loss is nan' >&2; exit 3", beat(57));
+    let job = stage.job(1, &script);
+    let Outcome::GaveUp(Verdict::SameFailure(failure)) = stage.run(&job) else {
+        panic!("{:?}", stage.seen)
+    };
+    assert_eq!((failure.cause, failure.step), (Cause::Exit(3), Some(57)));
+    assert_eq!(failure.last_words.as_deref(), Some("loss is nan"));
+    assert_eq!(stage.attempts().len(), 2);
+}
+
+#[test]
+fn a_new_checkpoint_makes_the_budget_whole_again() {
+    let mut stage = Stage::new();
+    // Fails at another step each time, so that only the budget ends it.
+    let script = r#"n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) >count
+        printf "\\$(printf %03o $((n + 1)))\0\0\0\0\0\0\0" >"$LASTGOOD_HEARTBEAT"; sleep 0.5; exit 1"#;
+    let job = Job { restarts_max: 1, ..stage.job(1, script) };
+    let outcome = stage.run(&job);
+    assert!(
+        matches!(outcome, Outcome::GaveUp(Verdict::NoProgress { restarts: 1, .. })),
+        "{outcome:?}"
+    );
+    assert_eq!(stage.attempts().len(), 2);
+
+    let mut stage = Stage::new();
+    let repository = stage.repository.clone();
+    let folder = stage.folder.path().to_owned();
+    let saver = thread::spawn(move || {
+        // Commits a checkpoint while the second attempt runs.
+        while std::fs::read_to_string(folder.join("count")).is_ok_and(|n| n.trim() == "2") == false
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let stage = Stage {
+            folder: tempfile::tempdir().unwrap(),
+            repository,
+            control: Arc::default(),
+            seen: Vec::new(),
+        };
+        stage.save(9);
+    });
+    let job = Job { restarts_max: 1, ..stage.job(1, script) };
+    stage.run(&job);
+    saver.join().unwrap();
+    assert_eq!(stage.attempts().len(), 3, "{:?}", stage.seen);
+    assert_eq!(stage.attempts()[2], Some(9));
+}
+
+#[test]
+fn a_stall_is_noticed_by_steps_and_without_them_by_output() {
+    // It goes on printing, but its steps stand still.
+    let talks = format!("{}\nwhile true; do echo alive; sleep 0.05; done", beat(3));
+    for (script, step) in [(talks.as_str(), Some(3)), ("sleep 60", None)] {
+        let mut stage = Stage::new();
+        let job = Job {
+            stall_timeout: Some(Duration::from_millis(700)),
+            restarts_max: 0,
+            ..stage.job(2, script)
+        };
+        let Outcome::GaveUp(verdict) = stage.run(&job) else { panic!("{:?}", stage.seen) };
+        let failure = verdict.failure();
+        assert!(matches!(failure.cause, Cause::Stalled(_)), "{failure:?}");
+        assert_eq!(failure.step, step);
+    }
+}
+
+#[test]
+fn a_stop_is_passed_on_and_after_the_grace_time_enforced() {
+    let polite = "trap 'echo saving; exit 0' TERM; echo ready; while true; do sleep 0.05; done";
+    let deaf = "trap '' TERM; echo ready; while true; do sleep 0.05; done";
+    for (script, grace, said) in
+        [(polite, Duration::from_secs(20), true), (deaf, Duration::from_millis(300), false)]
+    {
+        let mut stage = Stage::new();
+        let job = Job { grace, ..stage.job(2, script) };
+        let control = Arc::clone(&stage.control);
+        let stopper = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(500));
+            control.stop();
+        });
+        let start = Instant::now();
+        assert_eq!(stage.run(&job), Outcome::Stopped);
+        stopper.join().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(stage.seen.contains(&Seen::Stopping));
+        assert_eq!(stage.lines().contains(&"saving".to_owned()), said, "{:?}", stage.seen);
+        let killed = stage.seen.contains(&Seen::Ended(0, Cause::Signal(9)));
+        assert_eq!(killed, !said, "{:?}", stage.seen);
+    }
+}
+
+#[test]
+fn a_second_stop_does_not_wait() {
+    let mut stage = Stage::new();
+    let job = stage.job(1, "trap '' TERM; while true; do sleep 0.05; done");
+    stage.control.stop();
+    stage.control.stop();
+    let start = Instant::now();
+    assert_eq!(stage.run(&job), Outcome::Stopped);
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn children_of_a_failed_rank_end_with_it() {
+    let mut stage = Stage::new();
+    let job = Job { restarts_max: 0, ..stage.job(1, "sleep 1000 & echo $! >child; exit 1") };
+    assert!(matches!(stage.run(&job), Outcome::GaveUp(_)));
+    let child = std::fs::read_to_string(stage.folder.path().join("child")).unwrap();
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
+    let until = Instant::now() + Duration::from_secs(5);
+    // It is gone, or a zombie that nobody has reaped yet.
+    while state().is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < until, "the child lives: {:?}", state());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn kills_on_purpose_do_not_count() {
+    let mut stage = Stage::new();
+    let job = Job {
+        restarts_max: 0,
+        ..stage.job(
+            2,
+            r#"[ "$TORCHELASTIC_RESTART_COUNT" = 2 ] && exit 0
+            [ "$RANK" = 1 ] && echo 'kill me'
+            sleep 60"#,
+        )
+    };
+    assert_eq!(stage.run(&job), Outcome::Finished { attempts: 3 });
+    assert!(stage.seen.contains(&Seen::Ended(1, Cause::Injected)));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let stage = Stage::new();
+    let job = Job { command: vec!["/nonexistent/train".into()], ..stage.job(1, "") };
+    let error = supervise(&stage.repository, &job, &stage.control, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/train"), "{error}");
+}
