@@ -40,7 +40,7 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct StoreArgs {
     /// The store: a folder, file:///…, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
-    #[arg(long, env = "LASTGOOD_STORE", value_name = "URL")]
+    #[arg(long, env = "LASTGOOD_STORE", hide_env_values = true, value_name = "URL")]
     pub(crate) store: String,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct RunArgs {
     pub(crate) store: StoreArgs,
 
     /// The run
-    #[arg(long, env = "LASTGOOD_RUN", value_name = "NAME")]
+    #[arg(long, env = "LASTGOOD_RUN", hide_env_values = true, value_name = "NAME")]
     pub(crate) run: RunName,
 }
 
@@ -64,7 +64,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         store: StoreArgs,
         /// List the checkpoints of this run instead of the runs
-        #[arg(long, env = "LASTGOOD_RUN", value_name = "NAME")]
+        #[arg(long, env = "LASTGOOD_RUN", hide_env_values = true, value_name = "NAME")]
         run: Option<RunName>,
     },
     /// Show what one checkpoint holds: components, tensors, sizes, parents
@@ -244,7 +244,7 @@ pub(crate) struct Demo {
     #[arg(long, value_enum, value_name = "COMPONENT")]
     pub(crate) forget: Option<Component>,
     /// Keep the repository of the killed run here; a temporary folder unless given
-    #[arg(long, env = "LASTGOOD_STORE", value_name = "URL")]
+    #[arg(long, env = "LASTGOOD_STORE", hide_env_values = true, value_name = "URL")]
     pub(crate) store: Option<String>,
 }
 

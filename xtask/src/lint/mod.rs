@@ -38,7 +38,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "names",
-        demands: "no file or type is named after nothing; no TODO without an owner",
+        demands: "no file or type is named after nothing; no open task without an owner",
         check: names::check,
     },
     Rule {
