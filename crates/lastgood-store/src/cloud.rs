@@ -35,6 +35,8 @@ impl CloudStore {
     /// # Errors
     /// `Invalid` if the URL or an option is wrong, or this build lacks the feature for the scheme.
     pub fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Self> {
+        // An error says that the process has a provider already, which serves as well.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let parsed = Url::parse(url).map_err(|e| Error::invalid(format!("{url:?}: {e}")))?;
         let mut settings: Vec<(String, String)> =
             options.iter().map(|(name, value)| (name.clone(), value.clone())).collect();

@@ -4,7 +4,7 @@
 //! randomness. Everything that decides (ledger, commit, fencing) is written against these two, so
 //! that a seeded scheduler can run it.
 
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+#[cfg(feature = "cloud")]
 mod cloud;
 pub mod disk;
 pub mod env;
@@ -14,7 +14,7 @@ mod open;
 mod retry;
 pub mod store;
 
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+#[cfg(feature = "cloud")]
 pub use cloud::CloudStore;
 
 pub use disk::{Disk, RealDisk};

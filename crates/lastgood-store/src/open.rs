@@ -51,7 +51,7 @@ fn absolute(path: &str) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::invalid(format!("{path:?} is no path: {e}")))
 }
 
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+#[cfg(feature = "cloud")]
 fn remote(
     url: &str,
     options: &BTreeMap<String, String>,
@@ -61,7 +61,7 @@ fn remote(
     Ok(Arc::new(crate::retry::RetryStore::new(store, Arc::clone(env))))
 }
 
-#[cfg(not(any(feature = "s3", feature = "gcs", feature = "azure")))]
+#[cfg(not(feature = "cloud"))]
 fn remote(url: &str, _: &BTreeMap<String, String>, _: &Arc<dyn Env>) -> Result<Arc<dyn Store>> {
     Err(Error::invalid(format!("{url:?}: this build has no object stores"))
         .with_remedy("build with the feature s3, gcs or azure"))
