@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use lastgood_chaos::attack::disks::Flaw;
 use lastgood_chaos::attack::power_cuts::FileSystem;
 use lastgood_chaos::attack::{bit_flips, full_disk, kills, power_cuts, worker};
+use lastgood_chaos::failure::{Failure, Result};
 
 /// Attacks on lastgood: each says what it did and what it found, and fails on a broken promise.
 #[derive(Debug, Parser)]
@@ -156,7 +156,9 @@ fn power_cuts_and_mutants(ext4: u64, xfs: u64, seed: u64) -> Result<()> {
     let no_folder_sync = Flaw { no_folder_sync: true, ..Flaw::default() };
     for (name, flaw) in [("no file sync", no_file_sync), ("no folder sync", no_folder_sync)] {
         let report = power_cuts::run(&program, FileSystem::Ext4, 200, flaw, seed)?;
-        anyhow::ensure!(report.violations > 0, "the planted bug `{name}` survived 200 cuts");
+        if report.violations == 0 {
+            return Err(Failure::new(format!("the planted bug `{name}` survived 200 cuts")));
+        }
         say(&format!("planted bug `{name}`: caught after {} cuts", report.cuts));
     }
     Ok(())

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::failure::{Context, Result, bail, ensure};
 use lastgood::RunOptions;
 use lastgood::state::World;
 
