@@ -2,6 +2,16 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`sim`] | the real ledger and commit code under a seeded scheduler, over a store full of faults |
+//! | [`ranks`] | ranks that save tiny checkpoints through that code, on any store |
+//! | [`violation`] | the promises, by name |
+//! | [`random`] | numbers that are a function of a seed |
+//! | [`failure`] | why an attack ended |
 //! | [`attack`] | real processes, file systems and bytes: `kill -9`, power cuts, flipped bits, full disks |
 
 pub mod attack;
+pub mod failure;
+pub mod random;
+pub mod ranks;
+pub mod sim;
+pub mod violation;

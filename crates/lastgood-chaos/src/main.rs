@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use lastgood_chaos::attack::disks::Flaw;
 use lastgood_chaos::attack::power_cuts::FileSystem;
 use lastgood_chaos::attack::{bit_flips, full_disk, kills, power_cuts, worker};
+use lastgood_chaos::failure::{Failure, Result};
+use lastgood_chaos::sim::{self, Setting};
 
 /// Attacks on lastgood: each says what it did and what it found, and fails on a broken promise.
 #[derive(Debug, Parser)]
@@ -20,6 +21,18 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Attack {
+    /// Run the real ledger and commit code under seeded faults, crashes and interleavings
+    Simulate {
+        /// How many seeds
+        #[arg(long, default_value_t = 20_000)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// Repeat this seed alone, and print what happens
+        #[arg(long, conflicts_with_all = ["seeds", "first"])]
+        seed: Option<u64>,
+    },
     /// Flip every bit of a small repository, one at a time
     BitFlips {
         /// The size of the repository
@@ -72,14 +85,28 @@ struct WorkerArgs {
     no_folder_sync: bool,
 }
 
+/// How an attack ended.
+enum Ending {
+    /// It said what there is to say.
+    Said,
+    /// It ends with its time.
+    Timed,
+    /// It ends with its time, and how many tries kept and broke a promise.
+    Counted { passed: u64, failed: u64 },
+}
+
 fn main() -> ExitCode {
     let begin = Instant::now();
-    match run(Arguments::parse().attack) {
-        Ok(true) => {
-            say(&format!("{:.1} s", begin.elapsed().as_secs_f64()));
-            ExitCode::SUCCESS
+    let ending = run(Arguments::parse().attack);
+    if matches!(ending, Ok(Ending::Timed | Ending::Counted { .. })) {
+        say(&format!("{:.1} s", begin.elapsed().as_secs_f64()));
+    }
+    match ending {
+        Ok(Ending::Said | Ending::Timed) => ExitCode::SUCCESS,
+        Ok(Ending::Counted { passed, failed }) => {
+            say(&format!("{passed} passed, {failed} failed"));
+            if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Ok(false) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("FAILED: {error:?}"));
             ExitCode::FAILURE
@@ -92,8 +119,12 @@ fn say(line: &str) {
     println!("{line}");
 }
 
-fn run(attack: Attack) -> Result<bool> {
+fn run(attack: Attack) -> Result<Ending> {
     match attack {
+        Attack::Simulate { seeds, first, seed } => match seed {
+            Some(seed) => return Ok(repeat(seed)),
+            None => return simulate(first, seeds),
+        },
         Attack::BitFlips { bytes } => {
             let report = bit_flips::run(bytes)?;
             say(&format!(
@@ -134,10 +165,10 @@ fn run(attack: Attack) -> Result<bool> {
                     no_folder_sync: args.no_folder_sync,
                 },
             })?;
-            return Ok(false);
+            return Ok(Ending::Said);
         }
     }
-    Ok(true)
+    Ok(Ending::Timed)
 }
 
 /// First the sound code, then the planted bugs, which must be caught.
@@ -156,8 +187,53 @@ fn power_cuts_and_mutants(ext4: u64, xfs: u64, seed: u64) -> Result<()> {
     let no_folder_sync = Flaw { no_folder_sync: true, ..Flaw::default() };
     for (name, flaw) in [("no file sync", no_file_sync), ("no folder sync", no_folder_sync)] {
         let report = power_cuts::run(&program, FileSystem::Ext4, 200, flaw, seed)?;
-        anyhow::ensure!(report.violations > 0, "the planted bug `{name}` survived 200 cuts");
+        if report.violations == 0 {
+            return Err(Failure::new(format!("the planted bug `{name}` survived 200 cuts")));
+        }
         say(&format!("planted bug `{name}`: caught after {} cuts", report.cuts));
     }
     Ok(())
+}
+
+fn simulate(first: u64, seeds: u64) -> Result<Ending> {
+    let report = sim::simulate(first, seeds, &Setting::default(), false)?;
+    let sum = &report.sum;
+    say(&format!(
+        "simulate: {} seeds, {} events; {} commits, {} crashes, {} power cuts in which {} objects \
+         vanished, {} fenced ranks, {} abandoned saves, {} saves given up, {} waits; {} distinct \
+         traces; {} seeds played twice did the same",
+        report.seeds,
+        sum.events,
+        sum.commits,
+        sum.crashes,
+        sum.power_cuts,
+        sum.vanished,
+        sum.fences,
+        sum.abandoned,
+        sum.given_up,
+        sum.waits,
+        report.distinct,
+        report.twice,
+    ));
+    for failed in report.failed.iter().take(10) {
+        say(&format!(
+            "seed {}: {}\n  repeat it: lastgood-chaos simulate --seed {}",
+            failed.seed, failed.violation, failed.seed
+        ));
+    }
+    let failed = report.failed.len() as u64;
+    Ok(Ending::Counted { passed: report.seeds - failed, failed })
+}
+
+fn repeat(seed: u64) -> Ending {
+    let played = sim::play(seed, &Setting::default(), true);
+    say(&played.text);
+    say(&format!("trace {:016x}", played.trace));
+    match played.violation {
+        None => Ending::Counted { passed: 1, failed: 0 },
+        Some(violation) => {
+            say(&format!("seed {seed}: {violation}"));
+            Ending::Counted { passed: 0, failed: 1 }
+        }
+    }
 }

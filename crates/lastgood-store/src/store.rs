@@ -102,7 +102,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 pub enum Put {
     /// This call created the object; it is durable.
     Created,
-    /// The object exists already; nothing was changed.
+    /// The object exists already, and is durable now; nothing was changed.
     Exists,
 }
 

@@ -3,7 +3,7 @@
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Error, ErrorKind, Hash, Result};
 
-use crate::ledger::{Appended, Attempt, Decision, Ledger, Writer};
+use crate::ledger::{self, Appended, Attempt, Decision, History, Ledger, Writer};
 
 /// How often an append of unknown outcome is settled before the caller is told.
 const SETTLE_MAX: u32 = 8;
@@ -38,20 +38,23 @@ pub struct NewAttempt {
 /// Starts an attempt, or joins the newest one if it has this incarnation already.
 ///
 /// # Errors
+/// `Fenced` if the incarnation started an attempt that is not the newest any more;
 /// `Incompatible` if the attempt to join has another world size; `Unavailable`, `Denied`, `Corrupt`.
 pub async fn start(ledger: &mut Ledger, actor: &str, new: &NewAttempt) -> Result<Attempt> {
     create_run(ledger, actor).await?;
     let writer = Writer { attempt: 0, actor: actor.to_owned() };
     settle(ledger, &writer, |history| {
-        Ok(match history.attempt() {
-            Some(attempt) if attempt.incarnation == new.incarnation => Decision::Nothing,
-            _ => Decision::Append(Kind::AttemptStarted {
+        match history.attempt_of(&new.incarnation) {
+            Some(number) if number == history.newest_attempt() => Ok(Decision::Nothing),
+            // A late rank of an old incarnation must not fence the new one.
+            Some(number) => Err(ledger::fenced(number, history.newest_attempt())),
+            None => Ok(Decision::Append(Kind::AttemptStarted {
                 number: history.newest_attempt() + 1,
                 world_size: new.world_size,
                 from: new.from,
                 incarnation: new.incarnation.clone(),
-            }),
-        })
+            })),
+        }
     })
     .await?;
     let attempt = ledger
@@ -76,7 +79,7 @@ pub async fn start(ledger: &mut Ledger, actor: &str, new: &NewAttempt) -> Result
 pub async fn settle(
     ledger: &mut Ledger,
     writer: &Writer,
-    mut decide: impl FnMut(&crate::ledger::History) -> Result<Decision> + Send,
+    mut decide: impl FnMut(&History) -> Result<Decision> + Send,
 ) -> Result<()> {
     let mut last = None;
     for _ in 0..SETTLE_MAX {

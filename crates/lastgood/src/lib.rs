@@ -18,7 +18,8 @@ pub mod attempt;
 pub mod commit;
 mod io;
 pub mod ledger;
-mod objects;
+#[doc(hidden)]
+pub mod objects;
 mod repository;
 pub mod restore;
 mod run;

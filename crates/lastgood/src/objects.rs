@@ -14,7 +14,7 @@ const TRIES_MAX: u32 = 5;
 /// # Errors
 /// `Conflict` if other bytes stand there; `Unavailable` if the store does not say; `Denied`,
 /// `Overloaded`.
-pub(crate) async fn put_same(store: &dyn Store, object: &str, payload: Payload) -> Result<()> {
+pub async fn put_same(store: &dyn Store, object: &str, payload: Payload) -> Result<()> {
     let mut last = Error::unavailable("the store did not answer");
     for _ in 0..TRIES_MAX {
         match store.put_if_absent(object, payload.clone()).await {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use crate::failure::{Context, Result, bail};
 use lastgood::ledger::Ledger;
 use lastgood::restore::Contents;
 use lastgood::save::{Compression, SaveOptions};

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::failure::{Context, Result, bail, ensure};
 use lastgood::save::SaveOptions;
 use lastgood::state::World;
 use lastgood::{ErrorKind, Repository, RunOptions};

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::failure::{Context, Result, bail, ensure};
 use lastgood::state::World;
 use lastgood::{Repository, RunOptions};
 use lastgood_format::Hash;

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::failure::{Context, Result, bail, ensure};
 use lastgood::RunOptions;
 use lastgood::state::World;
 
@@ -139,7 +139,7 @@ pub fn run(program: &Path, fs: FileSystem, cuts: u64, flaw: Flaw, seed: u64) -> 
     for round in 0..=cuts {
         volume.mount()?;
         let store = volume.mount.join("store");
-        let judged = if round == 0 { Ok(()) } else { judge(&store, acknowledged) };
+        let judged = if round == 0 { Ok(()) } else { judge(&store, acknowledged, round) };
         if let Err(error) = judged {
             report.violations += 1;
             if sound {
@@ -212,7 +212,7 @@ fn start(
 }
 
 /// Nothing acknowledged is lost, and nothing wrong verifies.
-fn judge(store: &Path, acknowledged: u64) -> Result<()> {
+fn judge(store: &Path, acknowledged: u64, round: u64) -> Result<()> {
     let (repository, _) = worker::repository(store, Flaw::default())?;
     let ledger = repository.ledger(&state::run_name())?;
     repository.block_on(ledger.audit())?;
@@ -225,7 +225,8 @@ fn judge(store: &Path, acknowledged: u64) -> Result<()> {
             .with_context(|| format!("step {}", checkpoint.step))?;
     }
     if newest > 0 {
-        let mut run = state::open(&repository, World::ALONE, "judge", RunOptions::default())?;
+        let name = format!("judge {round}");
+        let mut run = state::open(&repository, World::ALONE, &name, RunOptions::default())?;
         let restored = state::restore_and_check(&mut run, Size::SMALL)?.map(|r| r.step);
         ensure!(restored == Some(newest), "expected step {newest}, restored {restored:?}");
     }

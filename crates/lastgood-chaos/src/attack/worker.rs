@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use crate::failure::{Result, bail};
 use lastgood::save::SaveOptions;
 use lastgood::state::World;
 use lastgood::{Repository, RunOptions};
@@ -68,7 +68,7 @@ pub fn run(work: &Work) -> Result<()> {
             .collect();
         ranks.into_iter().try_for_each(|rank| match rank.join() {
             Ok(done) => done,
-            Err(_) => anyhow::bail!("a rank panicked"),
+            Err(_) => bail!("a rank panicked"),
         })
     })?;
     say(&format!("POINTS {}", disk.points()));

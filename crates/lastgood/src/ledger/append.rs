@@ -56,8 +56,14 @@ pub struct Unknown {
 }
 
 enum Slot {
+    /// The entry is there and durable.
     Ours,
-    Taken(Box<(Entry, Hash)>),
+    /// Another entry is there, which is durable if the store said that it exists.
+    Taken {
+        entry: Box<Entry>,
+        hash: Hash,
+        is_durable: bool,
+    },
     Unknown(Error),
 }
 
@@ -88,11 +94,17 @@ impl Ledger {
             match self.take_slot(&entry, stored.into()).await? {
                 Slot::Ours => {
                     self.history.apply(&entry, hash)?;
+                    self.settled = entry.n;
                     // A head that cannot be written costs the next reader time, nothing else.
                     let _ = self.write_head().await;
                     return Ok(Appended::Committed(entry.n));
                 }
-                Slot::Taken(other) => self.history.apply(&other.0, other.1)?,
+                Slot::Taken { entry, hash, is_durable } => {
+                    self.history.apply(&entry, hash)?;
+                    if is_durable {
+                        self.settled = entry.n;
+                    }
+                }
                 Slot::Unknown(error) => {
                     let (n, write_id) = (entry.n, entry.write_id);
                     return Ok(Appended::Unknown(Unknown { n, write_id, error }));
@@ -120,11 +132,11 @@ impl Ledger {
     async fn take_slot(&self, entry: &Entry, payload: Payload) -> Result<Slot> {
         let object = key::ledger_entry(self.run(), entry.n);
         let mut last = Error::unavailable("the store did not answer");
-        let mut may_exist = false;
+        let (mut may_exist, mut is_durable) = (false, false);
         for _ in 0..TRIES_MAX {
             match self.store.put_if_absent(&object, payload.clone()).await {
                 Ok(Put::Created) => return Ok(Slot::Ours),
-                Ok(Put::Exists) => may_exist = true,
+                Ok(Put::Exists) => (may_exist, is_durable) = (true, true),
                 Err(error) if error.is_retryable() => {
                     may_exist = true;
                     last = error;
@@ -133,8 +145,16 @@ impl Ledger {
                 Err(error) => last = error,
             }
             match self.read_entry(entry.n).await {
-                Ok(Some((found, _))) if found.write_id == entry.write_id => return Ok(Slot::Ours),
-                Ok(Some(found)) => return Ok(Slot::Taken(Box::new(found))),
+                Ok(Some((found, _))) if found.write_id == entry.write_id => {
+                    // A put that failed after it had its effect promises nothing.
+                    match if is_durable { Ok(()) } else { self.store.settle(&object).await } {
+                        Ok(()) => return Ok(Slot::Ours),
+                        Err(error) => last = error,
+                    }
+                }
+                Ok(Some((other, hash))) => {
+                    return Ok(Slot::Taken { entry: Box::new(other), hash, is_durable });
+                }
                 Ok(None) => {}
                 Err(error) => last = error,
             }

@@ -1,6 +1,6 @@
 //! What a ledger says: a pure fold over its entries.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,6 +16,8 @@ pub struct History {
     entries: u64,
     tail: Option<Hash>,
     attempt: Option<Attempt>,
+    /// Every attempt by the name of its incarnation.
+    incarnations: BTreeMap<String, u64>,
     checkpoints: Vec<Checkpoint>,
     abandoned: BTreeSet<(u64, u64, u32)>,
 }
@@ -119,6 +121,7 @@ impl History {
             entries: 0,
             tail: None,
             attempt: None,
+            incarnations: BTreeMap::new(),
             checkpoints: Vec::new(),
             abandoned: BTreeSet::new(),
         }
@@ -152,6 +155,12 @@ impl History {
     #[must_use]
     pub fn newest_attempt(&self) -> u64 {
         self.attempt.as_ref().map_or(0, |attempt| attempt.number)
+    }
+
+    /// The attempt that an incarnation started, which need not be the newest.
+    #[must_use]
+    pub fn attempt_of(&self, incarnation: &str) -> Option<u64> {
+        self.incarnations.get(incarnation).copied()
     }
 
     /// Every committed checkpoint, in the order of commit.
@@ -205,6 +214,7 @@ impl History {
     fn fold(&mut self, entry: &Entry) {
         match &entry.kind {
             Kind::AttemptStarted { number, world_size, from, incarnation } => {
+                self.incarnations.insert(incarnation.clone(), *number);
                 self.attempt = Some(Attempt {
                     number: *number,
                     world_size: *world_size,

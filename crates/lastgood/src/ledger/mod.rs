@@ -28,6 +28,8 @@ pub struct Ledger {
     env: Arc<dyn Env>,
     rules: Arc<dyn Rules>,
     history: History,
+    /// Entries up to this one are known to survive the loss of power.
+    settled: u64,
 }
 
 impl Ledger {
@@ -51,7 +53,7 @@ impl Ledger {
         run: RunName,
         rules: Arc<dyn Rules>,
     ) -> Result<Self> {
-        let mut ledger = Self { store, env, rules, history: History::new(run) };
+        let mut ledger = Self { store, env, rules, history: History::new(run), settled: 0 };
         ledger.seek().await?;
         Ok(ledger)
     }

@@ -16,14 +16,16 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open`].
     pub async fn refresh(&mut self) -> Result<()> {
-        let before = self.history.entries();
         while let Some((entry, hash)) = self.read_entry(self.history.entries() + 1).await? {
             self.history.apply(&entry, hash)?;
         }
-        // Whatever is decided or acknowledged from here on stands on these entries.
-        if self.history.entries() > before {
+        // Whatever is decided or acknowledged from here on stands on these entries. An earlier call
+        // may have read some of them and failed before it settled them. Whoever appended the last one
+        // settled those before it.
+        if self.history.entries() > self.settled {
             let tail = key::ledger_entry(self.run(), self.history.entries());
             self.store.settle(&tail).await.map_err(|e| e.with_object(tail))?;
+            self.settled = self.history.entries();
         }
         Ok(())
     }
