@@ -1,8 +1,10 @@
 //! The stored bytes: vectors, a second reader, round trips, damage, boxes, and the document.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::expect_used, reason = "a test that cannot go on fails, and says at what")]
 
 mod corpus;
 mod draft;
+mod layout;
 mod reader;
 mod seeded;
 mod vectors;

@@ -30,3 +30,9 @@ impl Seeded {
         &from[self.below(from.len() as u64) as usize]
     }
 }
+
+/// The seed of a test: `usual`, or what `LASTGOOD_SEED` says.
+#[expect(clippy::disallowed_methods, reason = "a person chooses the seed")]
+pub(crate) fn seed(usual: u64) -> u64 {
+    std::env::var("LASTGOOD_SEED").map_or(usual, |seed| seed.parse().unwrap())
+}
