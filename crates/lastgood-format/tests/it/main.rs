@@ -4,6 +4,8 @@
 
 mod corpus;
 mod draft;
+mod forge;
+mod json;
 mod layout;
 mod reader;
 mod seeded;
