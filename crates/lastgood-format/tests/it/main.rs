@@ -3,10 +3,14 @@
 #![expect(clippy::expect_used, reason = "a test that cannot go on fails, and says at what")]
 
 mod corpus;
+mod damage;
 mod draft;
 mod forge;
+mod hostile;
 mod json;
 mod layout;
 mod reader;
+mod roundtrip;
+mod rules;
 mod seeded;
 mod vectors;

@@ -13,7 +13,7 @@ mod columns;
 mod ledger;
 mod pack;
 
-pub(crate) use columns::read_index;
+pub(crate) use columns::{read_index, unpack};
 
 type Objects = BTreeMap<String, Vec<u8>>;
 
@@ -126,7 +126,7 @@ fn place(
         }
         let (to, from, count) = (element * bits / 8, i * row * bits / 8, row * bits / 8);
         // Rows of packed elements need not begin on a byte: such tensors are whole in the vectors.
-        if row * bits % 8 != 0 {
+        if !(row * bits).is_multiple_of(8) {
             assert_eq!(sizes, shape);
             target.copy_from_slice(bytes);
             return;
@@ -149,7 +149,7 @@ fn the_second_reader_restores_the_newest_good_checkpoint() {
 
     let numbers: Vec<u8> = (0..12u16).flat_map(u16::to_le_bytes).collect();
     let pattern: Vec<u8> = (0..(64 << 10) + 8u32).map(|i| (i / 512) as u8).collect();
-    let expected: [(&str, &str, &str, &[u64], Vec<u8>); 8] = [
+    let expected: [(&str, &str, &str, &[u64], _); 8] = [
         ("loader", "state", "BLOB", &[5], b"lines".to_vec()),
         ("model", "a", "F32", &[], vec![0, 0, 0xC0, 0x3F]),
         ("model", "a/empty", "F64", &[0, 4], vec![]),
