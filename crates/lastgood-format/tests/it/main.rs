@@ -4,6 +4,7 @@
 
 mod corpus;
 mod damage;
+mod document;
 mod draft;
 mod forge;
 mod hostile;
