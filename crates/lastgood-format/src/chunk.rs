@@ -41,6 +41,15 @@ impl Codec {
         Self::ALL.get(usize::from(code)).copied()
     }
 
+    /// True if this codec may store `decoded_bytes` bytes as `stored_bytes` bytes.
+    pub(crate) fn may_store(self, stored_bytes: u32, decoded_bytes: u32) -> bool {
+        match self {
+            Self::Raw => stored_bytes == decoded_bytes,
+            Self::Zstd => stored_bytes < decoded_bytes,
+            Self::Zero => stored_bytes == 0,
+        }
+    }
+
     /// The name for a person.
     #[must_use]
     pub fn name(self) -> &'static str {

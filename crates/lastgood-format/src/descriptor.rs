@@ -41,18 +41,39 @@ impl Descriptor {
     /// Reads stored bytes.
     ///
     /// # Errors
-    /// `Corrupt` if the seal does not match; `Incompatible` if the version is newer than this one.
+    /// `Corrupt` if the seal does not match or a rule is broken; `Incompatible` if the version is newer
+    /// than this one.
     pub fn decode(stored: &[u8]) -> Result<Self> {
+        check_size("descriptor", stored, Self::BYTES_MAX)?;
         let descriptor: Self = sealed::unseal(stored)?;
-        check_version(descriptor.format)?;
         if descriptor.kind != "lastgood" {
             return Err(Error::corrupt(format!(
                 "the descriptor says kind {:?}, expected \"lastgood\"",
                 descriptor.kind
             )));
         }
+        if id_of(&descriptor.repository).is_none() {
+            return Err(Error::corrupt(format!(
+                "a repository's id is 32 lower-case hexadecimal digits, found {:?}",
+                descriptor.repository
+            )));
+        }
         Ok(descriptor)
     }
+}
+
+/// The number that exactly 32 lower-case hexadecimal digits tell.
+pub(crate) fn id_of(digits: &str) -> Option<u128> {
+    let plain = digits.len() == 32 && digits.bytes().all(|b| b"0123456789abcdef".contains(&b));
+    u128::from_str_radix(digits, 16).ok().filter(|_| plain)
+}
+
+/// Refuses a stored object that is larger than the format allows.
+pub(crate) fn check_size(what: &str, stored: &[u8], bytes_max: u64) -> Result<()> {
+    if stored.len() as u64 <= bytes_max {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("a {what} has at most {bytes_max} bytes, found {}", stored.len())))
 }
 
 /// Refuses a format version that this crate does not read.

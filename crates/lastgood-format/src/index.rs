@@ -27,6 +27,12 @@ pub const NAME_BYTES_MAX: usize = 1024;
 /// The longest name of a tensor, in bytes.
 pub const TENSOR_NAME_BYTES_MAX: usize = 64 << 10;
 
+/// The most bytes of all tensor names of an index together.
+pub const NAMES_BYTES_MAX: u64 = 1 << 30;
+
+/// The longest key or value of metadata, in bytes.
+pub const METADATA_BYTES_MAX: usize = 64 << 20;
+
 /// The most dimensions of a tensor.
 pub const DIMS_MAX: usize = 32;
 
@@ -143,8 +149,15 @@ pub struct Pack {
 }
 
 impl ShardIndex {
-    /// The largest stored index that is read.
+    /// The largest stored index, and the largest columns in it, in bytes.
     pub const BYTES_MAX: u64 = 1 << 30;
+
+    /// The most bytes of columns for each byte of their frame: more is a bomb and not an index.
+    pub const GROWTH_MAX: u64 = 4096;
+
+    /// The binary logarithm of the largest window of the frame: 8 MiB, which every decoder supports
+    /// (RFC 8878, section 3.1.1.1.2).
+    pub const WINDOW_LOG_MAX: u32 = 23;
 
     /// The bytes of all shards of this index.
     ///

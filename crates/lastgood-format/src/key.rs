@@ -13,6 +13,9 @@ pub const DESCRIPTOR: &str = "lastgood.json";
 /// The prefix of every run's folder.
 pub const RUNS: &str = "runs/";
 
+/// The longest name of an object inside a run, in bytes.
+pub const OBJECT_BYTES_MAX: usize = 512;
+
 /// The name of a run: 1 to 128 of `a-z A-Z 0-9 . _ -`, beginning with a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct RunName(String);
@@ -138,7 +141,7 @@ pub fn in_run(run: &RunName, relative: &str) -> Result<String> {
             && part != ".."
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     };
-    if relative.len() <= 512 && relative.split('/').all(plain) {
+    if relative.len() <= OBJECT_BYTES_MAX && relative.split('/').all(plain) {
         return Ok(format!("{RUNS}{run}/{relative}"));
     }
     Err(Error::corrupt(format!("object name {relative:?} is not a plain path inside run {run}")))

@@ -90,7 +90,11 @@ impl NdBox {
         let dims = shared.sizes.len();
         let full = (0..dims).rev().take_while(whole).count();
         let inner = dims.saturating_sub(full + 1);
-        let elements: u64 = shared.sizes[inner.min(dims)..].iter().product();
+        let elements = shared.sizes[inner.min(dims)..]
+            .iter()
+            .try_fold(1u64, |product, size| product.checked_mul(*size))
+            .filter(|elements| elements.checked_mul(dtype.bits()).is_some())
+            .ok_or_else(|| Error::corrupt("the size of a tensor overflows"))?;
         let mut outer = vec![0; inner];
         let mut runs: Vec<Run> = Vec::new();
         loop {
@@ -172,21 +176,21 @@ pub fn check_cover(target: &NdBox, boxes: &[NdBox]) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no two boxes share an element.
+/// Checks that no two boxes share an element. Boxes of different dimensions share none.
 ///
 /// # Errors
 /// `Corrupt` naming the first two that do.
 pub fn check_disjoint(boxes: &[NdBox]) -> Result<()> {
-    let Some(dims) = boxes.first().map(|first| first.sizes.len()) else { return Ok(()) };
+    let mut order: Vec<&NdBox> = boxes.iter().filter(|b| b.elements() != Some(0)).collect();
+    let dims = order.iter().map(|b| b.sizes.len()).min().unwrap_or(0);
     // Sweep along the dimension in which the boxes begin at the most places.
     let starts = |d: usize| {
-        let mut starts: Vec<u64> = boxes.iter().filter_map(|b| b.offsets.get(d).copied()).collect();
+        let mut starts: Vec<u64> = order.iter().map(|b| b.offsets[d]).collect();
         starts.sort_unstable();
         starts.dedup();
         starts.len()
     };
     let axis = (0..dims).max_by_key(|d| starts(*d)).unwrap_or(0);
-    let mut order: Vec<&NdBox> = boxes.iter().filter(|b| b.elements() != Some(0)).collect();
     order.sort_by_key(|b| b.offsets.get(axis).copied());
     let mut open: Vec<&NdBox> = Vec::new();
     for part in order {

@@ -1,11 +1,11 @@
 //! One decision of a run (`FORMAT.md`, "Ledger entry").
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::descriptor::check_version;
+use crate::descriptor::{check_size, id_of};
 use crate::{Error, FORMAT_VERSION, Hash, Result, RunName, sealed};
 
 /// Entry `n` of a run's ledger.
@@ -148,6 +148,9 @@ impl Kind {
     }
 }
 
+/// The last second of the year 9999.
+const AT_SECONDS_MAX: u64 = 253_402_300_799;
+
 /// The fields of an entry in their stored order.
 #[derive(Serialize, Deserialize)]
 struct Body {
@@ -169,10 +172,14 @@ impl Entry {
     /// The largest stored entry.
     pub const BYTES_MAX: u64 = 1 << 20;
 
-    /// The writer's wall clock in RFC 3339, as it is stored.
+    /// The writer's wall clock in RFC 3339 with microseconds, as it is stored: the nearest instant of
+    /// the years 1970 to 9999.
     #[must_use]
     pub fn at_text(&self) -> String {
-        humantime::format_rfc3339_micros(self.at).to_string()
+        // A clock outside of what RFC 3339 can say must not stop a decision.
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(AT_SECONDS_MAX);
+        let at = self.at.clamp(SystemTime::UNIX_EPOCH, last);
+        humantime::format_rfc3339_micros(at).to_string()
     }
 
     /// The stored bytes.
@@ -213,8 +220,8 @@ impl Entry {
     /// `Corrupt` if the seal does not match or the entry belongs elsewhere; `Incompatible` if its
     /// version is newer, or its kind is unknown and must be understood.
     pub fn decode(stored: &[u8], run: &RunName, n: u64) -> Result<Self> {
+        check_size("ledger entry", stored, Self::BYTES_MAX)?;
         let body: Body = sealed::unseal(stored)?;
-        check_version(body.format)?;
         if body.run != *run || body.n != n {
             return Err(Error::corrupt(format!(
                 "expected entry {n} of run {run}, found entry {} of run {}",
@@ -222,12 +229,12 @@ impl Entry {
             )));
         }
         let malformed = |what: &str| Error::corrupt(format!("entry {n} of run {run}: {what}"));
-        let write_id = u128::from_str_radix(&body.write_id, 16)
-            .map_err(|_| malformed("write_id is no hexadecimal number"))?;
+        let write_id = id_of(&body.write_id)
+            .ok_or_else(|| malformed("write_id is not 32 lower-case hexadecimal digits"))?;
         let at = humantime::parse_rfc3339(&body.at)
             .map_err(|_| malformed("the time is not in RFC 3339"))?;
-        if body.prev.is_some() == (n == 1) {
-            return Err(malformed("only entry 1 has no predecessor"));
+        if n == 0 || body.prev.is_some() == (n == 1) {
+            return Err(malformed("entry 1 is the first, and it alone has no predecessor"));
         }
         let kind = decode_kind(body.kind, body.must_understand, n)?;
         Ok(Self {

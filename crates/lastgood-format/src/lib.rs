@@ -25,6 +25,7 @@ pub mod key;
 pub mod layout;
 pub mod ledger;
 pub mod manifest;
+mod members;
 pub mod pack;
 pub mod sealed;
 mod wire;

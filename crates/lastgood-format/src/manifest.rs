@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::descriptor::check_version;
+use crate::descriptor::check_size;
 use crate::index::ShardIndex;
 use crate::key::{self, SaveKey};
+use crate::members::Members;
 use crate::{Error, FORMAT_VERSION, Hash, Result, RunName};
 
 /// A committed manifest is a checkpoint. A pure function of the shard indexes, so that every rank
@@ -77,11 +78,12 @@ impl Manifest {
         let tensors = crate::index::check_agreement(indexes.iter().map(|(index, ..)| index))?;
         let mut reuses: Vec<Hash> = Vec::new();
         let mut refs = Vec::with_capacity(indexes.len());
-        let (mut bytes, mut new_bytes) = (0, 0);
+        let (mut bytes, mut new_bytes) = (0u64, 0u64);
+        let overflow = || Error::corrupt("the sizes of all ranks together overflow");
         for (index, stored, hash) in indexes {
             reuses.extend(&index.reuses);
-            bytes += index.shard_bytes()?;
-            new_bytes += index.new_pack_bytes();
+            bytes = bytes.checked_add(index.shard_bytes()?).ok_or_else(overflow)?;
+            new_bytes = new_bytes.checked_add(index.new_pack_bytes()).ok_or_else(overflow)?;
             refs.push(IndexRef {
                 rank: index.rank,
                 object: key::index_in_run(&save, index.rank),
@@ -111,11 +113,19 @@ impl Manifest {
     /// The stored bytes and the checkpoint id, which is their hash.
     ///
     /// # Errors
-    /// `Internal` if it cannot be written as JSON.
+    /// `Internal` if it cannot be written as JSON; `Invalid` if it is larger than
+    /// [`Self::BYTES_MAX`].
     pub fn encode(&self) -> Result<(Vec<u8>, Hash)> {
         let mut bytes = serde_json::to_vec(self)
             .map_err(|e| Error::internal(format!("cannot write a manifest as JSON: {e}")))?;
         bytes.push(b'\n');
+        if bytes.len() as u64 > Self::BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "a manifest has at most {} bytes, this one {}",
+                Self::BYTES_MAX,
+                bytes.len()
+            )));
+        }
         let id = Hash::of(&bytes);
         Ok((bytes, id))
     }
@@ -126,22 +136,53 @@ impl Manifest {
     /// `Corrupt` if the bytes do not hash to `id` or contradict themselves; `Incompatible` if the
     /// version is newer.
     pub fn decode(stored: &[u8], id: &Hash) -> Result<Self> {
+        check_size("manifest", stored, Self::BYTES_MAX)?;
         let found = Hash::of(stored);
         if found != *id {
             return Err(Error::corrupt(format!("manifest: expected hash {id}, found {found}")));
         }
-        let manifest: Self = serde_json::from_slice(stored)
-            .map_err(|e| Error::corrupt(format!("manifest {id} is not understood: {e}")))?;
-        check_version(manifest.format)?;
-        let whole = manifest.kind == "checkpoint"
-            && manifest.indexes.len() as u64 == u64::from(manifest.world_size)
-            && manifest.indexes.iter().zip(0..).all(|(index, rank)| index.rank == rank);
-        if !whole {
+        let unclear = |e| Error::corrupt(format!("manifest {id} is not understood: {e}"));
+        serde_json::from_slice::<Members>(stored).map_err(unclear)?.check_version()?;
+        let manifest: Self = serde_json::from_slice(stored).map_err(unclear)?;
+        manifest.check().map_err(|error| error.context(format!("manifest {id}")))?;
+        Ok(manifest)
+    }
+
+    /// Checks every rule that a manifest can break by itself.
+    fn check(&self) -> Result<()> {
+        if self.kind != "checkpoint" {
             return Err(Error::corrupt(format!(
-                "manifest {id} does not name one shard index for each of its {} ranks",
-                manifest.world_size
+                "expected kind \"checkpoint\", found {:?}",
+                self.kind
             )));
         }
-        Ok(manifest)
+        let whole = self.world_size > 0
+            && self.indexes.len() as u64 == u64::from(self.world_size)
+            && self.indexes.iter().zip(0..).all(|(index, rank)| index.rank == rank);
+        if !whole {
+            return Err(Error::corrupt(format!(
+                "it does not name one shard index for each of its {} ranks, in order",
+                self.world_size
+            )));
+        }
+        if !self.reuses.is_sorted_by(|a, b| a < b) {
+            return Err(Error::corrupt("the reused checkpoints are not in order"));
+        }
+        let save = self.save();
+        let misfiled = |index: &&IndexRef| {
+            index.object != key::index_in_run(&save, index.rank)
+                || index.bytes > ShardIndex::BYTES_MAX
+        };
+        match self.indexes.iter().find(misfiled) {
+            Some(index) => Err(Error::corrupt(format!(
+                "rank {}: expected {:?} of at most {} bytes, found {:?} of {}",
+                index.rank,
+                key::index_in_run(&save, index.rank),
+                ShardIndex::BYTES_MAX,
+                index.object,
+                index.bytes
+            ))),
+            None => Ok(()),
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! A pack: an object that holds many encoded chunks and says so itself (`FORMAT.md`, "Pack").
 //!
-//! `header (16) | stored chunks, one after the other | table (57 each) | trailer (64)`
+//! `header (16) | stored chunks, one after the other | table (49 each) | trailer (64)`
 //!
 //! The table lets a pack be read without its shard index; restores use the shard index alone.
 
-use crate::chunk::Codec;
+use crate::chunk::{CHUNK_BYTES_MAX, Codec};
 use crate::wire::{Reader, Writer};
 use crate::{Error, FORMAT_VERSION, Hash, Result};
 
@@ -68,7 +68,7 @@ pub fn footer(chunks: &[PackedChunk]) -> Vec<u8> {
 }
 
 /// Reads the table of a whole pack and checks everything but the chunks' hashes: header, trailer,
-/// seal, and that header, chunks, table and trailer fill the pack without gap or overlap.
+/// seal, sizes, and that header, chunks, table and trailer fill the pack without gap or overlap.
 ///
 /// # Errors
 /// `Corrupt` if a rule is broken; `Incompatible` if the version or a codec is newer.
@@ -86,12 +86,10 @@ pub fn parse(pack: &[u8]) -> Result<Vec<PackedChunk>> {
     let table_offset = fields.u64()?;
     let reserved = fields.u64()?;
     let seal = fields.hash()?;
-    let table_bytes = u64::from(count) * ROW_BYTES;
-    let fits = table_offset >= HEADER_BYTES
-        && table_offset.checked_add(table_bytes) == Some(body.len() as u64);
-    if !fits {
+    if !(HEADER_BYTES..=body.len() as u64).contains(&table_offset) {
         return Err(Error::corrupt(format!(
-            "the table of {count} chunks at {table_offset} does not end where the trailer begins"
+            "the table begins at {table_offset}, expected {HEADER_BYTES} to {}",
+            body.len()
         )));
     }
     let table = &body[table_offset as usize..];
@@ -100,6 +98,13 @@ pub fn parse(pack: &[u8]) -> Result<Vec<PackedChunk>> {
         return Err(Error::corrupt(format!("pack table: expected seal {seal}, found {found}")));
     }
     crate::descriptor::check_version(version)?;
+    if table.len() as u64 != u64::from(count) * ROW_BYTES {
+        return Err(Error::corrupt(format!(
+            "a table of {count} chunks has {} bytes, found {}",
+            u64::from(count) * ROW_BYTES,
+            table.len()
+        )));
+    }
     if head != header() || reserved != 0 {
         return Err(Error::corrupt("the header of the pack is not a pack's"));
     }
@@ -124,10 +129,14 @@ fn rows(table: &[u8], count: u32, table_offset: u64) -> Result<Vec<PackedChunk>>
                 chunk.offset
             )));
         }
-        if chunk.decoded_bytes > crate::chunk::CHUNK_BYTES_MAX {
+        let sized = (1..=CHUNK_BYTES_MAX).contains(&chunk.decoded_bytes)
+            && chunk.codec.may_store(chunk.stored_bytes, chunk.decoded_bytes);
+        if !sized {
             return Err(Error::corrupt(format!(
-                "chunk {i} has {} bytes, more than a chunk may have",
-                chunk.decoded_bytes
+                "chunk {i} cannot have {} bytes stored as {} bytes of {}",
+                chunk.decoded_bytes,
+                chunk.stored_bytes,
+                chunk.codec.name()
             )));
         }
         end += u64::from(chunk.stored_bytes);

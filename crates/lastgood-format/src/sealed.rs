@@ -6,7 +6,9 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
+use crate::members::Members;
 use crate::{Error, Hash, Result};
 
 const SEAL_HEAD: &str = "{\"seal\":\"";
@@ -26,21 +28,22 @@ pub fn seal(body: &impl Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The body of the stored bytes `stored`, after the seal was checked.
+/// The body of the stored bytes `stored`, after the seal and the version were checked.
 ///
 /// # Errors
 /// `Corrupt` if the seal is missing, malformed or does not match, or the body is no valid JSON of
-/// the type.
+/// the type; `Incompatible` if its `format` is newer than this crate reads.
 pub fn unseal<T: DeserializeOwned>(stored: &[u8]) -> Result<T> {
-    let body = body(stored)?;
-    serde_json::from_slice(body)
-        .map_err(|e| Error::corrupt(format!("the body is sealed but not understood: {e}")))
+    let unclear = |e| Error::corrupt(format!("the body is sealed but not understood: {e}"));
+    let members: Members = serde_json::from_slice(body(stored)?).map_err(unclear)?;
+    members.check_version()?;
+    T::deserialize(Value::Object(members.0)).map_err(unclear)
 }
 
 /// The body of `stored` without its line feed, after the seal was checked.
 ///
 /// # Errors
-/// `Corrupt` if the seal is missing, malformed or does not match.
+/// `Corrupt` if the seal is missing, malformed or does not match, or the body is not one line.
 pub fn body(stored: &[u8]) -> Result<&[u8]> {
     let Some(split) = stored.len().checked_sub(SEAL_BYTES).filter(|split| *split > 1) else {
         return Err(Error::corrupt(format!(
@@ -57,6 +60,7 @@ pub fn body(stored: &[u8]) -> Result<&[u8]> {
             String::from_utf8_lossy(seal).trim_end()
         )));
     }
-    line.strip_suffix(b"\n")
-        .ok_or_else(|| Error::corrupt("the body of a sealed object does not end with a line feed"))
+    line.strip_suffix(b"\n").filter(|body| !body.contains(&b'\n')).ok_or_else(|| {
+        Error::corrupt("the body of a sealed object is not one line that ends with a line feed")
+    })
 }

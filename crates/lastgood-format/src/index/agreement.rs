@@ -68,7 +68,7 @@ fn check_ranks(indexes: &[&ShardIndex]) -> Result<()> {
     Err(Error::corrupt(format!(
         "{} shard indexes are not ranks 0 to {} of {}",
         indexes.len(),
-        first.world_size - 1,
+        first.world_size.saturating_sub(1),
         first.save
     )))
 }

@@ -4,18 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use super::{
-    Chunk, Component, DIMS_MAX, Durability, HEADER_BYTES, MAGIC, NAME_BYTES_MAX, Pack, Shard,
-    ShardIndex, TENSOR_NAME_BYTES_MAX, Tensor,
+    Chunk, Component, DIMS_MAX, Durability, HEADER_BYTES, MAGIC, METADATA_BYTES_MAX,
+    NAME_BYTES_MAX, NAMES_BYTES_MAX, Pack, Shard, ShardIndex, TENSOR_NAME_BYTES_MAX, Tensor,
 };
-use crate::key::SaveKey;
+use crate::key::{OBJECT_BYTES_MAX, SaveKey};
 use crate::layout::NdBox;
 use crate::wire::Reader;
 use crate::{Dtype, Error, Hash, Result, descriptor, pack};
-
-/// A frame that grows more than this is a bomb and not an index.
-const GROWTH_MAX: u64 = 4096;
-const METADATA_BYTES_MAX: usize = 64 << 20;
-const OBJECT_BYTES_MAX: usize = 512;
 
 impl ShardIndex {
     /// Reads stored bytes and checks every rule of `FORMAT.md`.
@@ -23,6 +18,7 @@ impl ShardIndex {
     /// # Errors
     /// `Corrupt` if a rule is broken; `Incompatible` if the version or a code is newer.
     pub fn decode(stored: &[u8]) -> Result<Self> {
+        descriptor::check_size("shard index", stored, Self::BYTES_MAX)?;
         let columns = unpack(stored)?;
         let index = read(&columns)?;
         index.check()?;
@@ -58,7 +54,7 @@ fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
     let frame = &body[HEADER_BYTES..];
     let plausible = stored_bytes == frame.len() as u64
         && decoded_bytes <= ShardIndex::BYTES_MAX
-        && decoded_bytes <= stored_bytes.saturating_mul(GROWTH_MAX);
+        && decoded_bytes <= stored_bytes.saturating_mul(ShardIndex::GROWTH_MAX);
     if !plausible {
         return Err(Error::corrupt(format!(
             "a shard index cannot have {decoded_bytes} bytes of columns in {stored_bytes} of {}",
@@ -71,13 +67,20 @@ fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
 /// Memory grows with what is really decoded, and stops one byte after what was announced.
 fn inflate(frame: &[u8], decoded_bytes: u64) -> Result<Vec<u8>> {
     let unreadable = |e| Error::corrupt(format!("the columns of a shard index do not decode: {e}"));
-    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(unreadable)?;
+    let mut decoder =
+        zstd::stream::read::Decoder::with_buffer(frame).map_err(unreadable)?.single_frame();
+    decoder.window_log_max(ShardIndex::WINDOW_LOG_MAX).map_err(unreadable)?;
     let mut columns = Vec::new();
-    decoder.single_frame().take(decoded_bytes + 1).read_to_end(&mut columns).map_err(unreadable)?;
+    decoder.by_ref().take(decoded_bytes + 1).read_to_end(&mut columns).map_err(unreadable)?;
     if columns.len() as u64 != decoded_bytes {
+        let found = if columns.len() as u64 > decoded_bytes { "more" } else { "fewer" };
         return Err(Error::corrupt(format!(
-            "the columns of a shard index should have {decoded_bytes} bytes and have other many"
+            "expected {decoded_bytes} bytes of columns in a shard index, found {found}"
         )));
+    }
+    let rest = decoder.finish().len();
+    if rest > 0 {
+        return Err(Error::corrupt(format!("{rest} bytes follow the frame of a shard index")));
     }
     Ok(columns)
 }
@@ -195,7 +198,7 @@ fn read_names(fields: &mut Reader<'_>, count: usize) -> Result<Vec<String>> {
         total += name.len() as u64;
         if super::encode::shared_prefix(last, &name) != kept
             || name.len() > TENSOR_NAME_BYTES_MAX
-            || total > ShardIndex::BYTES_MAX
+            || total > NAMES_BYTES_MAX
         {
             return Err(Error::corrupt("a tensor's name is too long or not written the one way"));
         }

@@ -1,5 +1,7 @@
 //! Writing a shard index: header, one zstd frame of little-endian columns, trailing hash.
 
+use std::io::Write;
+
 use super::{HEADER_BYTES, MAGIC, ShardIndex};
 use crate::wire::Writer;
 use crate::{Error, FORMAT_VERSION, Hash, Result};
@@ -11,7 +13,8 @@ impl ShardIndex {
     /// The stored bytes: header, zstd-compressed columns, trailing hash.
     ///
     /// # Errors
-    /// `Invalid` if this index breaks a rule of the format; `Internal` if it cannot be compressed.
+    /// `Invalid` if this index breaks a rule or a limit of the format; `Internal` if it cannot be
+    /// compressed.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.check().map_err(|error| {
             Error::invalid(format!("the shard index is not well formed: {}", error.message()))
@@ -22,8 +25,17 @@ impl ShardIndex {
         self.write_tensors(&mut columns);
         self.write_shards(&mut columns);
         self.write_chunks(&mut columns);
-        let frame = zstd::bulk::compress(&columns.0, LEVEL)
-            .map_err(|e| Error::internal(format!("zstd cannot compress a shard index: {e}")))?;
+        let frame = compress(&columns.0)?;
+        let too_large = |what: &str, bytes: usize| {
+            Error::invalid(format!(
+                "the {what} of a shard index has at most {} bytes, this one {bytes}",
+                Self::BYTES_MAX
+            ))
+            .with_remedy("choose larger chunks or save from more ranks")
+        };
+        if columns.0.len() as u64 > Self::BYTES_MAX {
+            return Err(too_large("table", columns.0.len()));
+        }
         let mut out = Writer(Vec::with_capacity(HEADER_BYTES + frame.len() + Hash::BYTES));
         out.0.extend_from_slice(MAGIC);
         out.u32(FORMAT_VERSION);
@@ -33,6 +45,9 @@ impl ShardIndex {
         out.0.extend_from_slice(&frame);
         let seal = Hash::of(&out.0);
         out.hash(&seal);
+        if out.0.len() as u64 > Self::BYTES_MAX {
+            return Err(too_large("stored form", out.0.len()));
+        }
         Ok(out.0)
     }
 
@@ -109,6 +124,22 @@ impl ShardIndex {
         chunks.iter().for_each(|c| out.u32(c.pack));
         chunks.iter().for_each(|c| out.u64(c.offset));
     }
+}
+
+/// One zstd frame that keeps [`ShardIndex::GROWTH_MAX`].
+fn compress(columns: &[u8]) -> Result<Vec<u8>> {
+    let failed = |e| Error::internal(format!("zstd cannot compress a shard index: {e}"));
+    let frame = zstd::bulk::compress(columns, LEVEL).map_err(failed)?;
+    if columns.len() as u64 <= frame.len() as u64 * ShardIndex::GROWTH_MAX {
+        return Ok(frame);
+    }
+    // Metadata that repeats one character compresses to less than a decoder takes for an index. A
+    // block has four bytes at least, so that small ones keep any columns below that limit.
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(failed)?;
+    for block in columns.chunks(ShardIndex::GROWTH_MAX as usize) {
+        encoder.write_all(block).and_then(|()| encoder.flush()).map_err(failed)?;
+    }
+    encoder.finish().map_err(failed)
 }
 
 /// Every count was checked to be below 2^32 by [`ShardIndex::check`].

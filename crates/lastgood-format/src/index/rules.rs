@@ -1,12 +1,16 @@
 //! The rules that a well formed shard index keeps; checked before it is written and after it is read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DIMS_MAX, NAME_BYTES_MAX, Shard, ShardIndex, TENSOR_NAME_BYTES_MAX, Tensor};
-use crate::chunk::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Codec};
+use super::{
+    DIMS_MAX, METADATA_BYTES_MAX, NAME_BYTES_MAX, NAMES_BYTES_MAX, Shard, ShardIndex,
+    TENSOR_NAME_BYTES_MAX, Tensor,
+};
+use crate::chunk::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use crate::index::Durability;
 use crate::layout::check_disjoint;
-use crate::{Error, Result, key};
+use crate::pack::{HEADER_BYTES, TRAILER_BYTES};
+use crate::{Dtype, Error, Result, key};
 
 impl ShardIndex {
     /// Checks every rule that one index can break by itself.
@@ -29,7 +33,15 @@ impl ShardIndex {
         if !self.reuses.is_sorted_by(|a, b| a < b) {
             return broken("the reused checkpoints are not in order");
         }
-        Ok(())
+        let long = |text: &String| text.len() > METADATA_BYTES_MAX;
+        match self.metadata.iter().find(|(key, value)| long(key) || long(value)) {
+            Some((key, value)) => broken(format!(
+                "a metadata key of {} bytes with a value of {}, at most {METADATA_BYTES_MAX} each",
+                key.len(),
+                value.len()
+            )),
+            None => Ok(()),
+        }
     }
 
     fn check_components(&self) -> Result<()> {
@@ -45,6 +57,10 @@ impl ShardIndex {
 
     fn check_tensors(&self) -> Result<()> {
         let mut end = 0;
+        let names: u64 = self.tensors.iter().map(|tensor| tensor.name.len() as u64).sum();
+        if names > NAMES_BYTES_MAX {
+            return broken(format!("names of {names} bytes together, at most {NAMES_BYTES_MAX}"));
+        }
         for (i, tensor) in self.tensors.iter().enumerate() {
             let component = self.components.get(tensor.component as usize);
             if component.is_none_or(|c| c.durability != Durability::Durable) {
@@ -52,6 +68,10 @@ impl ShardIndex {
             }
             if tensor.name.len() > TENSOR_NAME_BYTES_MAX || tensor.shape.len() > DIMS_MAX {
                 return broken(format!("tensor {i} has too long a name or too many dimensions"));
+            }
+            if tensor.dtype == Dtype::Blob && tensor.shape.len() != 1 {
+                let dims = tensor.shape.len();
+                return broken(format!("{:?} is a BLOB of {dims} dimensions, not 1", tensor.name));
             }
             if tensor.shards.start != end || tensor.shards.end < end {
                 return broken(format!("the shards of tensor {:?} are out of order", tensor.name));
@@ -83,7 +103,16 @@ impl ShardIndex {
     fn check_packs(&self) -> Result<()> {
         let name = key::pack_in_run(&self.save, self.rank, 0);
         let own = name.strip_suffix("0.pack").unwrap_or(&name);
+        let mut names = BTreeSet::new();
+        let mut bytes = 0u64;
         for pack in &self.packs {
+            if !names.insert(&pack.object) {
+                return broken(format!("pack {:?} is named twice", pack.object));
+            }
+            bytes = match bytes.checked_add(pack.bytes) {
+                Some(bytes) => bytes,
+                None => return broken("the sizes of the packs overflow"),
+            };
             key::in_run(&self.run, &pack.object)?;
             let is_pack = pack.object.starts_with("packs/") && pack.object.ends_with(".pack");
             if !is_pack || pack.is_new != pack.object.starts_with(own) {
@@ -100,13 +129,12 @@ impl ShardIndex {
         for (i, chunk) in self.chunks.iter().enumerate() {
             let pack = self.packs.get(chunk.pack as usize);
             let end = chunk.offset.checked_add(u64::from(chunk.stored_bytes));
-            let inside = pack.is_some_and(|pack| end.is_some_and(|end| end <= pack.bytes));
+            // Neither the pack's header nor its trailer holds a chunk.
+            let end = end.and_then(|end| end.checked_add(TRAILER_BYTES));
+            let inside = chunk.offset >= HEADER_BYTES
+                && pack.is_some_and(|pack| end.is_some_and(|end| end <= pack.bytes));
             let sized = (1..=self.chunk_bytes).contains(&chunk.decoded_bytes)
-                && match chunk.codec {
-                    Codec::Zero => chunk.stored_bytes == 0,
-                    Codec::Raw => chunk.stored_bytes == chunk.decoded_bytes,
-                    Codec::Zstd => chunk.stored_bytes < chunk.decoded_bytes,
-                };
+                && chunk.codec.may_store(chunk.stored_bytes, chunk.decoded_bytes);
             if !inside || !sized {
                 return broken(format!("chunk {i} lies outside of its pack or has a wrong size"));
             }

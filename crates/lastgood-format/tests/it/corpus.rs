@@ -1,0 +1,237 @@
+//! What the vectors say: one small repository with a run, two checkpoints and a ledger of every kind.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use lastgood_format::descriptor::Descriptor;
+use lastgood_format::index::{Durability, ShardIndex};
+use lastgood_format::key::{self, SaveKey};
+use lastgood_format::layout::NdBox;
+use lastgood_format::ledger::{Entry, Kind};
+use lastgood_format::manifest::Manifest;
+use lastgood_format::{Dtype, Hash, RunName, pack, sealed};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::draft::{CHUNK_BYTES, Draft, DraftTensor, Stored, component};
+
+pub(crate) fn run() -> RunName {
+    "demo".parse().unwrap()
+}
+
+pub(crate) fn descriptor() -> Descriptor {
+    Descriptor::new(0x0123_4567_89ab_cdef_0011_2233_4455_6677)
+}
+
+/// `count` bytes that follow no pattern that zstd would find.
+fn noise(count: usize) -> Vec<u8> {
+    crate::seeded::Seeded(7).bytes(count)
+}
+
+/// A tensor that this rank holds as a whole.
+fn whole(component: u32, name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>) -> DraftTensor {
+    part(component, name, dtype, shape, NdBox::whole(shape), bytes)
+}
+
+fn part(
+    component: u32,
+    name: &str,
+    dtype: Dtype,
+    shape: &[u64],
+    extent: NdBox,
+    bytes: Vec<u8>,
+) -> DraftTensor {
+    let shards = vec![(extent, bytes)];
+    DraftTensor { component, name: name.into(), dtype, shape: shape.into(), tied_to: None, shards }
+}
+
+/// The elements of `model/sharded`, one for each place.
+fn numbers(range: std::ops::Range<u16>) -> Vec<u8> {
+    range.flat_map(u16::to_le_bytes).collect()
+}
+
+/// The first save: step 5 of attempt 1, two ranks.
+fn first(rank: u32) -> Draft {
+    let extent = NdBox { offsets: vec![2 * u64::from(rank), 0], sizes: vec![2, 3] };
+    let half = numbers(6 * rank as u16..6 * rank as u16 + 6);
+    let mut tensors = vec![part(1, "sharded", Dtype::U16, &[4, 3], extent, half)];
+    if rank == 0 {
+        // The names rise as bytes: "a" < "sharded" < "tied" < "zeros" < "\u{1F600}…".
+        tensors.insert(0, whole(0, "state", Dtype::Blob, &[5], b"lines".to_vec()));
+        tensors.insert(1, whole(1, "a", Dtype::F32, &[], 1.5f32.to_le_bytes().to_vec()));
+        tensors.insert(2, whole(1, "a/empty", Dtype::F64, &[0, 4], Vec::new()));
+        tensors.insert(3, whole(1, "a/packed", Dtype::F4, &[2, 3], vec![0x12, 0x34, 0x56]));
+        let tied_to = Some(tensors.len() as u32 - 1);
+        tensors.push(DraftTensor {
+            component: 1,
+            name: "tied".into(),
+            dtype: Dtype::U16,
+            shape: vec![4, 3],
+            tied_to,
+            shards: Vec::new(),
+        });
+        let zeros = 2 * CHUNK_BYTES + 4;
+        tensors.push(whole(1, "zeros", Dtype::F32, &[zeros as u64 / 4], vec![0; zeros]));
+        let pattern = (0..CHUNK_BYTES as u32 + 8).map(|i| (i / 512) as u8).collect();
+        let dims = [2, CHUNK_BYTES as u64 / 2 + 4];
+        tensors.push(whole(1, "\u{1f600} \u{5e9}\u{0}", Dtype::U8, &dims, pattern));
+    }
+    Draft {
+        run: run(),
+        save: SaveKey { attempt: 1, step: 5, generation: 0 },
+        rank,
+        world_size: 2,
+        parent: None,
+        reuses: Vec::new(),
+        components: vec![
+            component("loader", Durability::Durable),
+            component("model", Durability::Durable),
+            component("scratch", Durability::Volatile),
+            component("statistics", Durability::Derived),
+        ],
+        tensors,
+        metadata: BTreeMap::from([("note".into(), format!("rank {rank} \u{2713}"))]),
+    }
+}
+
+/// The second save: step 7 of attempt 2, generation 1, one rank; most of it is the first save's.
+fn second(base: Hash) -> Draft {
+    let pattern = (0..CHUNK_BYTES as u32 + 8).map(|i| (i / 512) as u8).collect();
+    let dims = [CHUNK_BYTES as u64 + 8];
+    Draft {
+        run: run(),
+        save: SaveKey { attempt: 2, step: 7, generation: 1 },
+        rank: 0,
+        world_size: 1,
+        parent: Some(base),
+        reuses: vec![base],
+        components: vec![component("model", Durability::Durable)],
+        tensors: vec![
+            whole(0, "noise", Dtype::Bf16, &[8, 8], noise(128)),
+            whole(0, "pattern", Dtype::U8, &dims, pattern),
+        ],
+        metadata: BTreeMap::new(),
+    }
+}
+
+/// Everything in the repository.
+pub(crate) struct Corpus {
+    /// The indexes of the first save, then that of the second.
+    pub(crate) indexes: Vec<ShardIndex>,
+    /// Each pack, by its name inside the run.
+    pub(crate) packs: Vec<(String, Vec<u8>)>,
+    pub(crate) manifests: Vec<Manifest>,
+    pub(crate) entries: Vec<Entry>,
+    /// The stored objects by key.
+    pub(crate) objects: BTreeMap<String, Vec<u8>>,
+}
+
+pub(crate) fn corpus() -> Corpus {
+    let mut objects = BTreeMap::new();
+    objects.insert(key::DESCRIPTOR.to_owned(), descriptor().encode().unwrap());
+    let (mut indexes, mut packs, mut manifests) = (Vec::new(), Vec::new(), Vec::new());
+    let mut base = Stored::new();
+    for save in 0..2 {
+        let drafts = match manifests.first().map(|m: &Manifest| m.encode().unwrap().1) {
+            None => vec![first(0), first(1)],
+            Some(id) => vec![second(id)],
+        };
+        let mut built = Vec::new();
+        for draft in drafts {
+            let (index, name, stored) = draft.build(&base);
+            objects.insert(key::in_run(&run(), &name).unwrap(), stored.clone());
+            packs.push((name, stored));
+            let object = key::index_in_run(&index.save, index.rank);
+            let stored = index.encode().unwrap();
+            built.push((index, stored.len() as u64, Hash::of(&stored)));
+            objects.insert(key::in_run(&run(), &object).unwrap(), stored);
+        }
+        for (name, stored) in &packs[..if save == 0 { packs.len() } else { 0 }] {
+            for chunk in pack::parse(stored).unwrap() {
+                base.insert(chunk.hash, (name.clone(), stored.len() as u64, chunk));
+            }
+        }
+        let manifest = Manifest::build(&built).unwrap();
+        let (stored, id) = manifest.encode().unwrap();
+        objects.insert(key::manifest(&run(), &id), stored);
+        manifests.push(manifest);
+        indexes.extend(built.into_iter().map(|(index, ..)| index));
+    }
+    let entries = entries(&manifests);
+    for entry in &entries {
+        objects.insert(key::ledger_entry(&run(), entry.n), entry.encode().unwrap());
+    }
+    Corpus { indexes, packs, manifests, entries, objects }
+}
+
+fn commit(manifest: &Manifest) -> Kind {
+    Kind::CheckpointCommitted {
+        checkpoint: manifest.encode().unwrap().1,
+        step: manifest.step,
+        generation: manifest.generation,
+        world_size: manifest.world_size,
+        parent: manifest.parent,
+        reuses: manifest.reuses.clone(),
+        bytes: manifest.bytes,
+        new_bytes: manifest.new_bytes,
+    }
+}
+
+/// A ledger with every kind, and one that no version knows.
+fn entries(manifests: &[Manifest]) -> Vec<Entry> {
+    let [a, b] = [0, 1].map(|i| manifests[i].encode().unwrap().1);
+    let started = |number, world_size, from| Kind::AttemptStarted {
+        number,
+        world_size,
+        from,
+        incarnation: format!("job-{number}"),
+    };
+    let future = json!({"kind": "moon.landed", "crew": 3, "where": {"sea": "tranquillity"}});
+    let kinds = vec![
+        (0, Kind::RunCreated {}),
+        (0, started(1, 2, None)),
+        (1, commit(&manifests[0])),
+        (1, Kind::CheckpointVerified { checkpoint: a, reason: "read back by rank 0".into() }),
+        (1, Kind::CheckpointGood { checkpoint: a, reason: "loss is finite".into() }),
+        (0, Kind::IncidentOpened { reason: "rank 1 died at step 6 \u{1f480}".into() }),
+        (0, started(2, 1, Some(a))),
+        (0, Kind::SaveAbandoned { saved_by: 1, step: 6, generation: 0, reason: "dead".into() }),
+        (2, commit(&manifests[1])),
+        (2, Kind::CheckpointBad { checkpoint: b, reason: "loss \"NaN\"".into() }),
+        (0, Kind::CheckpointExpired { checkpoint: b, reason: "bad".into() }),
+        (0, Kind::Unknown { name: "moon.landed".into(), body: future }),
+    ];
+    let mut prev = None;
+    let mut entries = Vec::new();
+    for ((attempt, kind), n) in kinds.into_iter().zip(1u64..) {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_000 + n);
+        let (write_id, actor) = (u128::from(n) << 100 | 0xabcdef, format!("test {n}"));
+        let entry = Entry { run: run(), n, prev, write_id, attempt, at, actor, kind };
+        prev = Some(Hash::of(&entry.encode().unwrap()));
+        entries.push(entry);
+    }
+    entries
+}
+
+#[derive(Serialize)]
+struct Head {
+    format: u32,
+    kind: &'static str,
+    history: Value,
+}
+
+/// A ledger head. Its type belongs to the library, so this one is written from `FORMAT.md`.
+pub(crate) fn head() -> Vec<u8> {
+    let hash = Hash::of(b"entry 64").to_string();
+    let history = json!({
+        "run": "demo", "entries": 64, "tail": hash,
+        "attempt": {"number": 2, "world_size": 1, "from": hash, "incarnation": "job-2"},
+        "checkpoints": [{
+            "id": hash, "entry": 3, "at": "2023-11-14T22:13:20.000003Z", "attempt": 1, "step": 5,
+            "generation": 0, "world_size": 2, "parent": null, "bytes": 196_684, "new_bytes": 700,
+            "standing": "good", "reason": "loss is finite", "expired": false,
+        }],
+        "abandoned": [[1, 6, 0]],
+    });
+    sealed::seal(&Head { format: 1, kind: "ledger.head", history }).unwrap()
+}

@@ -1,0 +1,51 @@
+//! `FORMAT.md`, "Pack" and "Chunks and codecs".
+
+use lastgood_format::index::ShardIndex;
+
+use super::{Objects, columns::Fields};
+
+/// Hash, offset, stored bytes, decoded bytes, codec.
+type Row = ([u8; 32], u64, u32, u32, u8);
+
+/// The table of a pack.
+pub(super) fn table(stored: &[u8]) -> Vec<Row> {
+    let (rest, trailer) = stored.split_at(stored.len() - 64);
+    let mut fields = Fields(trailer);
+    assert_eq!(fields.take(8), b"LGPKEND\0");
+    assert_eq!(fields.u32(), 1);
+    let rows = fields.u32();
+    let offset = fields.u64() as usize;
+    assert_eq!(fields.u64(), 0);
+    let sealed = [&stored[..16], &rest[offset..], &trailer[..32]].concat();
+    assert_eq!(fields.hash(), *blake3::hash(&sealed).as_bytes());
+    assert_eq!(&stored[..16], b"LGPACK\0\0\x01\0\0\0\0\0\0\0");
+    assert_eq!(rest.len() - offset, 49 * rows as usize);
+    let mut fields = Fields(&rest[offset..]);
+    let mut end = 16;
+    let mut table = Vec::new();
+    for _ in 0..rows {
+        let row = (fields.hash(), fields.u64(), fields.u32(), fields.u32(), fields.u8());
+        assert_eq!(row.1, end);
+        end += u64::from(row.2);
+        table.push(row);
+    }
+    assert_eq!(end as usize, offset);
+    table
+}
+
+/// The decoded bytes of row `row`.
+pub(super) fn chunk(objects: &Objects, run: &str, index: &ShardIndex, row: usize) -> Vec<u8> {
+    let chunk = &index.chunks[row];
+    let pack = &objects[&format!("runs/{run}/{}", index.packs[chunk.pack as usize].object)];
+    let begin = chunk.offset as usize;
+    let stored = &pack[begin..begin + chunk.stored_bytes as usize];
+    let decoded_bytes = chunk.decoded_bytes as usize;
+    let decoded = match chunk.codec.name() {
+        "raw" => stored.to_vec(),
+        "zero" => vec![0; decoded_bytes],
+        _ => zstd::bulk::decompress(stored, decoded_bytes).unwrap(),
+    };
+    assert_eq!(decoded.len(), decoded_bytes);
+    assert_eq!(blake3::hash(&decoded).as_bytes(), chunk.hash.as_bytes());
+    decoded
+}
