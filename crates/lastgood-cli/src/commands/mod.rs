@@ -10,13 +10,14 @@ mod show;
 mod supervise;
 mod verify;
 
-use std::io;
+
 
 use clap::CommandFactory;
 
 use crate::args::{Args, Command};
 use crate::demo::rank;
 use crate::exit::Exit;
+use crate::output;
 
 /// Runs the command.
 ///
@@ -40,7 +41,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             export::run(&export::Request { run, at: at.at, to, components: component, force }, json)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "lastgood", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "lastgood", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end());
             Ok(Exit::Done)
         }
         Command::Run(args) => supervise::run(&args, json),

@@ -1,6 +1,5 @@
 //! Files of tensors in, out, and damaged between.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -49,12 +48,15 @@ fn sample(seed: u8) -> Vec<u8> {
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
-    let metadata = HashMap::from([("made by".to_owned(), "a test".to_owned())]);
+    let metadata = [("made by".to_owned(), "a test".to_owned())].into_iter().collect();
     serialize(views, Some(metadata)).unwrap()
 }
 
+/// A tensor as a file says it: name, dtype, shape and bytes.
+type Said = (String, Dtype, Vec<usize>, Vec<u8>);
+
 /// Everything that a file says, in an order that is always the same.
-fn content(file: &[u8]) -> (Vec<(String, Dtype, Vec<usize>, Vec<u8>)>, Option<String>) {
+fn content(file: &[u8]) -> (Vec<Said>, Option<String>) {
     let (_, header) = SafeTensors::read_metadata(file).unwrap();
     let made_by = header.metadata().as_ref().and_then(|all| all.get("made by").cloned());
     let tensors = SafeTensors::deserialize(file).unwrap();
