@@ -20,6 +20,8 @@ const RANKS: u32 = 4;
 /// The step that is committed before the attack, and the one that is attacked.
 const SAFE_STEP: u64 = 1;
 const ATTACKED_STEP: u64 = 2;
+/// Attacks side by side: they mostly wait for ranks that wait for a dead one.
+const ATTACKERS: usize = 8;
 /// A worker that takes longer hangs.
 const WORKER_MAX: Duration = Duration::from_secs(60);
 
@@ -49,7 +51,7 @@ pub fn run(program: &Path, every: u64) -> Result<Report> {
     let total = Mutex::new(Report::default());
     thread::scope(|scope| {
         let attackers: Vec<_> =
-            (0..3).map(|_| scope.spawn(|| attack(program, &queue, &total))).collect();
+            (0..ATTACKERS).map(|_| scope.spawn(|| attack(program, &queue, &total))).collect();
         attackers.into_iter().try_for_each(|attacker| {
             attacker.join().unwrap_or_else(|_| bail!("an attack panicked"))
         })
@@ -176,7 +178,7 @@ fn kill_one(program: &Path, victim: u32, point: u64) -> Result<bool> {
     let committed = check_after(&repository, &safe, acknowledged)?;
     // The next save of the same step must succeed, and come back.
     save_in_threads(&repository, ATTACKED_STEP, "after")?;
-    check_restore(&repository, ATTACKED_STEP)?;
+    check_restore(&repository, ATTACKED_STEP, "second look")?;
     Ok(committed)
 }
 
@@ -191,16 +193,15 @@ fn check_after(repository: &Repository, safe: &Hash, acknowledged: bool) -> Resu
     let committed = checkpoints.iter().any(|c| c.step == ATTACKED_STEP);
     ensure!(committed || !acknowledged, "an acknowledged checkpoint is gone");
     let newest = if committed { ATTACKED_STEP } else { SAFE_STEP };
-    check_restore(repository, newest)?;
+    check_restore(repository, newest, "first look")?;
     Ok(committed)
 }
 
 /// Restores on another number of ranks, and compares every byte.
-fn check_restore(repository: &Repository, step: u64) -> Result<()> {
+fn check_restore(repository: &Repository, step: u64, incarnation: &str) -> Result<()> {
     for rank in 0..2 {
         let world = World { rank, size: 2 };
-        let name = format!("check {step}");
-        let mut run = state::open(repository, world, &name, RunOptions::default())?;
+        let mut run = state::open(repository, world, incarnation, RunOptions::default())?;
         let restored = state::restore_and_check(&mut run, Size::SMALL)?;
         let found = restored.map(|restored| restored.step);
         ensure!(found == Some(step), "expected step {step}, restored {found:?}");

@@ -10,8 +10,6 @@ mod show;
 mod supervise;
 mod verify;
 
-
-
 use clap::CommandFactory;
 
 use crate::args::{Args, Command};
