@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use lastgood::ledger::{History, Ledger};
+use lastgood::ledger::{History, Ledger, Rules, Strict};
 use lastgood::restore::Contents;
 use lastgood_format::ledger::{Entry, Kind};
 use lastgood_format::{Error, Hash, Result, RunName};
@@ -43,8 +43,21 @@ pub fn read(
     env: Arc<dyn Env>,
     run: &RunName,
 ) -> std::result::Result<Found, Violation> {
+    read_with(store, env, run, Arc::new(Strict))
+}
+
+/// As [`read`], with a judge that remembers what it has read.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with(
+    store: Arc<dyn Store>,
+    env: Arc<dyn Env>,
+    run: &RunName,
+    rules: Arc<dyn Rules>,
+) -> std::result::Result<Found, Violation> {
     let forked = |error: Error| Violation::new(Invariant::OneHistory, error.to_string());
-    let ledger = at_once(Ledger::open(store, env, run.clone())).map_err(forked)?;
+    let ledger = at_once(Ledger::open_with(store, env, run.clone(), rules)).map_err(forked)?;
     at_once(ledger.audit()).map_err(forked)?;
     let mut entries = Vec::new();
     for n in 1..=ledger.history().entries() {

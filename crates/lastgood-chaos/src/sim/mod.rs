@@ -14,5 +14,5 @@ mod store;
 mod story;
 mod trace;
 
-pub use play::{Played, Setting, Wrap, play};
+pub use play::{Played, play};
 pub use report::{Failed, Report, simulate};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood::attempt;
-use lastgood::ledger::{Decision, Ledger, Rules, Strict, Writer};
+use lastgood::ledger::{Decision, Ledger, Writer};
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Result, RunName};
-use lastgood_store::{MemoryStore, Store};
+use lastgood_store::MemoryStore;
 
 use super::bystanders;
 use super::check::{self, at_once};
@@ -18,6 +18,7 @@ use super::story::{Act, Cut, Story, last_act};
 use super::trace::Trace;
 use crate::random::Random;
 use crate::ranks::{Ended, Order, Rank, Told, Witness, run};
+use crate::setting::Setting;
 use crate::violation::{Invariant, Violation};
 
 /// No story needs as many events.
@@ -28,24 +29,6 @@ const MEAN_UNTIL: u64 = 600_000;
 
 /// How long the last attempt may take, in microseconds, once nothing goes wrong any more.
 const LAST_ACT_MICROS: u64 = 600_000_000;
-
-/// What a store is put behind; the identity unless a bug is planted.
-pub type Wrap = fn(Arc<dyn Store>) -> Arc<dyn Store>;
-
-/// What is played: the real code, or the real code with a planted bug.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    /// The ledger's judge.
-    pub rules: Arc<dyn Rules>,
-    /// What every store is put behind.
-    pub wrap: Wrap,
-}
-
-impl Default for Setting {
-    fn default() -> Self {
-        Self { rules: Arc::new(Strict), wrap: |store| store }
-    }
-}
 
 /// What became of one seed.
 #[derive(Clone, Debug, Default)]
@@ -177,8 +160,8 @@ impl Play {
         let store = SimStore { sim: self.scheduler.sim.clone(), task, faults };
         Rank {
             order,
-            store: (self.setting.wrap)(Arc::new(store)),
-            env: Arc::new(self.env(task)),
+            store: (self.setting.store)(Arc::new(store)),
+            env: (self.setting.env)(Arc::new(self.env(task))),
             rules: Arc::clone(&self.setting.rules),
             witness: self.witness.clone(),
         }

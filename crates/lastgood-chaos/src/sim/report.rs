@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::play::{Played, Setting, play};
+use super::play::{Played, play};
 use crate::failure::{Result, bail};
+use crate::setting::Setting;
 use crate::violation::Violation;
 
 /// Of so many seeds one is played twice.
