@@ -11,7 +11,7 @@ use lastgood_chaos::attack::power_cuts::FileSystem;
 use lastgood_chaos::attack::{bit_flips, full_disk, kills, power_cuts, worker};
 use lastgood_chaos::failure::{Failure, Result};
 use lastgood_chaos::setting::Setting;
-use lastgood_chaos::{crash, sim};
+use lastgood_chaos::{crash, planted, sim};
 
 /// Attacks on lastgood: each says what it did and what it found, and fails on a broken promise.
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ enum Attack {
         #[arg(long, conflicts_with = "states")]
         recording: Option<u64>,
     },
+    /// Plant bugs, each of which the simulation and the enumerator must find
+    Mutants,
     /// Flip every bit of a small repository, one at a time
     BitFlips {
         /// The size of the repository
@@ -137,6 +139,7 @@ fn run(attack: Attack) -> Result<Ending> {
             None => return simulate(first, seeds),
         },
         Attack::Enumerate { states, recording } => return enumerate(states, recording),
+        Attack::Mutants => return mutants(),
         Attack::BitFlips { bytes } => {
             let report = bit_flips::run(bytes)?;
             say(&format!(
@@ -265,6 +268,25 @@ fn enumerate(states: u64, recording: Option<u64>) -> Result<Ending> {
     Ok(Ending::Counted { passed: counts.states.saturating_sub(failed), failed })
 }
 
+fn mutants() -> Result<Ending> {
+    let hunted = planted::hunt()?;
+    for one in &hunted {
+        let mark = if one.is_found() { "found   " } else { "SURVIVED" };
+        say(&format!("{mark} {}", one.bug.name));
+        if let Some(failed) = &one.simulation {
+            say(&format!("         simulation, seed {}: {}", failed.seed, failed.violation));
+        }
+        if let Some(found) = &one.enumerator {
+            say(&format!(
+                "         enumerator, recording {}, after operation {}, state {}: {}",
+                found.recording, found.point, found.state, found.violation
+            ));
+        }
+    }
+    let passed = hunted.iter().filter(|one| one.is_found()).count() as u64;
+    Ok(Ending::Counted { passed, failed: hunted.len() as u64 - passed })
+}
+
 fn simulate(first: u64, seeds: u64) -> Result<Ending> {
     let report = sim::simulate(first, seeds, &Setting::default(), false)?;
     let sum = &report.sum;
@@ -285,6 +307,7 @@ fn simulate(first: u64, seeds: u64) -> Result<Ending> {
         report.distinct,
         report.twice,
     ));
+    say(&report.coverage.to_string());
     for failed in report.failed.iter().take(10) {
         say(&format!(
             "seed {}: {}\n  repeat it: lastgood-chaos simulate --seed {}",

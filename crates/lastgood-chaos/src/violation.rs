@@ -9,6 +9,8 @@ pub enum Invariant {
     AcknowledgedStays,
     /// Every committed checkpoint that has not expired is whole and has the right bytes.
     CommittedIsReadable,
+    /// What was told as certainly not appended never is.
+    UnknownIsNotRefused,
     /// Every reader decodes the same ledger, and nothing that a reader relied on changes.
     OneHistory,
     /// A commit is appended by the newest attempt only.
@@ -36,6 +38,7 @@ impl Invariant {
         match self {
             Self::AcknowledgedStays => "nothing acknowledged is lost",
             Self::CommittedIsReadable => "no committed checkpoint is unreadable",
+            Self::UnknownIsNotRefused => "an unknown outcome is not told as a refusal",
             Self::OneHistory => "one history, no fork",
             Self::FencedCommitsNothing => "a fenced attempt commits nothing",
             Self::AbandonedStaysAbandoned => "an abandoned save is never committed",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood::attempt;
-use lastgood::ledger::{Decision, Ledger, Standing, Writer};
+use lastgood::ledger::{Appended, Decision, History, Ledger, Standing, Writer};
 use lastgood::restore::{self, Contents};
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Hash, Result};
@@ -35,7 +35,11 @@ async fn act(who: &Rank, random: &mut Random) -> Result<()> {
         0 => None,
         count => checkpoints.get(random.below(count) as usize).map(|found| found.id),
     };
-    match (random.below(10), picked) {
+    match (random.below(12), picked) {
+        (10..=11, _) => {
+            append(&mut ledger, &writer, who, random).await;
+            Ok(())
+        }
         (0..=3, Some(id)) => {
             expire(&mut ledger, &writer, id).await?;
             if random.chance(700) {
@@ -53,6 +57,20 @@ async fn act(who: &Rank, random: &mut Random) -> Result<()> {
             lastgood::mark(&mut ledger, &writer, &id, standing, "simulated").await
         }
         _ => abandon(&mut ledger, &writer, random).await,
+    }
+}
+
+/// Appends an entry that nothing else looks like, and notes what it is told about it.
+async fn append(ledger: &mut Ledger, writer: &Writer, who: &Rank, random: &mut Random) {
+    let reason = format!("incident {:016x}", random.draw());
+    let decide = |_: &History| {
+        Ok(Decision::Append(Kind::IncidentOpened { reason: reason.clone() }))
+    };
+    let appended = ledger.append(writer, decide).await;
+    match appended {
+        Ok(Appended::Committed(n)) => who.witness.note(Told::Appended { n, reason }),
+        Ok(_) => {}
+        Err(_) => who.witness.note(Told::NotAppended { reason }),
     }
 }
 

@@ -34,6 +34,15 @@ pub struct Found {
     pub entries: Vec<(Entry, Hash)>,
 }
 
+impl Found {
+    fn is_incident(&self, n: u64, told: &str) -> bool {
+        let entry = n.checked_sub(1).and_then(|i| self.entries.get(i as usize));
+        entry.is_some_and(|(entry, _)| {
+            matches!(&entry.kind, Kind::IncidentOpened { reason } if reason == told)
+        })
+    }
+}
+
 /// Reads the ledger twice, once from its newest head and once from its first entry.
 ///
 /// # Errors
@@ -178,6 +187,13 @@ pub fn check_told(found: &Found, told: &[Told]) -> std::result::Result<(), Viola
                     return Err(Violation::new(Invariant::AcknowledgedStays, detail));
                 }
             }
+            Told::Appended { n, reason } => {
+                if !found.is_incident(*n, reason) {
+                    let detail = format!("entry {n} was appended and is gone");
+                    return Err(Violation::new(Invariant::AcknowledgedStays, detail));
+                }
+            }
+            Told::NotAppended { reason } => check_not_appended(found, reason)?,
             Told::Tail { entries, tail } => check_tail(found, *entries, *tail)?,
             Told::Opened { told_before, checkpoints } => {
                 check_opened(&told[..(*told_before).min(i)], checkpoints)?;
@@ -195,6 +211,16 @@ pub fn check_told(found: &Found, told: &[Told]) -> std::result::Result<(), Viola
         }
     }
     Ok(())
+}
+
+fn check_not_appended(found: &Found, reason: &str) -> std::result::Result<(), Violation> {
+    match (1..=found.entries.len() as u64).find(|n| found.is_incident(*n, reason)) {
+        None => Ok(()),
+        Some(n) => {
+            let detail = format!("an append was told as certainly not done, and is entry {n}");
+            Err(Violation::new(Invariant::UnknownIsNotRefused, detail))
+        }
+    }
 }
 
 fn check_tail(

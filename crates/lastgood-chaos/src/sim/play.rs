@@ -12,6 +12,7 @@ use lastgood_store::MemoryStore;
 
 use super::bystanders;
 use super::check::{self, at_once};
+use super::coverage::{Feature, Features};
 use super::scheduler::{Event, Scheduler, Task};
 use super::store::{Faults, SimEnv, SimStore};
 use super::story::{Act, Cut, Story, last_act};
@@ -51,6 +52,8 @@ pub struct Played {
     pub waits: u64,
     /// Events.
     pub events: u64,
+    /// What happened that matters together.
+    pub features: Features,
     /// A hash of everything that happened.
     pub trace: u64,
     /// Everything that happened, if it was asked for.
@@ -212,6 +215,7 @@ impl Play {
         let mut tasks = Vec::new();
         for rank in 0..act.world_size {
             let after = self.scheduler.sim.lock().random.below(act.stagger);
+            self.scheduler.sim.lock().features.note_if(Feature::LateRank, after > 20_000);
             let task = self.scheduler.next_task();
             let rank = self.rank(task, act.faults, self.order(rank, act));
             let ended = Arc::clone(&self.ended);
@@ -250,6 +254,7 @@ impl Play {
         state.trace.note(state.now, usize::MAX, "power cut", "", &vanished);
         self.played.power_cuts += 1;
         self.played.vanished += vanished as u64;
+        state.features.note_if(Feature::PowerCut, vanished > 0);
     }
 
     /// The last attempt, on a store that works, must get through, whatever the others still do. An
@@ -320,16 +325,32 @@ impl Play {
             state.objects.cut_power(&mut state.random, 0);
         }
         let found = self.read()?;
-        for (entry, _) in &found.entries {
-            match entry.kind {
-                Kind::CheckpointCommitted { .. } => self.played.commits += 1,
-                Kind::SaveAbandoned { .. } => self.played.abandoned += 1,
-                _ => {}
-            }
-        }
+        self.count(&found);
         check::check_entries(&found)?;
         check::check_told(&found, &self.told)?;
         check::check_checkpoints(&found)
+    }
+
+    fn count(&mut self, found: &check::Found) {
+        let features = &mut self.scheduler.sim.lock().features;
+        for (entry, _) in &found.entries {
+            match &entry.kind {
+                Kind::CheckpointCommitted { generation, reuses, .. } => {
+                    self.played.commits += 1;
+                    features.note_if(Feature::SavedAgain, *generation > 0);
+                    features.note_if(Feature::Reuse, !reuses.is_empty());
+                }
+                Kind::SaveAbandoned { .. } => {
+                    self.played.abandoned += 1;
+                    features.note(Feature::Abandoned);
+                }
+                Kind::CheckpointExpired { .. } => features.note(Feature::Expired),
+                Kind::CheckpointBad { .. } => features.note(Feature::Bad),
+                Kind::CheckpointGood { .. } => features.note(Feature::Good),
+                _ => {}
+            }
+        }
+        features.note_if(Feature::Head, found.entries.len() >= 64);
     }
 
     fn finish(mut self) -> Played {
@@ -343,6 +364,11 @@ impl Play {
         }
         self.played.waits = self.witness.waits();
         let mut state = self.scheduler.sim.lock();
+        let crashed = state.crashes > 0;
+        state.features.note_if(Feature::Crash, crashed);
+        state.features.note_if(Feature::Fenced, self.played.fences > 0);
+        state.features.note_if(Feature::LostBase, self.witness.lost_bases() > 0);
+        self.played.features = state.features;
         self.played.crashes = state.crashes;
         self.played.events = self.scheduler.events_done;
         self.played.trace = state.trace.hash();

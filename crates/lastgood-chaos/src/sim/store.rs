@@ -9,6 +9,7 @@ use bytes::Bytes;
 use lastgood_format::{Error, Result};
 use lastgood_store::{Env, ObjectMeta, Payload, Put, Store};
 
+use super::coverage::Feature;
 use super::scheduler::{Event, Sim, State, Task};
 use super::trace::Outcome;
 
@@ -84,6 +85,10 @@ impl SimStore {
         state.trace.note(now, self.task, what, key, outcome);
     }
 
+    fn mark_if(&self, feature: Feature, happened: bool) {
+        self.sim.lock().features.note_if(feature, happened);
+    }
+
     async fn die(&self, key: &str) {
         self.note("dies", key, &"");
         self.sim.die(self.task).await;
@@ -132,6 +137,7 @@ impl SimStore {
             return Some(bytes);
         }
         state.damaged.insert(read);
+        state.features.note(Feature::DamagedRead);
         let at = state.random.below(bytes.len() as u64) as usize;
         if state.random.chance(500) {
             return Some(bytes.slice(..at));
@@ -177,12 +183,16 @@ impl Store for SimStore {
             state.objects.create(key, bytes, now)
         };
         self.note("put", key, &created);
+        let is_entry = key.contains("/ledger/0");
+        self.mark_if(Feature::TakenSlot, is_entry && !created);
         // Others see the object already; until the answer, nobody has promised that it stays.
         let dies = self.sim.lock().random.chance(self.faults.crash_after_put);
         if self.travel().await || dies {
+            self.mark_if(Feature::CrashAfterPut, true);
             self.die(key).await;
         }
         if fate == Fate::Lost {
+            self.mark_if(Feature::LostEntry, is_entry);
             self.note("put", key, &"answer lost");
             return Err(Error::unavailable("the simulated answer was lost"));
         }
@@ -216,6 +226,7 @@ impl Store for SimStore {
     async fn settle(&self, key: &str) -> Result<()> {
         if self.sim.lock().random.chance(self.faults.unsettled) {
             self.note("settle", key, &"refused");
+            self.mark_if(Feature::UnsettledRead, true);
             return Err(Error::unavailable("the simulated store cannot settle"));
         }
         self.call("settle", key, |state| state.objects.settle(key), |()| 0).await
@@ -233,6 +244,7 @@ impl Store for SimStore {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
+        self.mark_if(Feature::Collected, true);
         self.call("delete", key, |state| state.objects.remove(key), |()| 0).await
     }
 }

@@ -62,7 +62,7 @@ impl Story {
             power_cuts,
             operators: u64::from(random.chance(500)),
             readers: u64::from(random.chance(300)),
-            old_entries: if random.chance(60) { random.between(54, 66) } else { 0 },
+            old_entries: if random.chance(100) { random.between(56, 64) } else { 0 },
             faults,
         }
     }
