@@ -26,11 +26,6 @@ pub struct Setting {
 
 impl Default for Setting {
     fn default() -> Self {
-        Self {
-            rules: Arc::new(Strict),
-            store: |store| store,
-            disk: |disk| disk,
-            env: |env| env,
-        }
+        Self { rules: Arc::new(Strict), store: |store| store, disk: |disk| disk, env: |env| env }
     }
 }

@@ -19,6 +19,8 @@ pub enum Invariant {
     AbandonedStaysAbandoned,
     /// No commit stands on chunks of a checkpoint that expired before it.
     NoReuseOfExpired,
+    /// No commit stands on chunks of a checkpoint that was marked bad before it.
+    NoReuseOfBad,
     /// One save becomes at most one checkpoint.
     OneCommitASave,
     /// Whoever opens the run sees what was acknowledged before.
@@ -43,6 +45,7 @@ impl Invariant {
             Self::FencedCommitsNothing => "a fenced attempt commits nothing",
             Self::AbandonedStaysAbandoned => "an abandoned save is never committed",
             Self::NoReuseOfExpired => "no commit reuses what expired",
+            Self::NoReuseOfBad => "no commit reuses what is bad",
             Self::OneCommitASave => "a save is committed once",
             Self::ReadersSeeAcknowledged => "a later reader sees what was acknowledged",
             Self::LiveRanksGetThrough => "live ranks are never stuck",

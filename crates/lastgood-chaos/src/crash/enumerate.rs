@@ -116,9 +116,8 @@ impl Work<'_> {
 }
 
 fn share(work: &Mutex<Work<'_>>) -> Result<()> {
-    let lock = || -> MutexGuard<'_, Work<'_>> {
-        work.lock().unwrap_or_else(PoisonError::into_inner)
-    };
+    let lock =
+        || -> MutexGuard<'_, Work<'_>> { work.lock().unwrap_or_else(PoisonError::into_inner) };
     loop {
         let (number, setting) = {
             let mut work = lock();

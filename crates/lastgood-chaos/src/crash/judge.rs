@@ -173,17 +173,11 @@ impl<'r> Judge<'r> {
         }
     }
 
-    fn engine_again(
-        &self,
-        bench: &Bench,
-        found: &Found,
-    ) -> Result<Vec<Told>, Violation> {
+    fn engine_again(&self, bench: &Bench, found: &Found) -> Result<Vec<Told>, Violation> {
         let newest = lastgood::restore::choose(found.ledger.history()).map(|found| found.step);
         let (step, _) = self.recording.scenario.last();
         self.save_engine(bench, newest, step).map_err(|error| match error.kind() {
-            ErrorKind::Conflict => {
-                Violation::new(Invariant::SavingAgainIsFree, error.to_string())
-            }
+            ErrorKind::Conflict => Violation::new(Invariant::SavingAgainIsFree, error.to_string()),
             ErrorKind::Diverged | ErrorKind::Corrupt => {
                 Violation::new(Invariant::CommittedIsReadable, error.to_string())
             }

@@ -16,9 +16,9 @@ use lastgood_store::{Disk, Env, LocalStore, Store};
 use super::disk::{Recorder, RecordingDisk, RecordingEnv, Step};
 use crate::attack::state::{self, Size};
 use crate::failure;
-use crate::setting::Setting;
 use crate::random::{Random, join};
 use crate::ranks::{Order, Rank, Told, Witness, run};
+use crate::setting::Setting;
 use crate::sim::check::at_once;
 
 /// Where the store is, on a disk that does not exist.
@@ -83,7 +83,8 @@ impl Scenario {
     pub(super) fn record(self, setting: &Setting) -> failure::Result<Recording> {
         let players = self.acts.iter().map(|act| act.world_size as usize).sum();
         let witness = Witness::default();
-        let recorder = Arc::new(Recorder::new(self.seed, players, witness.clone(), self.sync_turns));
+        let recorder =
+            Arc::new(Recorder::new(self.seed, players, witness.clone(), self.sync_turns));
         thread::scope(|scope| {
             let mut who = 0;
             let mut ranks = Vec::new();
@@ -188,7 +189,8 @@ impl Player<'_> {
 
     fn engine(&self, act: &Act) -> Result<()> {
         let repository = Repository::create(self.store()?, self.env())?;
-        let save = SaveOptions { commit_wait: Duration::from_millis(200), ..SaveOptions::default() };
+        let save =
+            SaveOptions { commit_wait: Duration::from_millis(200), ..SaveOptions::default() };
         let options = RunOptions { save, ..RunOptions::default() };
         let world = World { rank: self.rank, size: act.world_size };
         let mut run = state::open(&repository, world, &self.incarnation(), options)?;

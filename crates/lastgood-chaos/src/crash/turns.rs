@@ -95,12 +95,8 @@ impl Turns {
         let first = state.waiting.values().min().copied().unwrap_or(0);
         state.now = state.now.max(first) + 1;
         let now = state.now;
-        let ready: Vec<usize> = state
-            .waiting
-            .iter()
-            .filter(|(_, until)| **until < now)
-            .map(|(who, _)| *who)
-            .collect();
+        let ready: Vec<usize> =
+            state.waiting.iter().filter(|(_, until)| **until < now).map(|(who, _)| *who).collect();
         let next = match ready.contains(&state.last) && state.random.chance(state.sticky) {
             true => state.last,
             false => ready[state.random.below(ready.len() as u64) as usize],

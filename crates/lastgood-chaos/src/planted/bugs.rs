@@ -52,13 +52,13 @@ macro_rules! slipping {
 #[must_use]
 pub fn all() -> Vec<Bug> {
     use Finder::{Both, Enumerator, Simulation};
-    let no_randomness =
-        Setting { env: |env| Arc::new(NoRandomness(env)), ..Setting::default() };
+    let no_randomness = Setting { env: |env| Arc::new(NoRandomness(env)), ..Setting::default() };
     [
         ("the fence check is dropped", blind(Blind::Fence), Both),
         ("a read-back is trusted without its seal", blind(Blind::Seal), Simulation),
         ("the check for abandoned saves is dropped", blind(Blind::Abandoned), Simulation),
         ("the check for expired bases is dropped", blind(Blind::Expired), Simulation),
+        ("the check for bad bases is dropped", blind(Blind::Bad), Simulation),
         ("a taken slot is thought to be ours, unread", misused!(TakenIsOurs), Both),
         ("a lost answer is told as not committed", misused!(LostIsRefused), Simulation),
         ("the next slot is tried while one is undecided", misused!(LostIsOurs), Simulation),

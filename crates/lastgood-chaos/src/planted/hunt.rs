@@ -9,7 +9,7 @@ use crate::failure::{Result, bail};
 use crate::sim::{self, Failed};
 
 /// How far a bug is looked for.
-const SEEDS: u64 = 4_000;
+const SEEDS: u64 = 8_000;
 const RECORDINGS: u64 = 64;
 
 /// What became of one planted bug.

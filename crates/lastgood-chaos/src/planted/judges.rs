@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use lastgood::ledger::{History, Rules, Writer, admit_attempt, admit_commit};
+use lastgood::ledger::{Checkpoint, History, Rules, Writer, admit_attempt, admit_commit};
 use lastgood::{Hash, Result, RunName};
 use lastgood_format::ledger::{Entry, Kind};
 use lastgood_store::Env;
@@ -20,6 +20,8 @@ pub(super) enum Blind {
     Abandoned,
     /// Saves that reuse what expired are let in.
     Expired,
+    /// Saves that reuse what is bad are let in.
+    Bad,
 }
 
 /// A judge that is blind to something.
@@ -30,10 +32,13 @@ impl Rules for BlindJudge {
     fn admit(&self, history: &History, writer: &Writer, kind: &Kind) -> Result<()> {
         let mut seen = kind.clone();
         if let Kind::CheckpointCommitted { generation, reuses, .. } = &mut seen {
+            let is =
+                |id: &Hash, what: fn(&Checkpoint) -> bool| history.checkpoint(id).is_some_and(what);
             match self.0 {
                 // Nobody abandons this one.
                 Blind::Abandoned => *generation = u32::MAX,
-                Blind::Expired => reuses.clear(),
+                Blind::Expired => reuses.retain(|id| !is(id, |found| found.expired)),
+                Blind::Bad => reuses.retain(|id| !is(id, |found| found.was_bad)),
                 Blind::Fence | Blind::Seal => {}
             }
         }

@@ -116,9 +116,7 @@ impl Misused {
         for i in 1..=n {
             let stored = match i == n {
                 true => payload.to_bytes(),
-                false => {
-                    self.inner.get(&key::ledger_entry(&run, i), Entry::BYTES_MAX).await?
-                }
+                false => self.inner.get(&key::ledger_entry(&run, i), Entry::BYTES_MAX).await?,
             };
             history.apply(&Entry::decode(&stored, &run, i)?, Hash::of(&stored))?;
         }

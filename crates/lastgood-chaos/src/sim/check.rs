@@ -37,9 +37,9 @@ pub struct Found {
 impl Found {
     fn is_incident(&self, n: u64, told: &str) -> bool {
         let entry = n.checked_sub(1).and_then(|i| self.entries.get(i as usize));
-        entry.is_some_and(|(entry, _)| {
-            matches!(&entry.kind, Kind::IncidentOpened { reason } if reason == told)
-        })
+        entry.is_some_and(
+            |(entry, _)| matches!(&entry.kind, Kind::IncidentOpened { reason } if reason == told),
+        )
     }
 }
 
@@ -128,8 +128,11 @@ fn check_commit(history: &History, entry: &Entry) -> std::result::Result<(), Vio
         );
     }
     for base in reuses {
-        if history.checkpoint(base).is_none_or(|checkpoint| checkpoint.expired) {
+        let Some(found) = history.checkpoint(base).filter(|found| !found.expired) else {
             return broken(Invariant::NoReuseOfExpired, format!("reuses {}", base.short()));
+        };
+        if found.was_bad {
+            return broken(Invariant::NoReuseOfBad, format!("reuses {}", base.short()));
         }
     }
     Ok(())

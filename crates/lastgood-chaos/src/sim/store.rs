@@ -28,6 +28,8 @@ pub(super) struct Faults {
     pub(super) lost: u64,
     /// Puts that arrive after their caller was told that nobody knows.
     pub(super) late: u64,
+    /// Puts of ledger entries, beside those two, whose answer is lost, or that arrive late.
+    pub(super) stray_entries: u64,
     /// Callers that die on the way to the store or back.
     pub(super) crash: u64,
     /// Callers that die after their put had its effect and before they are told.
@@ -68,9 +70,12 @@ impl SimStore {
         dies
     }
 
-    fn fate(&self, is_put: bool) -> Fate {
+    fn fate(&self, is_put: bool, is_entry: bool) -> Fate {
         let random = &mut self.sim.lock().random;
-        let Faults { refused, lost, late, .. } = self.faults;
+        let Faults { refused, lost, late, stray_entries, .. } = self.faults;
+        if is_put && is_entry && random.chance(stray_entries) {
+            return if random.chance(600) { Fate::Lost } else { Fate::Late };
+        }
         match random.below(1000) {
             n if n < refused => Fate::Refused,
             n if n < refused + lost => Fate::Lost,
@@ -105,7 +110,7 @@ impl SimStore {
         if self.travel().await {
             self.die(key).await;
         }
-        let fate = self.fate(false);
+        let fate = self.fate(false, false);
         if fate == Fate::Refused {
             self.note(what, key, &"refused");
             return Err(Error::unavailable("the simulated store refused the call"));
@@ -133,7 +138,9 @@ impl SimStore {
         // Never twice in a row: damage that stays is no fault of the way.
         let read = (self.task, key.to_owned());
         let was_damaged = state.damaged.remove(&read);
-        if was_damaged || bytes.is_empty() || !state.random.chance(self.faults.damaged) {
+        // A damaged head costs reads, nothing else.
+        let often = if key.contains("/heads/") { 20 } else { 1 };
+        if was_damaged || bytes.is_empty() || !state.random.chance(self.faults.damaged * often) {
             return Some(bytes);
         }
         state.damaged.insert(read);
@@ -163,7 +170,8 @@ impl Store for SimStore {
             self.die(key).await;
             return Err(Error::unavailable("dead"));
         }
-        let fate = self.fate(true);
+        let is_entry = key.contains("/ledger/0");
+        let fate = self.fate(true, is_entry);
         match fate {
             Fate::Refused => {
                 self.note("put", key, &"refused");
@@ -183,7 +191,6 @@ impl Store for SimStore {
             state.objects.create(key, bytes, now)
         };
         self.note("put", key, &created);
-        let is_entry = key.contains("/ledger/0");
         self.mark_if(Feature::TakenSlot, is_entry && !created);
         // Others see the object already; until the answer, nobody has promised that it stays.
         let dies = self.sim.lock().random.chance(self.faults.crash_after_put);
