@@ -20,12 +20,20 @@ pub struct Setting {
     pub store: Wrap<dyn Store>,
     /// What every disk is put behind.
     pub disk: Wrap<dyn Disk>,
+    /// Every simulated ledger has a past that is about to get a head, not one in ten.
+    pub has_past: bool,
     /// What every clock is put behind.
     pub env: Wrap<dyn Env>,
 }
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { rules: Arc::new(Strict), store: |store| store, disk: |disk| disk, env: |env| env }
+        Self {
+            rules: Arc::new(Strict),
+            store: |store| store,
+            disk: |disk| disk,
+            has_past: false,
+            env: |env| env,
+        }
     }
 }

@@ -80,7 +80,7 @@ struct Play {
 pub fn play(seed: u64, setting: &Setting, with_text: bool) -> Played {
     let trace = if with_text { Trace::with_text() } else { Trace::default() };
     let mut random = Random::new(seed);
-    let story = Story::of(&mut random);
+    let story = Story::of(&mut random, setting.has_past);
     let last = last_act(&mut random);
     let Ok(run) = "run".parse() else {
         let violation = Violation::new(Invariant::LiveRanksGetThrough, "the run has no name");

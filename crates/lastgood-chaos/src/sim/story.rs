@@ -44,7 +44,7 @@ pub(super) struct Story {
 }
 
 impl Story {
-    pub(super) fn of(random: &mut Random) -> Self {
+    pub(super) fn of(random: &mut Random, has_past: bool) -> Self {
         let faults = faults(random);
         let count = random.between(1, 3);
         let mut begin = 0;
@@ -62,7 +62,7 @@ impl Story {
             power_cuts,
             operators: [0, 1, 2][random.below(3) as usize],
             readers: u64::from(random.chance(300)),
-            old_entries: if random.chance(100) { random.between(56, 64) } else { 0 },
+            old_entries: if random.chance(100) || has_past { random.between(56, 64) } else { 0 },
             faults,
         }
     }
