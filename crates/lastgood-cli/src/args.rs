@@ -151,6 +151,9 @@ pub(crate) enum Command {
     /// One rank of the demo's training job
     #[command(hide = true, name = "__demo-rank")]
     DemoRank(DemoRank),
+    /// Ends what ranks have started when their supervisor is gone
+    #[command(hide = true, name = "__guard")]
+    Guard,
     /// Ties a rank's life to its supervisor's, and becomes the rank
     #[command(hide = true, name = "__rank")]
     Rank {

@@ -110,6 +110,8 @@ pub(crate) fn spinner(what: &str, quiet: bool) -> ProgressBar {
 
 /// Columns as wide as their widest cell.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
     let widths: Vec<usize> = (0..head.len())
         .map(|i| {
             let cells = rows.iter().map(|row| row[i].chars().count());
@@ -122,9 +124,25 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
         line(padded.join("  ").trim_end());
     };
     show(head.to_vec());
-    for row in rows {
+    for row in &rows {
         show(row.iter().map(String::as_str).collect());
     }
+}
+
+/// A name may hold line feeds and what a terminal obeys, and be as long as a book.
+fn cell(text: &str) -> String {
+    const SHOWN: usize = 100;
+    let mut shown = String::new();
+    for c in text.chars().take(SHOWN) {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// `1.5 GB` and the like, in powers of ten.

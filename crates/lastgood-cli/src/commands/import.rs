@@ -63,7 +63,7 @@ fn open(path: &Path) -> lastgood::Result<(File, u64)> {
     let file = File::open(path).map_err(|e| cannot_read(&e))?;
     let metadata = file.metadata().map_err(|e| cannot_read(&e))?;
     if !metadata.is_file() {
-        return Err(Error::invalid("is no file that can be read at any place")
+        return Err(Error::invalid("this is no file that can be read")
             .with_remedy("give a safetensors file"));
     }
     Ok((file, metadata.len()))

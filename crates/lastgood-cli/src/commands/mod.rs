@@ -53,6 +53,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         Command::Run(args) => supervise::run(&args, as_json),
+        Command::Guard => supervise::guard_ranks(),
         Command::Rank { parent, command } => supervise::become_rank(parent, &command),
         Command::Demo(args) => demo::run(&args, as_json),
         Command::DemoRank(args) => rank::run(&args),

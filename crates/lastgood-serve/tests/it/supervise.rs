@@ -30,7 +30,7 @@ enum Seen {
 impl Stage {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+        let store = LocalStore::open(folder.path().join("store")).unwrap();
         let repository =
             Repository::create(Arc::new(store), Arc::new(SystemEnv::default())).unwrap();
         Self { folder, repository, control: Arc::default(), seen: Vec::new() }
@@ -42,6 +42,7 @@ impl Stage {
         Job {
             command: ["sh".into(), "-c".into(), format!("cd '{folder}'\n{script}").into()].into(),
             launcher: Vec::new(),
+            guard: Vec::new(),
             ranks,
             store: folder.to_string(),
             run: "job".parse().unwrap(),
@@ -180,8 +181,8 @@ fn a_new_checkpoint_makes_the_budget_whole_again() {
     let folder = stage.folder.path().to_owned();
     let saver = thread::spawn(move || {
         // Commits a checkpoint while the second attempt runs.
-        while std::fs::read_to_string(folder.join("count")).is_ok_and(|n| n.trim() == "2") == false
-        {
+        let count = folder.join("count");
+        while std::fs::read_to_string(&count).ok().is_none_or(|n| n.trim() != "2") {
             thread::sleep(Duration::from_millis(5));
         }
         let stage = Stage {

@@ -36,6 +36,7 @@ pub struct Export<'c> {
     /// What comes next: an entry, and the place in it.
     next: (usize, u64),
     memory: Vec<u8>,
+    part_bytes: u64,
 }
 
 impl fmt::Debug for Export<'_> {
@@ -102,6 +103,7 @@ impl<'c> Export<'c> {
             bytes,
             next: (0, 0),
             memory: Vec::new(),
+            part_bytes: PART_BYTES,
         }))
     }
 
@@ -149,9 +151,9 @@ impl<'c> Export<'c> {
         let mut boxes = Vec::new();
         let mut total = 0;
         while let Some(entry) = self.entries.get(self.next.0) {
-            let slices = Slices::new(entry);
-            let (extent, bytes, units) = slices.extent(entry, self.next.1);
-            if !boxes.is_empty() && total + bytes > PART_BYTES {
+            let slices = Slices::new(entry, self.part_bytes);
+            let (extent, bytes, units) = slices.extent(entry, self.next.1, self.part_bytes);
+            if !boxes.is_empty() && total + bytes > self.part_bytes {
                 break;
             }
             total += bytes;
@@ -174,27 +176,27 @@ struct Slices {
 }
 
 impl Slices {
-    fn new(entry: &Entry<'_>) -> Self {
+    fn new(entry: &Entry<'_>, part_bytes: u64) -> Self {
         let whole = Self { along: None, bytes: entry.bytes, count: 1 };
-        if entry.bytes <= PART_BYTES {
+        if entry.bytes <= part_bytes {
             return whole;
         }
         let of = |along: usize| {
             let bytes = entry.dtype.bytes_of(entry.shape[along + 1..].iter().product())?;
             let count = entry.shape[..=along].iter().product();
-            (bytes <= PART_BYTES && bytes > 0).then_some(Self { along: Some(along), bytes, count })
+            (bytes <= part_bytes && bytes > 0).then_some(Self { along: Some(along), bytes, count })
         };
         (0..entry.shape.len()).find_map(of).unwrap_or(whole)
     }
 
     /// The part of the tensor that begins at slice `from`, its bytes, and how many slices it is.
-    fn extent(&self, entry: &Entry<'_>, from: u64) -> (NdBox, u64, u64) {
+    fn extent(&self, entry: &Entry<'_>, from: u64, part_bytes: u64) -> (NdBox, u64, u64) {
         let mut extent = NdBox::whole(entry.shape);
         let Some(along) = self.along else { return (extent, entry.bytes, 1) };
         let size = entry.shape[along];
         let mut outer = from / size;
         extent.offsets[along] = from % size;
-        let count = (PART_BYTES / self.bytes).max(1).min(size - from % size);
+        let count = (part_bytes / self.bytes).max(1).min(size - from % size);
         extent.sizes[along] = count;
         for d in (0..along).rev() {
             extent.offsets[d] = outer % entry.shape[d];
@@ -252,3 +254,6 @@ fn text(value: &(impl serde::Serialize + ?Sized)) -> Result<String> {
 fn unwritten(_: fmt::Error) -> Error {
     Error::internal("text that cannot be written")
 }
+
+#[cfg(test)]
+mod tests;

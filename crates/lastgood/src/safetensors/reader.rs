@@ -102,3 +102,6 @@ impl Source for Tensor<'_> {
         self.file.read(self.begin + offset, into)
     }
 }
+
+#[cfg(test)]
+mod tests;
