@@ -181,8 +181,7 @@ fn a_new_checkpoint_makes_the_budget_whole_again() {
     let folder = stage.folder.path().to_owned();
     let saver = thread::spawn(move || {
         // Commits a checkpoint while the second attempt runs.
-        let count = folder.join("count");
-        while std::fs::read_to_string(&count).ok().is_none_or(|n| n.trim() != "2") {
+        while !std::fs::read_to_string(folder.join("count")).is_ok_and(|n| n.trim() == "2") {
             thread::sleep(Duration::from_millis(5));
         }
         let stage = Stage {
