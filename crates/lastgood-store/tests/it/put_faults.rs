@@ -300,3 +300,29 @@ fn nothing_is_synced_twice() {
         .filter(|done| matches!(done.op, Op::SyncFile(_) | Op::SyncFolder(_)));
     assert_eq!(syncs.count(), 2, "{:#?}", disk.log());
 }
+
+/// What another process has made, and perhaps not synced, is durable before anybody is told of it.
+#[test]
+fn what_exists_is_made_durable_or_told() {
+    let Bench { folder: _folder, disk, store } = bench(Before::Folders);
+    let root = store.root().to_owned();
+    let folder_of_key = root.join(KEY).parent().unwrap().to_owned();
+    let other = LocalStore::open(&root).unwrap();
+    block_on(other.put_if_absent(KEY, "another's".into())).unwrap();
+    let sync = Op::SyncFolder(folder_of_key.clone());
+
+    assert_eq!(put(&store).unwrap(), Put::Exists);
+    assert!(disk.log().iter().any(|done| done.op == sync && done.succeeded));
+    disk.forget();
+    block_on(store.settle(KEY)).unwrap();
+    assert!(disk.log().iter().any(|done| done.op == sync && done.succeeded));
+
+    disk.interfere(0, move |op| match op {
+        Op::SyncFolder(folder) if *folder == folder_of_key => Err(Errno::IO.into()),
+        _ => Ok(()),
+    });
+    assert_eq!(put(&store).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(block_on(store.settle(KEY)).unwrap_err().kind(), ErrorKind::Unavailable);
+    disk.heal();
+    assert_eq!(look(&root).as_deref(), Some("another's"));
+}
