@@ -61,7 +61,14 @@ impl CloudStore {
 
     fn path(&self, key: &str) -> Result<Path> {
         check_key(key)?;
-        Ok(Path::from(format!("{}{key}", self.prefix)))
+        self.path_of(key)
+    }
+
+    /// The path of a key or of a folder. It is taken as it is, since the prefix is: `Path::from` would
+    /// encode some of its characters once more.
+    fn path_of(&self, key: &str) -> Result<Path> {
+        Path::parse(format!("{}{key}", self.prefix))
+            .map_err(|e| Error::invalid(format!("no path of an object: {e}")).with_object(key))
     }
 
     /// The beginning of an answer with the bytes `range` of the object, or all of it.
@@ -210,13 +217,10 @@ impl Store for CloudStore {
         check_prefix(prefix)?;
         // The interface lists whole folders: list the folder and keep what the prefix begins.
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let folder = Path::from(format!("{}{folder}", self.prefix));
+        let folder = self.path_of(folder)?;
         let folder = (!folder.as_ref().is_empty()).then_some(folder);
         let mut pages = match after.filter(|after| is_key(after)) {
-            Some(after) => {
-                let after = Path::from(format!("{}{after}", self.prefix));
-                self.store.list_with_offset(folder.as_ref(), &after)
-            }
+            Some(after) => self.store.list_with_offset(folder.as_ref(), &self.path_of(after)?),
             None => self.store.list(folder.as_ref()),
         };
         let mut found = Vec::new();

@@ -43,7 +43,7 @@ pub(super) fn open(
         return Err(wrong(url, &"there is more in it than a bucket and a prefix"));
     }
     let path = Path::from_url_path(parsed.path()).map_err(|e| wrong(url, &e))?;
-    let settings = settings(options);
+    let settings = settings(parsed.scheme(), options);
     let store = match parsed.scheme() {
         #[cfg(feature = "s3")]
         "s3" => build!(object_store::aws::AmazonS3Builder, url, &settings),
@@ -71,20 +71,30 @@ fn unknown(name: &str) -> Error {
         .with_remedy("use the names that object_store documents, such as aws_endpoint_url")
 }
 
-fn settings(options: &BTreeMap<String, String>) -> Vec<(String, String)> {
+/// The names of the options that say where requests go.
+fn endpoints(scheme: &str) -> &'static [&'static str] {
+    match scheme {
+        "s3" => {
+            &["aws_endpoint_url", "aws_endpoint", "endpoint_url", "endpoint", "aws_endpoint_url_s3"]
+        }
+        "gs" => &["google_base_url", "base_url"],
+        _ => &["azure_storage_endpoint", "azure_endpoint", "endpoint"],
+    }
+}
+
+fn settings(scheme: &str, options: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let mut settings: Vec<(String, String)> =
         options.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
-    let is_endpoint = |name: &str| {
-        ["endpoint", "endpoint_url", "endpoint_url_s3", "base_url"]
-            .iter()
-            .any(|end| name.ends_with(end))
-    };
-    let endpoint = settings.iter().find(|(name, _)| is_endpoint(name));
-    if endpoint.is_some_and(|(_, endpoint)| is_loopback(endpoint)) {
+    let is_set = |wanted: &str| settings.iter().any(|(name, _)| name.ends_with(wanted));
+    let (http, bulk) = (is_set("allow_http"), is_set("disable_bulk_delete"));
+    let mut endpoints =
+        settings.iter().filter(|(name, _)| endpoints(scheme).contains(&name.as_str())).peekable();
+    let is_local = endpoints.peek().is_some() && endpoints.all(|(_, url)| is_loopback(url));
+    if is_local && !http {
         settings.push(("allow_http".into(), "true".into()));
     }
     // A request to delete one object says more when it fails than one to delete many.
-    if !settings.iter().any(|(name, _)| name.ends_with("disable_bulk_delete")) {
+    if !bulk {
         settings.push(("aws_disable_bulk_delete".into(), "true".into()));
     }
     settings
@@ -110,3 +120,6 @@ fn is_loopback(endpoint: &str) -> bool {
         None => false,
     })
 }
+
+#[cfg(test)]
+mod tests;

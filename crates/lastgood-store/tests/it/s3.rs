@@ -189,3 +189,21 @@ fn prefixes_do_not_meet() {
         }
     });
 }
+
+/// A prefix may have characters that no key has.
+#[test]
+fn prefixes_may_be_odd() {
+    let gateway = Gateway::of_the_environment();
+    for prefix in ["team=ml", "my%20run", "a~b", "100%25", "%C3%BC", "a+b", "a%5Eb/c"] {
+        let store = gateway.open(&format!("{}/{prefix}", gateway.url("odd")));
+        block_on(async {
+            let put = store.put_if_absent("a/b", "bytes".into()).await.unwrap();
+            assert_eq!(put, Put::Created, "{prefix}");
+            assert_eq!(store.get("a/b", 9).await.unwrap(), "bytes", "{prefix}");
+            for (after, count) in [(None, 1), (Some("a"), 1), (Some("a/b"), 0)] {
+                let found = store.list("a/", after).await.unwrap();
+                assert_eq!(found.len(), count, "{prefix}, after {after:?}");
+            }
+        });
+    }
+}
