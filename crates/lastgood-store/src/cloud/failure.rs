@@ -63,7 +63,8 @@ pub(super) fn of(key: &str, verb: &str, error: &object_store::Error) -> Error {
 const NO_BUCKET: &str = "create the bucket or container, or correct the URL";
 const NO_CONDITION: &str = "use a store that honours If-None-Match on a put, and leave \
                             aws_conditional_put alone";
-const RIGHTS: &str = "check the credentials and their rights to the bucket";
+const RIGHTS: &str = "check the credentials, and their rights to read, write, list and delete in the \
+                      bucket";
 const REGION: &str = "set the region and the endpoint of the bucket (AWS_REGION, AWS_ENDPOINT_URL)";
 const NETWORK: &str = "check the network and the endpoint";
 const SLOWER: &str = "the store asks for fewer requests: wait, or use fewer ranks at once";
