@@ -2,4 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod fixture;
+mod round_trip;
 mod save_restore;
+mod tap;
