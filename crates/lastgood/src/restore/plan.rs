@@ -89,7 +89,8 @@ impl<'a> Plan<'a> {
             let Some(shared) = shard.extent.intersection(extent) else { continue };
             covered.push(shared);
             let start = u64::from(shard.chunk_offset);
-            for run in shard.extent.runs_into(extent, info.dtype)? {
+            let runs = shard.extent.runs_into(extent, info.dtype);
+            for run in runs.map_err(|error| error.context(here))? {
                 let mut from = start + run.source;
                 let mut to = run.target;
                 let mut left = run.bytes;
@@ -112,11 +113,46 @@ impl<'a> Plan<'a> {
                 }
             }
         }
-        // The proof that every byte of the target is written exactly once.
+        // The proof that every byte of the target is written exactly once. The shard indexes are
+        // whole, so that what is missing here was never saved: the checkpoint is not to blame.
         check_cover(extent, &covered).map_err(|error| {
-            error.context(format!("{here}: the shards do not cover what is asked for"))
+            let what = match first_gap(extent, &covered) {
+                Some(gap) => format!("no rank saved {gap} of it"),
+                None => error.message().to_owned(),
+            };
+            Error::incompatible(format!("{here}: asked for {extent}: {what}"))
+                .with_remedy("ask only for what was saved, or save every part of the tensor")
         })
     }
+}
+
+/// A box of `target` that none of `boxes` has.
+fn first_gap(target: &NdBox, boxes: &[NdBox]) -> Option<NdBox> {
+    let mut left = vec![target.clone()];
+    for taken in boxes {
+        left = left.iter().flat_map(|part| without(part, taken)).collect();
+    }
+    left.into_iter().next()
+}
+
+/// What of `part` is outside of `taken`, in boxes.
+fn without(part: &NdBox, taken: &NdBox) -> Vec<NdBox> {
+    let Some(shared) = part.intersection(taken) else { return vec![part.clone()] };
+    let mut outside = Vec::new();
+    let mut rest = part.clone();
+    for d in 0..rest.sizes.len() {
+        let (begin, end) = (rest.offsets[d], rest.offsets[d] + rest.sizes[d]);
+        let (from, to) = (shared.offsets[d], shared.offsets[d] + shared.sizes[d]);
+        for (begin, end) in [(begin, from), (to, end)] {
+            if begin < end {
+                let mut slab = rest.clone();
+                (slab.offsets[d], slab.sizes[d]) = (begin, end - begin);
+                outside.push(slab);
+            }
+        }
+        (rest.offsets[d], rest.sizes[d]) = (from, to - from);
+    }
+    outside
 }
 
 /// The chunk row and the offset in it of byte `from` after the start of `first_chunk`. Every chunk of a

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod fixture;
+mod names;
+mod resharding;
 mod round_trip;
 mod save_restore;
 mod tap;
