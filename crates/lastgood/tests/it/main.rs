@@ -1,9 +1,11 @@
 //! The library over real stores, one feature a module.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod async_saves;
 mod fixture;
 mod names;
 mod resharding;
+mod reuse;
 mod round_trip;
 mod save_restore;
 mod tap;
