@@ -61,18 +61,24 @@ pub(crate) fn built(program: &str) -> PathBuf {
 /// Where the tools are that this program installs, from the root.
 pub(crate) const TOOLS: &str = "target/tools";
 
-/// How a command ended whose output was passed on line by line.
+/// Writes to our own output. A closed terminal must not stop the tests.
+pub(crate) fn pass_on(text: &[u8]) {
+    let mut out = stdout().lock();
+    let _ = out.write_all(text).and_then(|()| out.flush());
+}
+
+/// How a command ended whose output was looked at line by line.
 pub(crate) enum End {
     Exited(ExitStatus),
     /// It ran past its limit and was killed.
     TimedOut,
 }
 
-/// Runs `command` with its output passed on to our own, and shows each line to `see` as well.
-pub(crate) fn tee(
+/// Runs `command` and gives each line of its output to `see`.
+pub(crate) fn watch(
     mut command: Command,
     limit: Duration,
-    mut see: impl FnMut(&str) + Send + 'static,
+    mut see: impl FnMut(&[u8]) + Send + 'static,
 ) -> Result<End> {
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
@@ -84,10 +90,7 @@ pub(crate) fn tee(
         let mut lines = BufReader::new(reader);
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-            let mut out = stdout().lock();
-            // A closed terminal must not stop the tests.
-            let _ = out.write_all(&line).and_then(|()| out.flush());
-            see(&plain(&line));
+            see(&line);
             line.clear();
         }
         let _ = finished.send(());
@@ -116,7 +119,7 @@ fn wait(child: &mut Child, end_of_output: &Receiver<()>, limit: Duration) -> Res
 }
 
 /// The line without colours and its line feed.
-fn plain(line: &[u8]) -> String {
+pub(crate) fn plain(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.trim_end();

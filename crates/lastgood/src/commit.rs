@@ -11,7 +11,7 @@ use lastgood_format::ledger::Kind;
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{Error, ErrorKind, Hash, Result};
 
-use crate::ledger::{Appended, Decision, Ledger, Writer};
+use crate::ledger::{Appended, Checkpoint, Decision, Ledger, Writer};
 use crate::objects;
 
 /// How far a save is on its way to a checkpoint.
@@ -21,8 +21,8 @@ pub enum Progress {
     Committed(Hash),
     /// The shard index of this rank is not there yet.
     Waiting(u32),
-    /// It reuses chunks of this checkpoint, which expired: every rank must write its part again,
-    /// without reuse, as the next generation.
+    /// It reuses chunks of this checkpoint, which expired or was found bad: every rank must write its
+    /// part again, without reuse, as the next generation.
     LostBase(Hash),
 }
 
@@ -47,8 +47,9 @@ pub async fn publish(ledger: &Ledger, index: &ShardIndex) -> Result<Hash> {
 ///
 /// # Errors
 /// `Fenced` if a newer attempt exists; `Conflict` if the save can never be committed (abandoned, or it
-/// reuses what expired); `Invalid` if the ranks contradict each other; `Corrupt` if a shard index is
-/// damaged; `Unavailable` if the store does not answer or does not tell the outcome: ask again.
+/// reuses what is expired or bad); `Invalid` if the ranks contradict each other; `Corrupt` if a shard
+/// index is damaged; `Unavailable` if the store does not answer or does not tell the outcome: ask
+/// again.
 pub async fn advance(
     ledger: &mut Ledger,
     writer: &Writer,
@@ -74,7 +75,7 @@ pub async fn advance(
 
 fn lost_base(ledger: &Ledger, manifest: &Manifest) -> Option<Hash> {
     let history = ledger.history();
-    let lost = |base: &&Hash| history.checkpoint(base).is_none_or(|found| found.expired);
+    let lost = |base: &&Hash| !history.checkpoint(base).is_some_and(Checkpoint::is_reusable);
     manifest.reuses.iter().find(lost).copied()
 }
 

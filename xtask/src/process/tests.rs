@@ -16,8 +16,8 @@ fn output_and_status_are_seen() {
     let (sender, lines) = channel();
     let mut shell = command("sh");
     shell.args(["-c", "echo one; echo two >&2; exit 3"]);
-    let end = tee(shell, Duration::from_secs(20), move |line| {
-        sender.send(line.to_owned()).unwrap();
+    let end = watch(shell, Duration::from_secs(20), move |line| {
+        sender.send(plain(line)).unwrap();
     });
     assert!(matches!(end.unwrap(), End::Exited(status) if status.code() == Some(3)));
     assert_eq!(lines.iter().collect::<Vec<_>>(), ["one", "two"]);
@@ -27,5 +27,5 @@ fn output_and_status_are_seen() {
 fn a_command_that_hangs_is_ended() {
     let mut sleep = command("sleep");
     sleep.arg("60");
-    assert!(matches!(tee(sleep, Duration::from_millis(50), |_| ()), Ok(End::TimedOut)));
+    assert!(matches!(watch(sleep, Duration::from_millis(50), |_| ()), Ok(End::TimedOut)));
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -50,13 +51,26 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     let start = Instant::now();
     let mut installation = Installation::start(needs);
     let mut rows = Vec::new();
+    let mut beside = Vec::new();
     for (i, stage) in stages.iter().enumerate() {
-        rows.extend(run_stage(stage, &mut installation));
+        // What runs beside the others must not fight with a build.
+        let builds = stage.is_build() && !beside.is_empty();
+        if builds {
+            rows.extend(beside.drain(..).map(Beside::join));
+        }
+        let (absent, runs) = look_for_needs(stage, &mut installation);
+        rows.extend(absent);
+        match (runs, stage.beside) {
+            (false, _) => {}
+            (true, true) => beside.push(Beside::start(stage, &installation)),
+            (true, false) => rows.push(execute(stage, &installation, process::pass_on)),
+        }
         let later = &stages[i + 1..];
         if !later.iter().any(|stage| stage.needs.contains(&Need::Gateway)) {
             installation.stop_gateway();
         }
     }
+    rows.extend(beside.into_iter().map(Beside::join));
     Ok(report(&rows, start.elapsed()))
 }
 
@@ -105,8 +119,9 @@ fn select(options: &Options) -> Result<Vec<Stage>> {
     Ok(stages)
 }
 
-/// Runs a stage; gives its row, and before it the row of a need that failed or had to be waited for.
-fn run_stage(stage: &Stage, installation: &mut Installation) -> Vec<Row> {
+/// Waits for what a stage needs; gives the rows of needs that failed or had to be waited for, and whether
+/// the stage can run.
+fn look_for_needs(stage: &Stage, installation: &mut Installation) -> (Vec<Row>, bool) {
     println!("\n==== {}: {}", stage.name, stage.shows);
     println!("     {}", stage.command);
     let mut rows = Vec::new();
@@ -120,7 +135,7 @@ fn run_stage(stage: &Stage, installation: &mut Installation) -> Vec<Row> {
         println!("     {note}");
         let row = |name, seconds| Row { name, seconds, count, note: first_line(&note) };
         if *need != Need::Gateway {
-            return vec![row(stage.name, waiting.elapsed().as_secs_f64())];
+            return (vec![row(stage.name, waiting.elapsed().as_secs_f64())], false);
         }
         // Without a gateway everything but its own tests can run.
         rows.push(row("gateway", 0.0));
@@ -130,17 +145,65 @@ fn run_stage(stage: &Stage, installation: &mut Installation) -> Vec<Row> {
         let note = format!("waited for {:?}", stage.needs);
         rows.push(Row { name: "install", seconds: waited, count: Count::default(), note });
     }
-    rows.push(execute(stage, installation));
-    rows
+    (rows, true)
 }
 
-fn execute(stage: &Stage, installation: &Installation) -> Row {
+/// A stage that runs while others do. What it prints is shown when it is waited for.
+struct Beside {
+    name: &'static str,
+    output: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<Row>,
+}
+
+impl Beside {
+    fn start(stage: &Stage, installation: &Installation) -> Self {
+        println!("     runs beside the following stages");
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&output);
+        let keep = move |line: &[u8]| {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(line);
+        };
+        let (name, command) = (stage.name, command(stage, installation));
+        let thread = thread::spawn(move || execute_command(name, command, keep));
+        Self { name, output, thread }
+    }
+
+    fn join(self) -> Row {
+        let row = self.thread.join().unwrap_or_else(|_| Row {
+            name: self.name,
+            seconds: 0.0,
+            count: Count::FAILED,
+            note: "the thread that watched it panicked".into(),
+        });
+        println!("\n==== {} ran beside other stages", self.name);
+        process::pass_on(&self.output.lock().unwrap_or_else(PoisonError::into_inner));
+        say(&row);
+        row
+    }
+}
+
+fn execute(
+    stage: &Stage,
+    installation: &Installation,
+    show: impl FnMut(&[u8]) + Send + 'static,
+) -> Row {
+    let row = execute_command(stage.name, command(stage, installation), show);
+    say(&row);
+    row
+}
+
+fn execute_command(
+    name: &'static str,
+    command: Result<Command>,
+    mut show: impl FnMut(&[u8]) + Send + 'static,
+) -> Row {
     let start = Instant::now();
     let counter = Arc::new(Mutex::new(Counter::default()));
     let seen = Arc::clone(&counter);
-    let end = command(stage, installation).and_then(|command| {
-        process::tee(command, STAGE_MAX, move |line| {
-            seen.lock().unwrap_or_else(PoisonError::into_inner).line(line);
+    let end = command.and_then(|command| {
+        process::watch(command, STAGE_MAX, move |line| {
+            show(line);
+            seen.lock().unwrap_or_else(PoisonError::into_inner).line(&process::plain(line));
         })
     });
     let counted = counter.lock().unwrap_or_else(PoisonError::into_inner).total();
@@ -150,14 +213,16 @@ fn execute(stage: &Stage, installation: &Installation) -> Row {
         Ok(End::TimedOut) => (false, format!("ended after {} minutes", STAGE_MAX.as_secs() / 60)),
         Err(error) => (false, format!("{error:#}")),
     };
-    let seconds = start.elapsed().as_secs_f64();
-    let count = judge(succeeded, counted);
-    let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
-    println!("     {}: {verdict} in {seconds:.1} s", stage.name);
-    if !note.is_empty() {
-        println!("     {note}");
+    let (seconds, count) = (start.elapsed().as_secs_f64(), judge(succeeded, counted));
+    Row { name, seconds, count, note }
+}
+
+fn say(row: &Row) {
+    let verdict = if row.count.failed == 0 { "ok" } else { "FAILED" };
+    println!("     {}: {verdict} in {:.1} s", row.name, row.seconds);
+    if !row.note.is_empty() {
+        println!("     {}", row.note);
     }
-    Row { name: stage.name, seconds, count, note: first_line(&note) }
 }
 
 /// The exit status has the last word: a stage that failed counts at least one failure.
@@ -206,6 +271,7 @@ fn report(rows: &[Row], elapsed: Duration) -> bool {
     for Row { name, seconds, count, note } in rows {
         total.add(*count);
         let Count { passed, failed, skipped } = count;
+        let note = first_line(note);
         let line =
             format!("{name:<12} {seconds:>8.1} {passed:>8} {failed:>7} {skipped:>8}  {note}");
         println!("{}", line.trim_end());

@@ -26,20 +26,31 @@ pub(super) struct Stage {
     pub(super) name: &'static str,
     /// What a passing stage shows.
     pub(super) shows: &'static str,
-    /// The command line. Its first word may be `xtask`, which is this program, or `lastgood-chaos`, which is
-    /// the one of the release build: to have cargo run it would build it and all below it again, with
-    /// fewer features.
+    /// The command line. Its first word may be `xtask`, which is this program, or, in a release stage, one of
+    /// the programs of the release build: to have cargo run it would build it and all below it again,
+    /// with fewer features.
     pub(super) command: &'static str,
     pub(super) env: &'static [(&'static str, &'static str)],
     pub(super) needs: &'static [Need],
     /// Runs programs of the release build, which is built before the first such stage.
     pub(super) release: bool,
     pub(super) planned: bool,
+    /// Mostly waits, and runs beside the stages after it.
+    pub(super) beside: bool,
 }
 
 impl Stage {
     const fn new(name: &'static str, shows: &'static str, command: &'static str) -> Self {
-        Self { name, shows, command, env: &[], needs: &[], release: false, planned: false }
+        Self {
+            name,
+            shows,
+            command,
+            env: &[],
+            needs: &[],
+            release: false,
+            planned: false,
+            beside: false,
+        }
     }
 
     const fn env(self, env: &'static [(&'static str, &'static str)]) -> Self {
@@ -56,6 +67,15 @@ impl Stage {
 
     const fn planned(self) -> Self {
         Self { planned: true, ..self }
+    }
+
+    const fn beside(self) -> Self {
+        Self { beside: true, ..self }
+    }
+
+    /// True if it is cargo that builds something.
+    pub(super) fn is_build(&self) -> bool {
+        self.command.starts_with("cargo ")
     }
 }
 
@@ -100,12 +120,26 @@ pub(super) const STAGES: &[Stage] = &[
     )
     .env(&[("RUSTDOCFLAGS", "-D warnings")]),
     Stage::new(
+        "power-cuts",
+        "file systems that lose power during saves",
+        "lastgood-chaos power-cuts --ext4 300 --xfs 150",
+    )
+    .needs(&[Need::Root, Need::FileSystems])
+    .release()
+    .beside(),
+    Stage::new(
+        "kills",
+        "kill -9 at every store call and sync of a save of four ranks",
+        "lastgood-chaos kills",
+    )
+    .release()
+    .beside(),
+    Stage::new(
         "simulate",
         "20,000 seeded interleavings of ranks, attempts, faults and crashes",
         "lastgood-chaos simulate --seeds 20000",
     )
-    .release()
-    .planned(),
+    .release(),
     Stage::new(
         "enumerate",
         "a million states that a crash can leave on a disk",
@@ -116,39 +150,17 @@ pub(super) const STAGES: &[Stage] = &[
     Stage::new("mutants", "planted bugs are each found", "lastgood-chaos mutants")
         .release()
         .planned(),
-    Stage::new(
-        "kills",
-        "kill -9 at every store call and sync of a save of four ranks",
-        "lastgood-chaos kills",
-    )
-    .release()
-    .planned(),
-    Stage::new(
-        "power-cuts",
-        "file systems that lose power during saves",
-        "lastgood-chaos power-cuts --ext4 300 --xfs 150",
-    )
-    .needs(&[Need::Root, Need::FileSystems])
-    .release()
-    .planned(),
-    Stage::new(
-        "bit-flips",
-        "every flipped bit of a small repository, and many of a large one",
-        "lastgood-chaos bit-flips",
-    )
-    .release()
-    .planned(),
+    Stage::new("bit-flips", "every flipped bit of a small repository", "lastgood-chaos bit-flips")
+        .release(),
     Stage::new("full-disk", "a disk that fills up during a save", "lastgood-chaos full-disk")
         .needs(&[Need::Root])
-        .release()
-        .planned(),
+        .release(),
     Stage::new(
         "demo",
         "a training job whose ranks are killed ends with the bytes of one that nothing disturbed",
-        "cargo run --release -- demo --kills 5 --seed 7",
+        "lastgood demo --kills 5 --seed 7",
     )
-    .release()
-    .planned(),
+    .release(),
     Stage::new("docs", "the generated pages say what the code says", "xtask docs --check")
         .release(),
     // Late, so that cargo-deny can be built beside everything else.

@@ -30,7 +30,7 @@ enum Seen {
 impl Stage {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+        let store = LocalStore::open(folder.path().join("store")).unwrap();
         let repository =
             Repository::create(Arc::new(store), Arc::new(SystemEnv::default())).unwrap();
         Self { folder, repository, control: Arc::default(), seen: Vec::new() }
@@ -180,8 +180,7 @@ fn a_new_checkpoint_makes_the_budget_whole_again() {
     let folder = stage.folder.path().to_owned();
     let saver = thread::spawn(move || {
         // Commits a checkpoint while the second attempt runs.
-        while std::fs::read_to_string(folder.join("count")).is_ok_and(|n| n.trim() == "2") == false
-        {
+        while !std::fs::read_to_string(folder.join("count")).is_ok_and(|n| n.trim() == "2") {
             thread::sleep(Duration::from_millis(5));
         }
         let stage = Stage {

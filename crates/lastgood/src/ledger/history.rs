@@ -112,6 +112,15 @@ impl FromStr for Standing {
     }
 }
 
+impl Checkpoint {
+    /// True if new checkpoints may stand on its chunks: it is neither expired, so that its objects may
+    /// be deleted, nor bad, so that they may be damaged.
+    #[must_use]
+    pub fn is_reusable(&self) -> bool {
+        !self.expired && self.standing != Standing::Bad
+    }
+}
+
 impl History {
     /// The history of a run without entries.
     #[must_use]

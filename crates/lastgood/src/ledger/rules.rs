@@ -8,7 +8,7 @@ use std::fmt;
 use lastgood_format::ledger::{Entry, Kind};
 use lastgood_format::{Error, ErrorKind, Result, RunName};
 
-use super::{History, Writer};
+use super::{Checkpoint, History, Writer};
 
 /// Judges entries before they are written and after they are read.
 pub trait Rules: fmt::Debug + Send + Sync + 'static {
@@ -67,7 +67,7 @@ pub(crate) fn fenced(attempt: u64, newest: u64) -> Error {
     .with_remedy("stop this process; nothing that it writes will be committed")
 }
 
-/// Refuses a commit of a save that is abandoned or reuses chunks of what is expired or unknown.
+/// Refuses a commit of a save that is abandoned or reuses chunks of what is expired, bad or unknown.
 ///
 /// # Errors
 /// `Conflict` naming the reason.
@@ -81,12 +81,11 @@ pub fn admit_commit(history: &History, kind: &Kind) -> Result<()> {
         ));
     }
     for base in reuses {
-        let live = history.checkpoint(base).is_some_and(|checkpoint| !checkpoint.expired);
-        if !live {
+        if !history.checkpoint(base).is_some_and(Checkpoint::is_reusable) {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "the save of step {step} reuses chunks of checkpoint {base}, which expired"
+                    "the save of step {step} reuses chunks of checkpoint {base}, which is expired or bad"
                 ),
             )
             .with_remedy("save again without reuse"));

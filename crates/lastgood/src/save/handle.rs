@@ -16,7 +16,7 @@ pub enum SaveStatus {
     Durable,
     /// It is a checkpoint of this id.
     Committed(Hash),
-    /// A newer save took its place before anything was written.
+    /// A newer save took its place, on this rank or on another one.
     Superseded,
     /// It will never be a checkpoint.
     Failed(Error),

@@ -17,7 +17,7 @@ use super::plan::Plan;
 use super::{Compression, SaveOptions};
 use crate::commit::{self, Progress};
 use crate::io::{Io, StoreIo};
-use crate::ledger::{Ledger, Writer};
+use crate::ledger::{Checkpoint, Ledger, Writer};
 use crate::state::World;
 
 /// How long a waiting save sleeps between two looks at the store: short at first, since ranks save
@@ -166,6 +166,16 @@ struct Waiting {
     deadline: Duration,
     next_rank: u32,
     last: Option<Error>,
+    /// It was written again, as another generation, and so out of order.
+    rewritten: bool,
+}
+
+/// What a look at a waiting save found.
+enum Look {
+    Waits,
+    Committed,
+    /// It failed, and its handle says why.
+    Over,
 }
 
 /// The writing thread.
@@ -203,7 +213,7 @@ impl Worker {
                 Next::Poll => poll = (poll * 2).min(POLL_LAST),
                 Next::End => break,
             }
-            waiting.retain_mut(|save| !self.look(save));
+            self.look_after(&mut waiting);
         }
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
@@ -242,14 +252,17 @@ impl Worker {
     fn write(&mut self, queued: Queued) -> Option<Waiting> {
         let Queued { plan, segments, arena, metadata, handle } = queued;
         let base = self.shared.lock().base.clone();
-        let written = self.write_save(&plan, segments, base, handle.save(), metadata);
+        let parent = base.as_ref().map(|base| base.checkpoint);
+        let base = base.filter(|base| self.is_reusable(base));
+        let written = self.write_save(&plan, segments, (base, parent), handle.save(), metadata);
         let arena = arena.lock().unwrap_or_else(PoisonError::into_inner).take();
         match written {
             Ok(index) => {
                 handle.set(SaveStatus::Durable);
                 let deadline = self.io.elapsed() + self.options.commit_wait;
                 let next_rank = (self.world.rank + 1) % self.world.size;
-                Some(Waiting { index, plan, handle, arena, deadline, next_rank, last: None })
+                let (last, rewritten) = (None, false);
+                Some(Waiting { index, plan, handle, arena, deadline, next_rank, last, rewritten })
             }
             Err(error) => {
                 self.fail(&handle, arena, error);
@@ -262,7 +275,7 @@ impl Worker {
         &mut self,
         plan: &Plan,
         segments: Receiver<(usize, Segment)>,
-        base: Option<Arc<Base>>,
+        (base, parent): (Option<Arc<Base>>, Option<Hash>),
         save: SaveKey,
         metadata: BTreeMap<String, String>,
     ) -> Result<ShardIndex> {
@@ -277,14 +290,14 @@ impl Worker {
         };
         let written = pipeline::run(&self.io, &job, segments)?;
         self.measure(&written);
-        let parent = base.as_ref().map(|base| base.checkpoint);
+        let reused = base.map(|base| base.checkpoint).filter(|_| written.reused);
         let index = ShardIndex {
             run: self.ledger.run().clone(),
             save,
             rank,
             world_size: self.world.size,
             parent,
-            reuses: parent.filter(|_| written.reused).into_iter().collect(),
+            reuses: reused.into_iter().collect(),
             chunk_bytes: self.options.chunk_bytes,
             components: plan.components.clone(),
             tensors: plan.tensors.clone(),
@@ -295,6 +308,12 @@ impl Worker {
         };
         self.io.runtime.block_on(commit::publish(&self.ledger, &index))?;
         Ok(index)
+    }
+
+    /// As far as the ledger was read: what happens to the base after that is noticed at the commit.
+    fn is_reusable(&self, base: &Base) -> bool {
+        let found = self.ledger.history().checkpoint(&base.checkpoint);
+        found.is_some_and(Checkpoint::is_reusable)
     }
 
     fn level(&self) -> Option<i32> {
@@ -313,8 +332,39 @@ impl Worker {
         }
     }
 
-    /// Looks after a waiting save; true if it is through.
-    fn look(&mut self, save: &mut Waiting) -> bool {
+    /// Looks after every waiting save, oldest first.
+    ///
+    /// Every rank writes its saves in order. So when a newer save is a checkpoint and an older one is
+    /// not even then, some rank has left the older one out: it is not waited for to the end.
+    fn look_after(&mut self, waiting: &mut Vec<Waiting>) {
+        let mut overtaken = 0;
+        for mut save in std::mem::take(waiting) {
+            match self.look(&mut save) {
+                Look::Waits => waiting.push(save),
+                Look::Committed => overtaken = waiting.len(),
+                Look::Over => {}
+            }
+        }
+        if overtaken == 0 {
+            return;
+        }
+        let newest = self.shared.lock().base.clone();
+        let newer = waiting.split_off(overtaken);
+        waiting.retain_mut(|save| match self.look(save) {
+            Look::Waits if save.rewritten => true,
+            Look::Waits => {
+                self.supersede(save);
+                false
+            }
+            Look::Committed | Look::Over => false,
+        });
+        waiting.extend(newer);
+        // One of the older ones may have been committed after all.
+        self.shared.lock().base = newest;
+    }
+
+    /// Looks after one waiting save.
+    fn look(&mut self, save: &mut Waiting) -> Look {
         let key = save.index.save;
         let advanced = self.io.runtime.block_on(commit::advance(
             &mut self.ledger,
@@ -326,22 +376,22 @@ impl Worker {
         match advanced {
             Ok(Progress::Committed(id)) => {
                 self.succeed(save, id);
-                true
+                Look::Committed
             }
             Ok(Progress::Waiting(rank)) => {
                 save.next_rank = rank;
                 self.expire(save)
             }
             Ok(Progress::LostBase(base)) => self.write_again(save, &base),
-            // A conflict is either a base that expired at this moment, which the next look tells, or
-            // an abandoned save, which the next look refuses for good.
+            // A conflict is either a base that was lost at this moment, which the next look tells, or an
+            // abandoned save, which the next look refuses for good.
             Err(error) if error.is_retryable() || self.lost_race(save, &error) => {
                 save.last = Some(error);
                 self.expire(save)
             }
             Err(error) => {
                 self.fail(&save.handle, save.arena.take(), error);
-                true
+                Look::Over
             }
         }
     }
@@ -353,17 +403,17 @@ impl Worker {
             && save.last.as_ref().is_none_or(|last| last.kind() != ErrorKind::Conflict)
     }
 
-    /// The base expired before the commit: its chunks are written again, as a new generation, since
-    /// the shard index that names them cannot be changed. Every rank comes to the same conclusion.
-    fn write_again(&mut self, save: &mut Waiting, base: &Hash) -> bool {
-        self.shared.lock().base = None;
+    /// The base expired or was found bad before the commit: its chunks are written again, as a new
+    /// generation, since the shard index that names them cannot be changed. Every rank comes to the
+    /// same conclusion.
+    fn write_again(&mut self, save: &mut Waiting, base: &Hash) -> Look {
         let Some(arena) = save.arena.take() else {
             let error = Error::new(
                 ErrorKind::Conflict,
-                format!("it reuses chunks of checkpoint {base}, which expired"),
+                format!("it reuses chunks of checkpoint {base}, which is expired or bad"),
             );
             self.fail(&save.handle, None, error.with_remedy("the next save writes them again"));
-            return true;
+            return Look::Over;
         };
         let key = save.index.save;
         let again = SaveKey { generation: self.shared.next_generation(key.step), ..key };
@@ -376,23 +426,24 @@ impl Worker {
         drop(full);
         let metadata = save.index.metadata.clone();
         let plan = Arc::clone(&save.plan);
-        match self.write_save(&plan, segments, None, again, metadata) {
+        match self.write_save(&plan, segments, (None, save.index.parent), again, metadata) {
             Ok(index) => {
                 save.index = index;
                 save.arena = Some(arena);
                 save.deadline = self.io.elapsed() + self.options.commit_wait;
-                false
+                save.rewritten = true;
+                Look::Waits
             }
             Err(error) => {
                 self.fail(&save.handle, Some(arena), error);
-                true
+                Look::Over
             }
         }
     }
 
-    fn expire(&mut self, save: &mut Waiting) -> bool {
+    fn expire(&mut self, save: &mut Waiting) -> Look {
         if self.io.elapsed() < save.deadline {
-            return false;
+            return Look::Waits;
         }
         let key = save.index.save;
         let error = save.last.take().unwrap_or_else(|| {
@@ -403,7 +454,13 @@ impl Worker {
             ))
         });
         self.fail(&save.handle, save.arena.take(), error);
-        true
+        Look::Over
+    }
+
+    fn supersede(&self, save: &mut Waiting) {
+        self.shared.lock().free.extend(save.arena.take());
+        save.handle.set(SaveStatus::Superseded);
+        self.shared.changed.notify_all();
     }
 
     fn succeed(&self, save: &mut Waiting, id: Hash) {
