@@ -85,6 +85,7 @@ impl Run {
         if world.rank >= world.size {
             return Err(Error::invalid(format!("rank {} of {}", world.rank, world.size)));
         }
+        options.save.check()?;
         let io = repository.io().clone();
         let mut ledger = repository.ledger(run)?;
         let actor = format!("rank {}", world.rank);
@@ -202,7 +203,8 @@ impl Run {
     /// returns as soon as the state is copied.
     ///
     /// # Errors
-    /// `Invalid` if something cannot be captured; `Overloaded` if it does not fit the arena; with
+    /// `Invalid` if something cannot be captured; `Overloaded` if it does not fit the arena; `Fenced`
+    /// once a save before failed so, and `Closed` if the thread that saves is gone; with
     /// [`Mode::Sync`] whatever the save failed with. A failed save does not harm the run or the
     /// checkpoints before it.
     pub fn save<'a>(

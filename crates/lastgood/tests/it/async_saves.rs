@@ -118,6 +118,23 @@ fn a_save_that_nobody_began_is_superseded_and_says_so() {
 }
 
 #[test]
+fn an_arena_comes_back_from_a_save_that_has_nothing_to_write() {
+    let (_store, repository) = in_memory();
+    let mut runs = open_all(&repository, 6, "a");
+    // Everything is reused, so that the writing thread is through as soon as the capture is, and may
+    // overtake the thread that captures.
+    let data = bytes(1, 100_000);
+    for step in 0..60 {
+        save_all(&mut runs, step, |capture| {
+            let mut part = capture.component("m", "t", lastgood::state::Durability::Durable)?;
+            part.blob("b", data.clone())
+        })
+        .unwrap();
+    }
+    assert_eq!(checkpoints(&repository).len(), 60);
+}
+
+#[test]
 fn the_arena_has_a_bound() {
     let (_store, repository) = in_memory();
     let save_options = SaveOptions { arena_bytes_max: 100_000, ..quick() };
