@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod async_saves;
+mod faults;
+mod fencing;
 mod fixture;
 mod names;
 mod resharding;
@@ -9,3 +11,4 @@ mod reuse;
 mod round_trip;
 mod save_restore;
 mod tap;
+mod walk_back;
