@@ -5,6 +5,7 @@
 
 mod arena;
 mod base;
+mod batches;
 mod handle;
 mod packer;
 mod pipeline;

@@ -81,6 +81,12 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The rows of segment `i`, which follow each other.
+    pub(crate) fn rows_of(&self, i: usize) -> Range<usize> {
+        let begin = self.rows.partition_point(|row| row.segment < i);
+        begin..begin + self.rows[begin..].partition_point(|row| row.segment == i)
+    }
+
     /// The bytes of the arena that the plan uses.
     pub(crate) fn arena_bytes(&self) -> u64 {
         self.segments.iter().map(|used| *used as u64).sum()

@@ -5,6 +5,7 @@ mod async_saves;
 mod faults;
 mod fencing;
 mod fixture;
+mod memory;
 mod names;
 mod resharding;
 mod reuse;
