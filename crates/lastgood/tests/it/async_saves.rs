@@ -9,6 +9,7 @@ use lastgood::save::{Mode, SaveHandle, SaveOptions, SaveStatus};
 use lastgood::state::World;
 use lastgood::{ErrorKind, Hash, Repository, Run, RunOptions};
 
+use crate::child;
 use crate::fixture::{
     bytes, capture_bytes, in_memory, open_all, open_alone, options, quick, read_bytes, run_name,
     save_all, save_bytes, tapped,
@@ -76,7 +77,7 @@ fn sync_returns_committed() {
 
 #[test]
 fn one_in_flight_waits_for_the_one_before_and_skips_none() {
-    let (_store, tap, repository) = tapped();
+    let (_store, repository) = in_memory();
     let mut run = open_alone(&repository, "a");
     for round in 0..20 {
         // Three saves as fast as they come: nobody has begun to write the second when the third comes.
@@ -88,7 +89,6 @@ fn one_in_flight_waits_for_the_one_before_and_skips_none() {
         }
     }
     assert_eq!(checkpoints(&repository).len(), 60);
-    drop(tap);
 }
 
 #[test]
@@ -115,6 +115,55 @@ fn a_save_that_nobody_began_is_superseded_and_says_so() {
     run.close().unwrap();
     let found = read_bytes(&repository, &Selector::Step(6), 100_000).unwrap();
     assert_eq!(found, (6, bytes(6, 100_000)));
+}
+
+#[test]
+fn a_save_that_another_rank_left_out_is_superseded_and_not_failed() {
+    let (_store, tap, repository) = tapped();
+    let world = |rank| World { rank, size: 2 };
+    let several = SaveOptions { in_flight_max: 3, ..quick() };
+    let patient = SaveOptions { commit_wait: Duration::from_secs(120), ..several.clone() };
+    let mut slow =
+        open_with(&repository, world(0), "a", SaveOptions { in_flight_max: 2, ..several });
+    let mut quick = open_with(&repository, world(1), "a", patient);
+    let gate = Gate::default();
+    let at = gate.clone();
+    tap.play(move |call| {
+        if call.op == Op::Put && call.key.ends_with("/0-0.pack") {
+            at.pass();
+        }
+        Act::Pass
+    });
+    let value = |run: &mut Run, step: u64| {
+        run.save(step, Mode::Async, |capture| {
+            let mut part = capture.component("m", "t", lastgood::state::Durability::Durable)?;
+            part.rank_value("v", &step)
+        })
+        .unwrap()
+    };
+    // The slow rank writes step 1, and leaves out step 2 for step 3; the quick one writes all three.
+    let first = value(&mut slow, 1);
+    gate.await_waiting();
+    let (left_out, last) = (value(&mut slow, 2), value(&mut slow, 3));
+    let mut handles = Vec::new();
+    for step in 1..=3 {
+        handles.push(value(&mut quick, step));
+        while !matches!(handles.last().unwrap().status(), SaveStatus::Durable) {
+            std::thread::yield_now();
+        }
+    }
+    assert!(matches!(left_out.status(), SaveStatus::Superseded));
+    gate.open();
+    assert_eq!(handles[0].wait().unwrap(), first.wait().unwrap());
+    assert_eq!(handles[2].wait().unwrap(), last.wait().unwrap());
+    assert_eq!(handles[1].wait().unwrap_err().kind(), ErrorKind::Conflict);
+    assert!(matches!(handles[1].status(), SaveStatus::Superseded), "{:?}", handles[1].status());
+    for mut run in [slow, quick] {
+        assert!(run.take_failures().is_empty());
+        run.close().unwrap();
+    }
+    let steps: Vec<u64> = checkpoints(&repository).iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [1, 3]);
 }
 
 #[test]
@@ -209,6 +258,28 @@ fn a_failure_is_told_by_the_handle_by_take_failures_and_at_close() {
     assert_eq!((error.kind(), error.causes().len()), (ErrorKind::Denied, 3), "{error}");
     assert!(error.to_string().contains("3 saves failed"), "{error}");
     assert_eq!(checkpoints(&repository).len(), 1);
+}
+
+#[test]
+fn a_handle_that_is_dropped_prints_what_nobody_asked_for() {
+    let name = "async_saves::a_handle_that_is_dropped_prints_what_nobody_asked_for";
+    if let Some(child) = child::of(name) {
+        assert!(child.success, "{}", child.stderr);
+        let told: Vec<&str> =
+            child.stderr.lines().filter(|line| line.starts_with("lastgood: ")).collect();
+        let [line] = told[..] else { panic!("expected one line: {}", child.stderr) };
+        assert!(line.contains("save of step 2 of attempt 2") && line.contains("planted"), "{line}");
+        return;
+    }
+    let (left, _tap, repository) = failing();
+    left.store(2, Ordering::SeqCst);
+    // What was asked for is not printed again.
+    let mut asked = open_alone(&repository, "a");
+    save(&mut asked, 1, &bytes(1, 1000)).wait().unwrap_err();
+    assert_eq!(asked.take_failures().len(), 1);
+    drop(asked);
+    let mut run = open_alone(&repository, "b");
+    save(&mut run, 2, &bytes(1, 1000));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 #![expect(clippy::disallowed_methods, reason = "asks the kernel, and is slow on purpose")]
 
 use std::ops::Range;
-use std::process::Command;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,12 +12,12 @@ use lastgood::{Dtype, Repository, Result, Run, RunOptions};
 use lastgood_format::layout::NdBox;
 use lastgood_store::{MemoryStore, ObjectMeta, Payload, Put, Store};
 
+use crate::child;
 use crate::fixture::{in_folder, on, options, run_name};
 
 const MIB: u64 = 1 << 20;
 const STATE: u64 = 256 * MIB;
 const BOUND: u64 = 64 * MIB;
-const CHILD: &str = "LASTGOOD_MEMORY_CHILD";
 
 /// A store that is slow and forgets packs, so that they are in no memory of this process.
 #[derive(Debug, Default)]
@@ -89,23 +88,6 @@ fn peak(work: impl FnOnce()) -> u64 {
     status("VmHWM").saturating_sub(before)
 }
 
-/// Runs the rest of the test `name` in a process of its own, so that no other test is counted.
-fn in_a_child(name: &str) -> bool {
-    if std::env::var(CHILD).is_ok() {
-        return true;
-    }
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&child.stdout);
-    print!("{text}");
-    assert!(child.status.success(), "{text}{}", String::from_utf8_lossy(&child.stderr));
-    assert!(text.contains(" MiB beside "), "the child measured nothing: {text}");
-    false
-}
-
 fn check(what: &str, peak: u64, allowed: u64) {
     println!("{what}: {} MiB beside a state of {} MiB", peak / MIB, STATE / MIB);
     assert!(peak <= allowed, "{what}: {} MiB, allowed {}", peak / MIB, allowed / MIB);
@@ -139,7 +121,9 @@ fn capture<'a>(capture: &mut Capture<'a>, state: &'a [u8], by_rows: bool) -> Res
 
 #[test]
 fn saving_takes_the_state_and_64_mib() {
-    if !in_a_child("memory::saving_takes_the_state_and_64_mib") {
+    if let Some(child) = child::of("memory::saving_takes_the_state_and_64_mib") {
+        print!("{}", child.stdout);
+        assert!(child.success && child.stdout.contains(" MiB beside "), "{}", child.stderr);
         return;
     }
     let mut state = vec![0; STATE as usize];
@@ -166,7 +150,9 @@ fn saving_takes_the_state_and_64_mib() {
 
 #[test]
 fn restoring_takes_64_mib() {
-    if !in_a_child("memory::restoring_takes_64_mib") {
+    if let Some(child) = child::of("memory::restoring_takes_64_mib") {
+        print!("{}", child.stdout);
+        assert!(child.success && child.stdout.contains(" MiB beside "), "{}", child.stderr);
         return;
     }
     let mut state = vec![0; STATE as usize];

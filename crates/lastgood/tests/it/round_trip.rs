@@ -322,8 +322,13 @@ fn values_metadata_and_blobs_of_every_rank() {
                 slots.rank_value("cursor", cursor)?;
                 blobs.resize(2, vec![0xee]);
                 let [first, second] = blobs.as_mut_slice() else { unreachable!() };
-                slots.blob("blob", |found| Ok(*first = found))?;
-                slots.blob("none", |found| Ok(*second = found))
+                for (name, to) in [("blob", first), ("none", second)] {
+                    slots.blob(name, |found| {
+                        *to = found;
+                        Ok(())
+                    })?;
+                }
+                Ok(())
             })
             .unwrap()
             .unwrap();

@@ -1,6 +1,6 @@
 //! Safetensors files in and out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use lastgood::restore::Selector;
 use lastgood::safetensors::{Exported, capture, export};
@@ -43,7 +43,6 @@ const DTYPES: [safetensors::Dtype; 22] = {
 };
 
 /// A file with every dtype in shapes from none to five dimensions, odd names, and metadata.
-#[expect(clippy::disallowed_types, reason = "the crate wants its metadata so")]
 fn file() -> Vec<u8> {
     let shapes: [&[usize]; 6] = [&[], &[0], &[8], &[3, 0], &[2, 4], &[1, 2, 1, 4, 1]];
     let names = ["plain", "🦀\n\"quoted\"\\", "שלום", "a/b", "", "\u{202e}", "x@rank0"];
@@ -65,9 +64,8 @@ fn file() -> Vec<u8> {
         })
         .collect();
     let metadata = [("format", "pt"), ("🦀", "\n\u{0}"), ("", "")];
-    let metadata: HashMap<String, String> =
-        metadata.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-    safetensors::serialize(views, Some(metadata)).unwrap()
+    let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned()));
+    safetensors::serialize(views, Some(metadata.collect())).unwrap()
 }
 
 /// What a file says, in an order of its own.
