@@ -1,5 +1,7 @@
 //! The arguments of every command.
 
+mod examples;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -8,27 +10,12 @@ use clap_complete::Shell;
 use lastgood::RunName;
 use lastgood::restore::Selector;
 
-const AFTER: &str = "\
-Examples:
-  lastgood demo                                     watch a training job survive kill -9
-  lastgood run --store /data/ckpt --run llm --ranks 4 -- ./train --epochs 3
-  lastgood ls --store s3://bucket/ckpt --run llm
-  lastgood verify --store /data/ckpt --run llm
-  lastgood export --store /data/ckpt --run llm --at last-good --to ./weights
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 not found, 5 refused (fenced, conflict,
-incompatible, denied), 6 diverged, 7 store unavailable.
-
-S3, GCS and Azure take their credentials and endpoints from the usual variables (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS,
-AZURE_STORAGE_ACCOUNT_NAME, …).";
-
 /// Keeps the state of training and serving jobs recoverable: atomic, verified checkpoints on any
 /// store, and recovery from the last good one.
 #[derive(Debug, Parser)]
-#[command(name = "lastgood", version, after_help = AFTER, max_term_width = 100)]
+#[command(name = "lastgood", version, after_help = examples::ALL, max_term_width = 100)]
 pub(crate) struct Args {
-    /// Print data as JSON: one object, or one line a row
+    /// Print data as JSON, one object a line, to stdout; errors to stderr as {"error": …}
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
@@ -58,16 +45,22 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a job under supervision: restart it from the last good checkpoint until it is done
+    #[command(after_help = examples::RUN)]
     Run(Supervise),
     /// List runs, or the checkpoints of one
+    #[command(after_help = examples::LS)]
     Ls {
         #[command(flatten)]
         store: StoreArgs,
         /// List the checkpoints of this run instead of the runs
         #[arg(long, env = "LASTGOOD_RUN", hide_env_values = true, value_name = "NAME")]
         run: Option<RunName>,
+        /// List only the last N of them
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
     },
     /// Show what one checkpoint holds: components, tensors, sizes, parents
+    #[command(after_help = examples::SHOW)]
     Show {
         #[command(flatten)]
         run: RunArgs,
@@ -78,6 +71,7 @@ pub(crate) enum Command {
         tensors: bool,
     },
     /// Print a run's ledger: every decision, in order
+    #[command(after_help = examples::LOG)]
     Log {
         #[command(flatten)]
         run: RunArgs,
@@ -86,6 +80,7 @@ pub(crate) enum Command {
         last: Option<u64>,
     },
     /// Read back and check every byte of a run, or of one checkpoint
+    #[command(after_help = examples::VERIFY)]
     Verify {
         #[command(flatten)]
         run: RunArgs,
@@ -97,6 +92,7 @@ pub(crate) enum Command {
         mark: bool,
     },
     /// Give a checkpoint a standing: good, bad or verified
+    #[command(after_help = examples::MARK)]
     Mark {
         #[command(flatten)]
         run: RunArgs,
@@ -110,6 +106,7 @@ pub(crate) enum Command {
         reason: String,
     },
     /// Save a safetensors file as a checkpoint
+    #[command(after_help = examples::IMPORT)]
     Import {
         /// The file
         file: PathBuf,
@@ -122,14 +119,14 @@ pub(crate) enum Command {
         #[arg(long, default_value = "model")]
         component: String,
     },
-    /// Write a checkpoint to a folder, verified, atomically
-    #[command(visible_alias = "restore")]
+    /// Write a checkpoint to a folder of safetensors files, verified, atomically
+    #[command(visible_alias = "restore", after_help = examples::EXPORT)]
     Export {
         #[command(flatten)]
         run: RunArgs,
         #[command(flatten)]
         at: At,
-        /// The folder; it appears whole or not at all
+        /// The folder; it appears whole or not at all, and takes the place of an earlier export at once
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
         /// The format of the files
@@ -143,8 +140,10 @@ pub(crate) enum Command {
         force: bool,
     },
     /// Train a small network on 4 processes, kill some in the middle of saves, compare the end
+    #[command(after_help = examples::DEMO)]
     Demo(Demo),
     /// Print a completion script for a shell
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell
         shell: Shell,
@@ -152,6 +151,9 @@ pub(crate) enum Command {
     /// One rank of the demo's training job
     #[command(hide = true, name = "__demo-rank")]
     DemoRank(DemoRank),
+    /// Ends what ranks have started when their supervisor is gone
+    #[command(hide = true, name = "__guard")]
+    Guard,
     /// Ties a rank's life to its supervisor's, and becomes the rank
     #[command(hide = true, name = "__rank")]
     Rank {

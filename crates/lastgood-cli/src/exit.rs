@@ -33,15 +33,19 @@ impl From<Exit> for ExitCode {
 
 /// The exit code of an error.
 pub(crate) fn code_of(error: &anyhow::Error) -> Exit {
-    match error.downcast_ref::<Error>().map(Error::kind) {
-        Some(ErrorKind::Invalid) => Exit::Usage,
-        Some(ErrorKind::Corrupt) => Exit::Damage,
-        Some(ErrorKind::NotFound) => Exit::NotFound,
-        Some(
-            ErrorKind::Fenced | ErrorKind::Conflict | ErrorKind::Incompatible | ErrorKind::Denied,
-        ) => Exit::Refused,
-        Some(ErrorKind::Diverged) => Exit::Diverged,
-        Some(ErrorKind::Unavailable | ErrorKind::Overloaded) => Exit::Unavailable,
+    error.downcast_ref::<Error>().map_or(Exit::Failed, code_of_known)
+}
+
+fn code_of_known(error: &Error) -> Exit {
+    match error.kind() {
+        ErrorKind::Invalid => Exit::Usage,
+        ErrorKind::Corrupt => Exit::Damage,
+        ErrorKind::NotFound => Exit::NotFound,
+        ErrorKind::Fenced | ErrorKind::Conflict | ErrorKind::Incompatible | ErrorKind::Denied => {
+            Exit::Refused
+        }
+        ErrorKind::Diverged => Exit::Diverged,
+        ErrorKind::Unavailable | ErrorKind::Overloaded => Exit::Unavailable,
         _ => Exit::Failed,
     }
 }

@@ -1,6 +1,7 @@
 //! What goes to the terminal: data to stdout, everything else to stderr.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,10 +9,30 @@ use lastgood::Error;
 use serde::Serialize;
 use serde_json::json;
 
-/// Writes a line of data. A reader that closed the pipe has seen enough: that is no error.
+use crate::exit::{Exit, code_of};
+
+/// Set when a line of data did not come out.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Writes a line of data. A reader that closed the pipe has seen enough: that is no error. Whatever else
+/// keeps a line from coming out ends the command with a failure, see [`lost`].
 pub(crate) fn line(text: impl std::fmt::Display) {
+    bytes(format!("{text}\n").as_bytes());
+}
+
+/// As [`line`], for bytes that end a line themselves.
+pub(crate) fn bytes(bytes: &[u8]) {
     let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{text}");
+    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush())
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        LOST.store(true, Ordering::Relaxed);
+    }
+}
+
+/// True if a line of data did not come out.
+pub(crate) fn lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }
 
 /// Writes a note for the person at the terminal.
@@ -33,19 +54,29 @@ pub(crate) fn json(data: &impl Serialize) -> anyhow::Result<()> {
 pub(crate) fn report(error: &anyhow::Error, as_json: bool) {
     let known = error.downcast_ref::<Error>();
     if as_json {
-        let body = match known {
-            Some(e) => json!({"error": {"code": e.code(), "kind": e.kind().name(),
+        let exit = code_of(error) as u8;
+        return note(match known {
+            Some(e) => json!({"error": {"exit": exit, "code": e.code(), "kind": e.kind().name(),
                 "message": e.message(), "object": e.object(), "remedy": e.remedy(),
                 "causes": e.causes().iter().map(ToString::to_string).collect::<Vec<_>>()}}),
-            None => json!({"error": {"message": format!("{error:#}")}}),
-        };
-        note(body);
-        return;
+            None => plain("failed", Exit::Failed, &format!("{error:#}")),
+        });
     }
     match known {
         Some(e) => note(format!("error[{}]: {e}", e.code())),
         None => note(format!("error: {error:#}")),
     }
+}
+
+/// Writes what is wrong with the arguments to stderr as JSON.
+pub(crate) fn report_usage(message: &str) {
+    note(plain("usage", Exit::Usage, message));
+}
+
+/// An error that none of lastgood's codes names.
+fn plain(kind: &str, exit: Exit, message: &str) -> serde_json::Value {
+    json!({"error": {"exit": exit as u8, "code": null, "kind": kind, "message": message,
+        "object": null, "remedy": null, "causes": []}})
 }
 
 /// A bar with a time left on stderr; nothing when stderr is no terminal.
@@ -63,8 +94,24 @@ pub(crate) fn bar(what: &str, quiet: bool) -> ProgressBar {
     bar
 }
 
+/// A sign of life on stderr for work of which nobody knows how long it takes.
+pub(crate) fn spinner(what: &str, quiet: bool) -> ProgressBar {
+    if quiet || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner.set_message(what.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    spinner
+}
+
 /// Columns as wide as their widest cell.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
     let widths: Vec<usize> = (0..head.len())
         .map(|i| {
             let cells = rows.iter().map(|row| row[i].chars().count());
@@ -77,9 +124,25 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
         line(padded.join("  ").trim_end());
     };
     show(head.to_vec());
-    for row in rows {
+    for row in &rows {
         show(row.iter().map(String::as_str).collect());
     }
+}
+
+/// A name may hold line feeds and what a terminal obeys, and be as long as a book.
+fn cell(text: &str) -> String {
+    const SHOWN: usize = 100;
+    let mut shown = String::new();
+    for c in text.chars().take(SHOWN) {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// `1.5 GB` and the like, in powers of ten.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lastgood::ledger::Ledger;
-use lastgood::{Repository, Result};
+use lastgood::ledger::{Checkpoint, History, Ledger};
+use lastgood::restore::{Selector, resolve};
+use lastgood::{Error, Repository, Result};
 use lastgood_store::{Env, Store, SystemEnv};
 
 use crate::args::{RunArgs, StoreArgs};
@@ -41,6 +42,33 @@ pub(crate) fn create_repository(url: &str) -> Result<Repository> {
 /// The repository and the run's ledger; both must exist.
 pub(crate) fn ledger(args: &RunArgs) -> Result<(Repository, Ledger)> {
     let repository = repository(&args.store)?;
-    let ledger = repository.existing(&args.run)?;
-    Ok((repository, ledger))
+    let ledger = repository.ledger(&args.run)?;
+    if ledger.history().entries() > 0 {
+        return Ok((repository, ledger));
+    }
+    let runs: Vec<String> = repository.runs()?.iter().map(ToString::to_string).collect();
+    let store = repository.store().location();
+    Err(Error::not_found(format!("{store} has no run {}", args.run)).with_remedy(
+        match runs.len() {
+            0 => "it has no runs yet".to_owned(),
+            1..=10 => format!("it has: {}", runs.join(", ")),
+            count => format!("it has {count} runs; `lastgood ls` without --run lists them"),
+        },
+    ))
+}
+
+/// The checkpoint that `selector` names. An error tells what there is near it.
+pub(crate) fn checkpoint<'h>(history: &'h History, selector: &Selector) -> Result<&'h Checkpoint> {
+    resolve(history, selector).map_err(|error| {
+        let Selector::Step(wanted) = selector else { return error };
+        let steps = history.checkpoints().iter().filter(|c| !c.expired).map(|c| c.step);
+        let before = steps.clone().filter(|step| step < wanted).max();
+        let after = steps.filter(|step| step > wanted).min();
+        let near = match (before, after) {
+            (Some(before), Some(after)) => format!("the nearest are of steps {before} and {after}"),
+            (Some(only), None) | (None, Some(only)) => format!("the nearest is of step {only}"),
+            (None, None) => return error,
+        };
+        Error::new(error.kind(), error.message()).with_remedy(near)
+    })
 }

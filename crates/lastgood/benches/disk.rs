@@ -11,7 +11,6 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use lastgood::save::Mode;
 use lastgood::state::{Capture, Durability, Targets, World};
@@ -73,16 +72,24 @@ fn options() -> Option<Options> {
     (options.reps > 0 && options.bytes > 0).then_some(options)
 }
 
-/// Seconds of every repetition.
+/// One measurement, in seconds.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    wall: f64,
+    /// Of this process: what the kernel does in threads of its own is not in it.
+    cpu: f64,
+}
+
+/// Every repetition.
 #[derive(Default)]
 struct Figures {
-    write: Vec<f64>,
-    save: Vec<f64>,
-    capture: Vec<f64>,
-    read_cold: Vec<f64>,
-    restore_cold: Vec<f64>,
-    read_hot: Vec<f64>,
-    restore_hot: Vec<f64>,
+    write: Vec<Taken>,
+    save: Vec<Taken>,
+    capture: Vec<Taken>,
+    read_cold: Vec<Taken>,
+    restore_cold: Vec<Taken>,
+    read_hot: Vec<Taken>,
+    restore_hot: Vec<Taken>,
 }
 
 struct Bench<'o> {
@@ -114,14 +121,16 @@ impl<'o> Bench<'o> {
         for rep in 0..=self.options.reps {
             state.fill(rep as u64 + 1);
             let plain = self.options.folder.join("plain");
-            let write = self.time(|| write_plain(&plain, &state));
-            let mut capture = Duration::ZERO;
-            let save = self.time(|| {
-                let begin = self.env.elapsed();
-                let handle = run.save(rep as u64, Mode::Async, |c| state.capture(c)).unwrap();
-                capture = self.env.elapsed() - begin;
-                handle.wait().unwrap();
-            });
+            // Whoever comes second finds a fuller page cache, so they take turns.
+            let (mut write, mut save, mut capture) = Default::default();
+            for is_plain in [rep % 2 == 0, rep % 2 != 0] {
+                if is_plain {
+                    write = self.time(|| write_plain(&plain, &state));
+                } else {
+                    (save, capture) = self.save(&mut run, rep as u64, &state);
+                }
+                let _ = std::process::Command::new("sync").status();
+            }
             self.forget();
             let read_cold = self.time(|| read_plain(&plain, &mut target));
             self.forget();
@@ -134,7 +143,7 @@ impl<'o> Bench<'o> {
             if rep > 0 {
                 figures.write.push(write);
                 figures.save.push(save);
-                figures.capture.push(capture.as_secs_f64());
+                figures.capture.push(capture);
                 figures.read_cold.push(read_cold);
                 figures.restore_cold.push(restore_cold);
                 figures.read_hot.push(read_hot);
@@ -145,10 +154,22 @@ impl<'o> Bench<'o> {
         figures
     }
 
-    fn time(&self, work: impl FnOnce()) -> f64 {
-        let begin = self.env.elapsed();
+    /// A durable save: in all, and the part of it inside the call.
+    fn save(&self, run: &mut Run, step: u64, state: &State) -> (Taken, Taken) {
+        let (mut handle, mut capture) = (None, Taken::default());
+        let save = self.time(|| {
+            capture = self.time(|| {
+                handle = Some(run.save(step, Mode::Async, |c| state.capture(c)).unwrap());
+            });
+            handle.take().unwrap().wait().unwrap();
+        });
+        (save, capture)
+    }
+
+    fn time(&self, work: impl FnOnce()) -> Taken {
+        let (begin, cpu) = (self.env.elapsed(), cpu_seconds());
         work();
-        (self.env.elapsed() - begin).as_secs_f64()
+        Taken { wall: (self.env.elapsed() - begin).as_secs_f64(), cpu: cpu_seconds() - cpu }
     }
 
     /// Makes the page cache forget every file: all of it as root, else nothing, which is said.
@@ -238,19 +259,31 @@ fn restore(repository: &Repository, name: &RunName, target: &mut State) {
     repository.restore(&contents, targets).unwrap();
 }
 
+/// User and system time of this process; the kernel counts hundredths.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let after_name = stat.rsplit(')').next().unwrap();
+    let fields = after_name.split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+}
+
 /// Lowest, median and highest.
-fn spread(seconds: &[f64]) -> (f64, f64, f64) {
-    let mut sorted = seconds.to_vec();
+fn spread(seconds: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    let mut sorted: Vec<f64> = seconds.collect();
     sorted.sort_by(f64::total_cmp);
     (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1])
+}
+
+fn wall(taken: &[Taken]) -> (f64, f64, f64) {
+    spread(taken.iter().map(|taken| taken.wall))
 }
 
 fn report(options: &Options, figures: &Figures) {
     let gigabytes = options.bytes as f64 / 1e9;
     println!("\n{:.2} GB of random bytes, {} repetitions, interleaved", gigabytes, options.reps);
     println!(
-        "{:<22} {:>9} {:>9} {:>9} {:>8}  ratio to plain",
-        "", "median s", "min", "max", "GB/s"
+        "{:<22} {:>9} {:>9} {:>9} {:>7} {:>7}  ratio to plain",
+        "", "median s", "min", "max", "cpu s", "GB/s"
     );
     let rows = [
         ("write + fsync", &figures.write, None),
@@ -262,16 +295,18 @@ fn report(options: &Options, figures: &Figures) {
         ("restore, hot", &figures.restore_hot, Some(&figures.read_hot)),
     ];
     let mut data = Vec::new();
-    for (name, seconds, plain) in rows {
-        let (min, median, max) = spread(seconds);
-        let ratio = plain.map(|plain| spread(plain).1 / median);
+    for (name, taken, plain) in rows {
+        let (min, median, max) = wall(taken);
+        let (_, cpu, _) = spread(taken.iter().map(|taken| taken.cpu));
+        let ratio = plain.map(|plain| wall(plain).1 / median);
         let shown = ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
         println!(
-            "{name:<22} {median:>9.3} {min:>9.3} {max:>9.3} {:>8.2}  {shown}",
+            "{name:<22} {median:>9.3} {min:>9.3} {max:>9.3} {cpu:>7.2} {:>7.2}  {shown}",
             gigabytes / median
         );
+        let seconds: Vec<f64> = taken.iter().map(|taken| taken.wall).collect();
         data.push(json!({"what": name.trim(), "median_s": median, "min_s": min, "max_s": max,
-            "ratio_to_plain": ratio, "seconds": seconds}));
+            "cpu_s": cpu, "ratio_to_plain": ratio, "seconds": seconds}));
     }
     let facts = json!({"bench": "disk", "bytes": options.bytes, "reps": options.reps,
         "version": env!("CARGO_PKG_VERSION"), "kernel": line_of("/proc/sys/kernel/osrelease", ""),

@@ -11,10 +11,14 @@
 //! | [`ledger`] | the run's append-only list of decisions |
 //! | [`attempt`] | starts incarnations of a run and fences the old ones |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
+//! | [`safetensors`] | files of tensors in and out |
+//! | `candle` | models of candle as components (feature `candle`) |
 //!
 //! [`Repository`] and [`Run`] put them together.
 
 pub mod attempt;
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod commit;
 mod io;
 pub mod ledger;

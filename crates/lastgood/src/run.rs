@@ -22,8 +22,8 @@ pub type Heartbeat = Arc<dyn Fn(u64) + Send + Sync>;
 pub struct RunOptions {
     /// This rank among all. Default alone.
     pub world: World,
-    /// Names the incarnation: ranks that give the same name join one attempt. A supervisor gives it;
-    /// default a random one, which starts an attempt of its own.
+    /// Names the incarnation: ranks that give the same name join one attempt. A supervisor gives it.
+    /// Default a random one, which starts an attempt of its own, for a rank alone.
     pub incarnation: Option<String>,
     /// How saves are done.
     pub save: SaveOptions,
@@ -78,12 +78,18 @@ impl Run {
     /// Opens `run` in `repository` as one rank of its newest attempt.
     ///
     /// # Errors
-    /// `Unavailable`, `Denied`, `Corrupt`; `Invalid` if the rank is not below the world size or an
-    /// option is out of its range; `Incompatible` if the attempt has another world size.
+    /// `Unavailable`, `Denied`, `Corrupt`; `Invalid` if the rank is not below the world size, if several
+    /// ranks have no incarnation, or if an option is out of its range; `Incompatible` if the attempt has another world size.
     pub fn open(repository: &Repository, run: &RunName, options: RunOptions) -> Result<Self> {
         let world = options.world;
         if world.rank >= world.size {
             return Err(Error::invalid(format!("rank {} of {}", world.rank, world.size)));
+        }
+        if world.size > 1 && options.incarnation.is_none() {
+            return Err(Error::invalid(format!("{} ranks and no incarnation", world.size)).with_remedy(
+                "give all ranks of one start the same name, new for every start: each would fence the \
+                 others otherwise",
+            ));
         }
         options.save.check()?;
         let io = repository.io().clone();

@@ -183,6 +183,7 @@ impl Training {
         let job = Job {
             command,
             launcher: run_command::launcher()?,
+            guard: run_command::guard()?,
             ranks: args.ranks,
             store: url.to_owned(),
             run,

@@ -38,6 +38,13 @@ pub(super) fn run(args: &RunArgs, last: Option<u64>, as_json: bool) -> anyhow::R
     Ok(Exit::Done)
 }
 
+/// What an entry says whose kind nobody here knows.
+fn unknown(body: &serde_json::Value) -> String {
+    let fields = body.as_object().into_iter().flatten().filter(|(name, _)| *name != "kind");
+    let all: Vec<String> = fields.map(|(name, value)| format!("{name}={value}")).collect();
+    all.join(" ")
+}
+
 fn detail(entry: &Entry) -> String {
     match &entry.kind {
         Kind::AttemptStarted { number, world_size, from, .. } => {
@@ -60,6 +67,9 @@ fn detail(entry: &Entry) -> String {
             format!("step {step} of attempt {saved_by}: {reason}")
         }
         Kind::IncidentOpened { reason } => reason.clone(),
-        _ => String::new(),
+        Kind::RunCreated {} => "the run exists".into(),
+        Kind::Unknown { body, .. } => unknown(body),
+        // A kind that is newer than this command: what it says is better than nothing.
+        kind => serde_json::to_value(kind).map(|body| unknown(&body)).unwrap_or_default(),
     }
 }

@@ -1,18 +1,19 @@
 //! `lastgood ls`: runs, or the checkpoints of one.
 
-use lastgood::RunName;
 use lastgood::ledger::Checkpoint;
 use lastgood::restore::choose;
 use serde_json::json;
 
-use crate::args::StoreArgs;
+use crate::args::{RunArgs, StoreArgs};
 use crate::exit::Exit;
 use crate::{output, session};
 
-pub(super) fn runs(store: &StoreArgs, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) fn runs(store: &StoreArgs, last: Option<usize>, as_json: bool) -> anyhow::Result<Exit> {
     let repository = session::repository(store)?;
     let mut rows = Vec::new();
-    for run in repository.runs()? {
+    let runs = repository.runs()?;
+    for run in tail(&runs, last) {
+        let run = run.clone();
         let ledger = repository.ledger(&run)?;
         let history = ledger.history();
         let good = choose(history);
@@ -34,12 +35,20 @@ pub(super) fn runs(store: &StoreArgs, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub(super) fn checkpoints(store: &StoreArgs, run: RunName, as_json: bool) -> anyhow::Result<Exit> {
-    let repository = session::repository(store)?;
-    let ledger = repository.existing(&run)?;
+/// The last `count` of `all`, or all of them.
+fn tail<T>(all: &[T], count: Option<usize>) -> &[T] {
+    &all[all.len().saturating_sub(count.unwrap_or(all.len()))..]
+}
+
+pub(super) fn checkpoints(
+    args: &RunArgs,
+    last: Option<usize>,
+    as_json: bool,
+) -> anyhow::Result<Exit> {
+    let (_, ledger) = session::ledger(args)?;
     let last_good = choose(ledger.history()).map(|checkpoint| checkpoint.id);
     let mut rows = Vec::new();
-    for checkpoint in ledger.history().checkpoints() {
+    for checkpoint in tail(ledger.history().checkpoints(), last) {
         let is_last_good = last_good == Some(checkpoint.id);
         if as_json {
             output::json(&as_value(checkpoint, is_last_good))?;

@@ -11,8 +11,9 @@ mod supervise;
 mod verify;
 
 use clap::CommandFactory;
+use serde_json::json;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, RunArgs};
 use crate::demo::rank;
 use crate::exit::Exit;
 use crate::output;
@@ -22,31 +23,39 @@ use crate::output;
 /// # Errors
 /// Whatever it fails with; [`crate::exit::code_of`] gives the exit code.
 pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
-    let json = args.json;
+    let as_json = args.json;
     match args.command {
-        Command::Ls { store, run: None } => ls::runs(&store, json),
-        Command::Ls { store, run: Some(run) } => ls::checkpoints(&store, run, json),
-        Command::Show { run, at, tensors } => show::run(&run, &at.at, tensors, json),
-        Command::Log { run, last } => log::run(&run, last, json),
-        Command::Verify { run, at, mark } => verify::run(&run, at.as_ref(), mark, json),
+        Command::Ls { store, run: None, last } => ls::runs(&store, last, as_json),
+        Command::Ls { store, run: Some(run), last } => {
+            ls::checkpoints(&RunArgs { store, run }, last, as_json)
+        }
+        Command::Show { run, at, tensors } => show::run(&run, &at.at, tensors, as_json),
+        Command::Log { run, last } => log::run(&run, last, as_json),
+        Command::Verify { run, at, mark } => verify::run(&run, at.as_ref(), mark, as_json),
         Command::Mark { run, at, standing, reason } => {
-            mark::run(&run, &at.at, standing, &reason, json)
+            mark::run(&run, &at.at, standing, &reason, as_json)
         }
         Command::Import { file, run, step, component } => {
-            import::run(&file, &run, step, &component, json)
+            import::run(&file, &run, step, &component, as_json)
         }
-        Command::Export { run, at, to, format: _, component, force } => {
-            export::run(&export::Request { run, at: at.at, to, components: component, force }, json)
-        }
+        Command::Export { run, at, to, format: _, component, force } => export::run(
+            &export::Request { run, at: at.at, to, components: component, force },
+            as_json,
+        ),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "lastgood", &mut script);
-            output::line(String::from_utf8_lossy(&script).trim_end());
+            let script = String::from_utf8_lossy(&script);
+            match as_json {
+                true => output::json(&json!({"shell": shell.to_string(), "script": script}))?,
+                false => output::line(script.trim_end()),
+            }
             Ok(Exit::Done)
         }
-        Command::Run(args) => supervise::run(&args, json),
+        Command::Run(args) => supervise::run(&args, as_json),
+        Command::Guard => supervise::guard_ranks(),
         Command::Rank { parent, command } => supervise::become_rank(parent, &command),
-        Command::Demo(args) => demo::run(&args, json),
+        Command::Demo(args) => demo::run(&args, as_json),
         Command::DemoRank(args) => rank::run(&args),
     }
 }

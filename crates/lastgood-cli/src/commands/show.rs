@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lastgood::restore::{Contents, Selector, choose, resolve};
+use lastgood::restore::{Contents, Selector, choose};
 use serde_json::json;
 
 use crate::args::RunArgs;
@@ -17,7 +17,7 @@ pub(super) fn run(
     as_json: bool,
 ) -> anyhow::Result<Exit> {
     let (repository, ledger) = session::ledger(args)?;
-    let checkpoint = resolve(ledger.history(), at)?;
+    let checkpoint = session::checkpoint(ledger.history(), at)?;
     let contents = repository.contents(&ledger, &checkpoint.id)?;
     let is_last_good = choose(ledger.history()).is_some_and(|c| c.id == checkpoint.id);
     if as_json {

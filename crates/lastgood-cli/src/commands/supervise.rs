@@ -2,14 +2,18 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
+use lastgood::Repository;
+use lastgood::restore::choose;
 use lastgood_serve::supervise::{RankEnvironment, Stream, tie_to_parent};
 use lastgood_serve::{Control, Event, Job, Outcome, supervise};
 use serde_json::json;
@@ -26,6 +30,7 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
     let job = Job {
         command: args.command.clone(),
         launcher: launcher()?,
+        guard: guard()?,
         ranks: args.ranks,
         store: args.run.store.store.clone(),
         run: args.run.run.clone(),
@@ -55,8 +60,27 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
         output::json(&json!({"event": event, "message": text}))?;
     } else {
         output::note(format_args!("lastgood: {text}"));
+        if matches!(outcome, Outcome::GaveUp(_)) {
+            show_way_back(&repository, args)?;
+        }
     }
     Ok(exit)
+}
+
+/// Says from where the next start would go on, and how to go back further.
+fn show_way_back(repository: &Repository, args: &Supervise) -> Result<()> {
+    let run = &args.run.run;
+    let ledger = repository.ledger(run)?;
+    let Some(next) = choose(ledger.history()) else { return Ok(()) };
+    output::note(format_args!(
+        "  the next start goes on from step {} ({}); to go back further:\n  \
+         lastgood mark bad --store {} --run {run} --at id:{}",
+        next.step,
+        next.id.short(),
+        args.run.store.store,
+        next.id.short()
+    ));
+    Ok(())
 }
 
 /// `lastgood __rank`: becomes the rank, which the kernel ends with its supervisor.
@@ -65,6 +89,18 @@ pub(super) fn become_rank(parent: u32, command: &[OsString]) -> Result<Exit> {
     let (program, args) = command.split_first().context("no command is given")?;
     let error = Command::new(program).args(args).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// `lastgood __guard`: waits for the supervisor's end.
+pub(super) fn guard_ranks() -> Result<Exit> {
+    supervise::guard(std::io::stdin().lock());
+    Ok(Exit::Done)
+}
+
+/// The command line of `__guard`.
+pub(super) fn guard() -> Result<Vec<OsString>> {
+    let this = env::current_exe().context("cannot find the file of this program")?;
+    Ok(vec![this.into(), "__guard".into()])
 }
 
 /// The command line of `__rank` in this process.
@@ -84,21 +120,29 @@ pub(super) fn stop_on_signals() -> Result<Arc<Control>> {
     Ok(control)
 }
 
-/// A program that is not there is told now and not by every rank.
+/// A program that is not there, or may not be run, is told now and not by every rank.
 fn check_program(program: &OsStr) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let found = match Path::new(program).components().count() {
-        0 => false,
-        1 if !program.as_encoded_bytes().contains(&b'/') => {
-            env::split_paths(&path).any(|folder| folder.join(program).is_file())
-        }
-        _ => Path::new(program).is_file(),
+    let places: Vec<PathBuf> = match program.as_encoded_bytes().contains(&b'/') {
+        true => vec![program.into()],
+        false => env::split_paths(&path).map(|folder| folder.join(program)).collect(),
     };
-    if !found {
-        let name = program.display();
+    let files = places.iter().filter_map(|place| fs::metadata(place).ok());
+    let mut files = files.filter(Metadata::is_file).peekable();
+    let name = program.display();
+    if files.peek().is_none() {
         bail!(lastgood::Error::not_found(format!("there is no program {name}")).with_remedy(
             "give the program and its arguments after `--`, as in `-- python train.py`"
         ));
+    }
+    if !files.any(|file| file.permissions().mode() & 0o111 != 0) {
+        bail!(
+            lastgood::Error::new(
+                lastgood::ErrorKind::Denied,
+                format!("{name} is a file that may not be run")
+            )
+            .with_remedy(format!("make it executable, or give its interpreter: `-- sh {name}`"))
+        );
     }
     Ok(())
 }
@@ -115,12 +159,15 @@ fn show(event: &Event<'_>) {
             };
         }
         Event::Started { attempt, from, pids, .. } => {
-            let ranks = pids.len();
+            let ranks = match pids.len() {
+                1 => "1 rank".to_owned(),
+                ranks => format!("{ranks} ranks"),
+            };
             let from = match from {
                 Some((step, id)) => format!("from step {step} ({})", id.short()),
                 None => "from the beginning".into(),
             };
-            output::note(format_args!("lastgood: attempt {attempt}: {ranks} ranks, {from}"));
+            output::note(format_args!("lastgood: attempt {attempt}: {ranks}, {from}"));
         }
         Event::Failed(failure) => {
             output::note(format_args!("lastgood: {failure}; ending the other ranks"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lastgood::ledger::{Ledger, Standing, Writer};
-use lastgood::restore::{Selector, resolve};
+use lastgood::restore::Selector;
 use lastgood::{Error, ErrorKind, Hash, Repository};
 use lastgood_format::key;
 use serde_json::json;
@@ -30,7 +30,7 @@ pub(super) fn run(
     };
     let chosen: Vec<(Hash, u64)> = match at {
         Some(selector) => {
-            let checkpoint = resolve(ledger.history(), selector)?;
+            let checkpoint = session::checkpoint(ledger.history(), selector)?;
             vec![(checkpoint.id, checkpoint.step)]
         }
         None => ledger

@@ -1,8 +1,12 @@
 //! The command, as a person or a script runs it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod demo;
+mod everywhere;
+mod export;
+mod json;
 mod output;
 mod run;
+mod s3;
 mod tensors;
 mod tool;

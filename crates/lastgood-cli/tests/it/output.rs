@@ -90,6 +90,81 @@ fn every_command_speaks_json() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = crate::tool::command(&["completions", "bash"]).stdout(full).output();
+    let ran = crate::tool::Ran::from(output.unwrap()).exits(1);
+    assert!(ran.err.contains("could not be written"), "{}", ran.err);
+}
+
+#[test]
+fn every_help_has_an_example_and_nothing_but_a_terminal_gets_colours() {
+    let commands =
+        ["run", "ls", "show", "log", "verify", "mark", "import", "export", "demo", "completions"];
+    for command in commands {
+        let help = lastgood(&[command, "--help"]).exits(0).out;
+        assert!(help.contains(&format!("Examples:\n  lastgood {command}")), "{help}");
+        assert!(!help.contains('\u{1b}'), "{help}");
+    }
+    assert!(!lastgood(&["ls", "--no-such-option"]).exits(2).err.contains('\u{1b}'));
+}
+
+#[test]
+fn what_is_not_there_says_what_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let file = folder.join("in.safetensors");
+    fs::write(&file, crate::tensors::sample(1)).unwrap();
+    for step in ["10", "20"] {
+        on(folder, &["import", file.to_str().unwrap(), "--step", step]).exits(0);
+    }
+    let cases: &[(&[&str], &str)] = &[
+        (&["show", "--run", "x"], "it has: r"),
+        (&["ls", "--run", "x"], "it has: r"),
+        (&["show", "--at", "13"], "steps 10 and 20"),
+        (&["verify", "--at", "99"], "step 20"),
+        (&["import", "nothing.safetensors", "--step", "1"], "nothing.safetensors"),
+        (&["export", "--to", "x", "--component", "y"], "there are: model"),
+    ];
+    for (args, part) in cases {
+        let ran = on(folder, args).exits(4);
+        assert!(ran.err.contains(part), "{args:?}: {}", ran.err);
+    }
+    for selector in ["last_good", "newest", "-1", "abc", "12345678x"] {
+        let ran = on(folder, &["show", &format!("--at={selector}")]).exits(2);
+        assert!(ran.err.contains("last-good, latest, a step"), "{}", ran.err);
+    }
+    let ran = on(folder, &["import", folder.to_str().unwrap(), "--step", "1"]).exits(2);
+    assert!(ran.err.contains("no file"), "{}", ran.err);
+}
+
+#[test]
+fn hundreds_of_checkpoints_are_listed_in_order_and_the_last_ones_alone() {
+    let place = crate::tool::Place::local();
+    let run = "r".parse().unwrap();
+    let options = lastgood::RunOptions::default();
+    let mut run = lastgood::Run::open(&place.repository(), &run, options).unwrap();
+    for step in 1..=150 {
+        run.save(step, lastgood::save::Mode::Sync, |capture| {
+            let durable = lastgood::state::Durability::Durable;
+            capture.component("c", "test", durable)?.value("step", &step)
+        })
+        .unwrap();
+    }
+    run.close().unwrap();
+    let all = place.on(&["ls"]).exits(0).out;
+    let steps: Vec<u64> =
+        all.lines().skip(1).map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(steps.iter().copied().eq(1..=150));
+    let last = place.on(&["ls", "--last", "3", "--json"]).exits(0).json();
+    let steps: Vec<u64> = last.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [148, 149, 150]);
+    let at = last[0]["at"].as_str().unwrap();
+    assert!(at.ends_with('Z') && at.as_bytes()[10] == b'T', "{at}");
+    assert_eq!(place.on(&["log", "--last", "5"]).exits(0).out.lines().count(), 6);
+}
+
+#[test]
 fn a_reader_that_closes_the_pipe_is_no_error() {
     let folder = tempfile::tempdir().unwrap();
     let line = format!(

@@ -9,6 +9,11 @@ use safetensors::{Dtype, SafeTensors, serialize};
 use crate::tool::on;
 
 const DTYPES: &[(Dtype, usize)] = &[
+    (Dtype::F4, 4),
+    (Dtype::F6_E2M3, 6),
+    (Dtype::F6_E3M2, 6),
+    (Dtype::F8_E4M3FNUZ, 8),
+    (Dtype::F8_E5M2FNUZ, 8),
     (Dtype::BOOL, 8),
     (Dtype::U8, 8),
     (Dtype::I8, 8),
@@ -28,8 +33,8 @@ const DTYPES: &[(Dtype, usize)] = &[
     (Dtype::U64, 64),
 ];
 
-/// A file with tensors of many dtypes, an empty one and one without dimensions, and metadata.
-fn sample(seed: u8) -> Vec<u8> {
+/// A file with tensors of every dtype, an empty one and one without dimensions, and metadata.
+pub(crate) fn sample(seed: u8) -> Vec<u8> {
     let mut x = u32::from(seed) + 1;
     let mut bytes = |count: usize| -> Vec<u8> {
         let next = || {
@@ -45,6 +50,9 @@ fn sample(seed: u8) -> Vec<u8> {
     tensors.push(("empty".into(), Dtype::F32, vec![0, 7], Vec::new()));
     tensors.push(("scalar".into(), Dtype::F64, Vec::new(), bytes(8)));
     tensors.push(("größe/重み 🦀".into(), Dtype::F32, vec![50_000], bytes(200_000)));
+    tensors.push(("\"quoted\"\n\\ \u{7}".into(), Dtype::U8, vec![1, 1, 2], bytes(2)));
+    tensors.push(("../../x@rank0".into(), Dtype::U8, vec![2], bytes(2)));
+    tensors.push((String::new(), Dtype::BF16, vec![3], bytes(6)));
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
@@ -53,10 +61,10 @@ fn sample(seed: u8) -> Vec<u8> {
 }
 
 /// A tensor as a file says it: name, dtype, shape and bytes.
-type Said = (String, Dtype, Vec<usize>, Vec<u8>);
+pub(crate) type Said = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// Everything that a file says, in an order that is always the same.
-fn content(file: &[u8]) -> (Vec<Said>, Option<String>) {
+pub(crate) fn content(file: &[u8]) -> (Vec<Said>, Option<String>) {
     let (_, header) = SafeTensors::read_metadata(file).unwrap();
     let made_by = header.metadata().as_ref().and_then(|all| all.get("made by").cloned());
     let tensors = SafeTensors::deserialize(file).unwrap();

@@ -8,6 +8,7 @@ use lastgood::ledger::Attempt;
 use lastgood::{Hash, Result};
 use rustix::process::Signal;
 
+use super::guard::Guard;
 use super::process::{Message, RankProcess};
 use super::watch::Watch;
 use super::{Cause, Control, Event, Failure, Job, Stream};
@@ -51,6 +52,7 @@ struct Ending {
 struct Running<'a> {
     job: &'a Job,
     control: &'a Control,
+    guard: &'a mut Guard,
     on_event: &'a mut dyn FnMut(Event<'_>),
     ranks: Vec<RankProcess>,
     last_words: Vec<Option<String>>,
@@ -63,13 +65,16 @@ pub(super) fn run(
     job: &Job,
     launch: &Launch<'_>,
     control: &Control,
+    guard: &mut Guard,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<End> {
     let (sender, messages) = sync_channel(LINES_MAX);
     let watch = Watch::new(job.ranks, job.stall_timeout)?;
     let mut ranks = Vec::new();
     for rank in 0..job.ranks {
-        ranks.push(RankProcess::start(command(job, launch, &watch, rank), rank, &sender)?);
+        let process = RankProcess::start(command(job, launch, &watch, rank), rank, &sender)?;
+        guard.add(process.pid());
+        ranks.push(process);
     }
     drop(sender);
     on_event(Event::Started {
@@ -79,7 +84,8 @@ pub(super) fn run(
         pids: ranks.iter().map(RankProcess::pid).collect(),
     });
     let last_words = vec![None; ranks.len()];
-    let mut running = Running { job, control, on_event, ranks, last_words, watch, ending: None };
+    let mut running =
+        Running { job, control, guard, on_event, ranks, last_words, watch, ending: None };
     running.watch_all(&messages)?;
     running.last_lines(&messages);
     Ok(match running.ending {
@@ -162,6 +168,7 @@ impl Running<'_> {
                     // still be at theirs.
                     process.kill();
                 }
+                self.guard.remove(process.pid());
                 let cause = process.reap()?;
                 self.watch.saw_end(rank);
                 (self.on_event)(Event::Ended { rank, cause });

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::{Cause, Failure};
 
 /// Why a job is given up.
@@ -45,7 +47,32 @@ impl fmt::Display for Verdict {
         if let Some(words) = &self.failure().last_words {
             write!(f, "\n  its last words: {words}")?;
         }
-        Ok(())
+        match self.failure().cause.hint() {
+            Some(hint) => write!(f, "\n  look at: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Cause {
+    /// What a person looks at first, beside what the rank has printed.
+    fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Signal(9) => {
+                "the kernel's log (`dmesg`) and the memory: its out-of-memory killer ends processes so"
+            }
+            Self::Signal(4 | 6 | 7 | 8 | 11) => {
+                "native code of the job: it has crashed, which leaves no words (a core file, dmesg)"
+            }
+            Self::Signal(15) => "who sent it SIGTERM: a scheduler, a container's limit, a person",
+            Self::Exit(126 | 127) => "the command after `--`: it runs something that is not there",
+            Self::Exit(_) => "what the rank printed before it ended",
+            Self::Stalled(_) => {
+                "a rank that waits for another, a data loader that hangs, a stall timeout shorter \
+                 than a step"
+            }
+            Self::Signal(_) | Self::Injected => return None,
+        })
     }
 }
 
@@ -63,11 +90,20 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exit(code) => write!(f, "ended with code {code}"),
-            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Self::Signal(signal) => match Signal::from_named_raw(*signal) {
+                Some(name) => write!(f, "was ended by signal {signal} ({})", signal_name(name)),
+                None => write!(f, "was ended by signal {signal}"),
+            },
             Self::Injected => f.write_str("was killed on purpose"),
             Self::Stalled(waited) => write!(f, "made no progress for {} s", waited.as_secs()),
         }
     }
+}
+
+/// As `kill -l` spells it.
+fn signal_name(signal: Signal) -> String {
+    let name = format!("{signal:?}");
+    format!("SIG{}", name.trim_matches('"').trim_start_matches("Signal::"))
 }
 
 /// What follows a failure.

@@ -9,11 +9,13 @@
 //! |---|---|
 //! | `attempt` | one attempt from its start to its last rank's end |
 //! | `process` | one rank process and what it prints |
+//! | `guard` | ends what ranks have started when the supervisor is killed |
 //! | `watch` | heartbeats, and what counts as a stall |
 //! | `budget` | whether another attempt is worth it |
 
 mod attempt;
 mod budget;
+mod guard;
 mod process;
 mod watch;
 
@@ -26,6 +28,8 @@ use std::{fmt, thread};
 
 pub use budget::Verdict;
 use budget::{Budget, Next};
+use guard::Guard;
+pub use guard::guard;
 use lastgood::attempt::NewAttempt;
 use lastgood::ledger::{Attempt, Ledger, Standing};
 use lastgood::{Error, Hash, Repository, Result, RunName, restore};
@@ -39,6 +43,9 @@ pub struct Job {
     /// ([`tie_to_parent`]) and becomes the command. Default nothing: ranks outlive a supervisor that
     /// is killed.
     pub launcher: Vec<OsString>,
+    /// A program that calls [`guard`] on its input, to end what the ranks have started when this process
+    /// is killed. Default nothing: only what the launcher ties to this process ends with it.
+    pub guard: Vec<OsString>,
     /// The number of ranks.
     pub ranks: u32,
     /// The URL of the store, for the ranks.
@@ -225,12 +232,13 @@ pub fn supervise(
     let mut ledger = repository.ledger(&job.run)?;
     let mut budget = Budget::new(job.restarts_max);
     let mut restarts = 0;
+    let mut guard = Guard::start(&job.guard)?;
     loop {
         let attempt = start(repository, &mut ledger, job)?;
         budget.saw_checkpoint(newest_step(&ledger));
         let from = attempt.from.and_then(|id| Some((ledger.history().checkpoint(&id)?.step, id)));
         let launch = attempt::Launch { attempt: &attempt, from, restarts, port: port(job)? };
-        let failure = match attempt::run(job, &launch, control, on_event)? {
+        let failure = match attempt::run(job, &launch, control, &mut guard, on_event)? {
             attempt::End::Finished => return Ok(Outcome::Finished { attempts: restarts + 1 }),
             attempt::End::Stopped => return Ok(Outcome::Stopped),
             attempt::End::Failed(failure) => failure,

@@ -42,6 +42,7 @@ impl Stage {
         Job {
             command: ["sh".into(), "-c".into(), format!("cd '{folder}'\n{script}").into()].into(),
             launcher: Vec::new(),
+            guard: Vec::new(),
             ranks,
             store: folder.to_string(),
             run: "job".parse().unwrap(),

@@ -88,7 +88,8 @@ impl Arena {
     /// Copies `capture` in segment by segment and hands each on as soon as it is full.
     ///
     /// # Errors
-    /// As [`Arena::reserve`]; `Closed` if nobody takes the segments.
+    /// As [`Arena::reserve`]; `Closed` if nobody takes the segments; those of a
+    /// [`Source`](crate::state::Source).
     pub(crate) fn fill(
         &mut self,
         capture: &Capture<'_>,
@@ -99,11 +100,11 @@ impl Arena {
         for (i, copies) in plan.copies.iter().enumerate() {
             let slot = &mut self.segments[i];
             match Arc::get_mut(slot) {
-                Some(segment) => copy_all(segment, capture, copies),
+                Some(segment) => copy_all(segment, capture, copies)?,
                 // A store client still holds the memory of the last save: leave it to it.
                 None => {
                     let mut fresh = touched(plan.segments[i]);
-                    copy_all(&mut fresh, capture, copies);
+                    copy_all(&mut fresh, capture, copies)?;
                     *slot = Arc::new(fresh);
                 }
             }
@@ -118,11 +119,13 @@ impl Arena {
     }
 }
 
-fn copy_all(segment: &mut [u8], capture: &Capture<'_>, copies: &[Copy]) {
+fn copy_all(segment: &mut [u8], capture: &Capture<'_>, copies: &[Copy]) -> Result<()> {
     for copy in copies {
-        let source = &capture.pieces[copy.piece].data[copy.source.clone()];
-        segment[copy.offset..copy.offset + source.len()].copy_from_slice(source);
+        let place = copy.offset..copy.offset + copy.source.len();
+        let data = &capture.pieces[copy.piece].data;
+        data.copy(copy.source.clone(), &mut segment[place])?;
     }
+    Ok(())
 }
 
 /// Zeroed memory of which every page was written to once.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arena::{Arena, Segment};
 pub(crate) use base::Base;
 pub use handle::{SaveHandle, SaveStatus};
 use lastgood_format::chunk::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
@@ -101,6 +102,33 @@ impl SaveOptions {
     }
 }
 
+/// An arena while it is being filled; it is left to the writing thread even if a source of the capture
+/// panics.
+struct Lent {
+    arena: Option<Arena>,
+    slot: Arc<Mutex<Option<Arena>>>,
+}
+
+impl Lent {
+    fn fill(
+        &mut self,
+        capture: &Capture<'_>,
+        plan: &Plan,
+        full: impl FnMut(usize, Segment) -> Result<()>,
+    ) -> Result<()> {
+        match &mut self.arena {
+            Some(arena) => arena.fill(capture, plan, full),
+            None => Err(Error::internal("an arena was left before it was filled")),
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = self.arena.take();
+    }
+}
+
 /// The saves of one rank of one attempt.
 #[derive(Debug)]
 pub(crate) struct Saver {
@@ -147,12 +175,16 @@ impl Saver {
             metadata: capture.metadata.clone(),
             handle: handle.promise(),
         });
-        let filled = arena.fill(capture, &plan, |i, segment| {
+        let mut lent = Lent { arena: Some(arena), slot };
+        let filled = lent.fill(capture, &plan, |i, segment| {
             full.send((i, segment)).map_err(|_| worker::closed())
         });
+        if let Err(error) = &filled {
+            handle.set(SaveStatus::Failed(error.clone()));
+        }
         // The arena first: the writing thread looks for it as soon as the last segment is through,
         // and an arena that comes later than that would be lost to every save after this one.
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(arena);
+        drop(lent);
         drop(full);
         filled?;
         handle.set(SaveStatus::Captured);

@@ -296,6 +296,13 @@ impl Worker {
                 let (last, rewritten) = (None, false);
                 Some(Waiting { index, plan, handle, arena, deadline, next_rank, last, rewritten })
             }
+            // The call itself failed, and has told its caller why.
+            Err(_) if matches!(handle.status(), SaveStatus::Failed(_)) => {
+                if let Some(arena) = arena {
+                    self.shared.give_arena(arena);
+                }
+                None
+            }
             Err(error) => {
                 self.fail(&handle, arena, error);
                 None

@@ -8,7 +8,8 @@ use lastgood_format::layout::NdBox;
 use lastgood_format::{Dtype, Error, Result};
 use serde::Serialize;
 
-use super::{Component, Durability, World, check_component, rank_name, show};
+use super::source::Data;
+use super::{Component, Durability, Source, World, check_component, rank_name, show};
 
 /// The state of one rank at one step, borrowed until the save has captured it.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ pub(crate) struct Piece<'a> {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<u64>,
     pub(crate) extent: NdBox,
-    pub(crate) data: Cow<'a, [u8]>,
+    pub(crate) data: Data<'a>,
     /// Every rank holds the same bytes, so that one of them is enough.
     pub(crate) replicated: bool,
 }
@@ -137,7 +138,27 @@ impl<'a> Part<'_, 'a> {
         shape: &[u64],
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Result<()> {
-        self.push(name, dtype, shape, NdBox::whole(shape), data.into(), false)
+        self.push_bytes(name, dtype, shape, NdBox::whole(shape), data.into(), false)
+    }
+
+    /// A whole tensor of which every rank holds the same bytes, read from `source` while it is captured.
+    ///
+    /// # Errors
+    /// As [`Part::tensor`]; `Invalid` if dtype and shape have no number of bytes that fits memory.
+    pub fn source(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        source: impl Source + 'a,
+    ) -> Result<()> {
+        let extent = NdBox::whole(shape);
+        let bytes = extent.elements().and_then(|elements| dtype.bytes_of(elements));
+        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+            let name = show(&self.capture.components[self.component].name, name);
+            Error::invalid(format!("{name}: {dtype} of {shape:?} is no whole number of bytes"))
+        })?;
+        self.push(name, dtype, shape, extent, Data::Source(Box::new(source), bytes), true)
     }
 
     /// A whole tensor of which every rank holds the same bytes; one rank stores it.
@@ -151,7 +172,7 @@ impl<'a> Part<'_, 'a> {
         shape: &[u64],
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Result<()> {
-        self.push(name, dtype, shape, NdBox::whole(shape), data.into(), true)
+        self.push_bytes(name, dtype, shape, NdBox::whole(shape), data.into(), true)
     }
 
     /// The part `extent` of a tensor of global shape `shape`: `data` is the row-major little-endian
@@ -167,7 +188,7 @@ impl<'a> Part<'_, 'a> {
         extent: NdBox,
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Result<()> {
-        self.push(name, dtype, shape, extent, data.into(), false)
+        self.push_bytes(name, dtype, shape, extent, data.into(), false)
     }
 
     /// A plain value that is the same on every rank, stored as JSON.
@@ -223,7 +244,19 @@ impl<'a> Part<'_, 'a> {
 
     fn push_blob(&mut self, name: String, data: Cow<'a, [u8]>, replicated: bool) -> Result<()> {
         let shape = [data.len() as u64];
-        self.push(&name, Dtype::Blob, &shape, NdBox::whole(&shape), data, replicated)
+        self.push_bytes(&name, Dtype::Blob, &shape, NdBox::whole(&shape), data, replicated)
+    }
+
+    fn push_bytes(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        data: Cow<'a, [u8]>,
+        replicated: bool,
+    ) -> Result<()> {
+        self.push(name, dtype, shape, extent, Data::Bytes(data), replicated)
     }
 
     fn push(
@@ -232,7 +265,7 @@ impl<'a> Part<'_, 'a> {
         dtype: Dtype,
         shape: &[u64],
         extent: NdBox,
-        data: Cow<'a, [u8]>,
+        data: Data<'a>,
         replicated: bool,
     ) -> Result<()> {
         self.check_name(name)?;

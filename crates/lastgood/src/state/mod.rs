@@ -5,12 +5,14 @@
 //! declared at save time, is an error and not a guess.
 
 mod capture;
+mod source;
 mod targets;
 
 pub use capture::{Capture, Part};
 pub(crate) use capture::{Piece, Tie};
 pub use lastgood_format::index::Durability;
 use lastgood_format::{Error, Result};
+pub use source::Source;
 pub(crate) use targets::{Request, Sink, Want};
 pub use targets::{Slots, Targets};
 

@@ -462,3 +462,45 @@ fn a_store_that_panics_fails_the_save_and_hangs_nobody() {
         run.close().unwrap_err();
     }
 }
+
+/// A source that fails, or panics, once half of it was read.
+#[derive(Debug)]
+struct Broken {
+    panics: bool,
+}
+
+impl lastgood::state::Source for Broken {
+    fn read(&self, offset: usize, into: &mut [u8]) -> lastgood::Result<()> {
+        if offset + into.len() <= 100_000 {
+            into.fill(1);
+            return Ok(());
+        }
+        assert!(!self.panics, "planted panic");
+        Err(lastgood::Error::internal("planted: the device is gone"))
+    }
+}
+
+#[test]
+fn a_source_that_fails_fails_the_call_and_nothing_after_it() {
+    let (_store, repository) = in_memory();
+    let mut run = open_alone(&repository, "a");
+    let broken = |run: &mut Run, step, panics| {
+        run.save(step, Mode::Async, |capture| {
+            let mut part = capture.component("m", "t", lastgood::state::Durability::Durable)?;
+            part.source("w", lastgood::Dtype::U8, &[200_000], Broken { panics })
+        })
+        .map(|_| ())
+    };
+    let error = broken(&mut run, 1, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(error.to_string().contains("the device is gone"), "{error}");
+    // A failed call was told by the call.
+    save_bytes(&mut run, 2, &[1]).unwrap();
+    assert!(run.take_failures().is_empty());
+    let panicked =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| broken(&mut run, 3, true)));
+    panicked.unwrap_err();
+    save_bytes(&mut run, 4, &[1]).unwrap();
+    let steps: Vec<u64> = checkpoints(&repository).iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [2, 4]);
+}

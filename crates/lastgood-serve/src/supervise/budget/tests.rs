@@ -87,3 +87,17 @@ fn pauses_grow_to_a_bound() {
     assert!(pauses.is_sorted());
     assert_eq!(pauses.last(), Some(&PAUSE_MAX));
 }
+
+#[test]
+fn a_verdict_names_the_signal_and_says_where_to_look() {
+    let cases = [
+        (Cause::Signal(9), "signal 9 (SIGKILL)", "out-of-memory"),
+        (Cause::Signal(11), "signal 11 (SIGSEGV)", "native code"),
+        (Cause::Exit(127), "code 127", "not there"),
+        (Cause::Stalled(Duration::from_secs(3)), "for 3 s", "stall timeout"),
+    ];
+    for (cause, name, hint) in cases {
+        let text = Verdict::SameFailure(failure(cause, Some(5), None)).to_string();
+        assert!(text.contains(name) && text.contains(hint), "{text}");
+    }
+}

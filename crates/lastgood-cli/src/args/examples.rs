@@ -1,0 +1,97 @@
+//! What stands below the options in each command's help.
+
+pub(super) const ALL: &str = "\
+Examples:
+  lastgood demo                                     watch a training job survive kill -9
+  lastgood run --store /data/ckpt --run llm --ranks 4 -- ./train --epochs 3
+  lastgood ls --store s3://bucket/ckpt --run llm
+  lastgood verify --store /data/ckpt --run llm
+  lastgood export --store /data/ckpt --run llm --at last-good --to ./weights
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 not found, 5 refused (fenced, conflict,
+incompatible, denied), 6 diverged, 7 store unavailable or full; 130 and 143 if Ctrl-C or SIGTERM ended it
+(`run` and `demo` then end their ranks and exit with 1).
+
+A checkpoint is named by --at: last-good is the one that recovery would take, latest the newest one that
+is not bad, digits alone are a step, 8 or more digits of an id (or id:DIGITS) are an id.
+
+S3, GCS and Azure take their credentials and endpoints from the usual variables (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS,
+AZURE_STORAGE_ACCOUNT_NAME, …).";
+
+pub(super) const RUN: &str = "\
+Examples:
+  lastgood run --store /data/ckpt --run llm --ranks 4 -- python train.py
+  lastgood run --store s3://bucket/ckpt --run llm --ranks 8 --stall-timeout 10m -- ./train
+
+Each rank gets torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT, TORCHELASTIC_RESTART_COUNT, …) and lastgood's (LASTGOOD_STORE, LASTGOOD_RUN,
+LASTGOOD_ATTEMPT, LASTGOOD_INCARNATION, LASTGOOD_HEARTBEAT). SIGTERM and Ctrl-C are passed on to the ranks
+as SIGTERM; a second one, or the end of the grace time, kills them.
+
+It ends with 0 when every rank ended with 0, and with 1 when restarts do not help or it was stopped.";
+
+pub(super) const LS: &str = "\
+Examples:
+  lastgood ls --store /data/ckpt
+  lastgood ls --store /data/ckpt --run llm --last 20
+  lastgood ls --store /data/ckpt --run llm --json | jq -r 'select(.last_good) | .id'";
+
+pub(super) const SHOW: &str = "\
+Examples:
+  lastgood show --store /data/ckpt --run llm
+  lastgood show --store /data/ckpt --run llm --at 4000 --tensors";
+
+pub(super) const LOG: &str = "\
+Examples:
+  lastgood log --store /data/ckpt --run llm --last 50
+  lastgood log --store /data/ckpt --run llm --json | jq 'select(.kind == \"checkpoint.bad\")'";
+
+pub(super) const VERIFY: &str = "\
+Examples:
+  lastgood verify --store /data/ckpt --run llm
+  lastgood verify --store /data/ckpt --run llm --at latest --mark
+
+It exits with 0 if every byte is right and with 3 if one is not. Ctrl-C harms nothing.";
+
+pub(super) const MARK: &str = "\
+Examples:
+  lastgood mark good --store /data/ckpt --run llm --at 4000 --reason 'best evaluation'
+  lastgood mark bad --store /data/ckpt --run llm --at latest --reason 'loss is nan'
+
+Recovery takes the newest good checkpoint, else the newest verified one, else the newest one; never a bad
+one. As soon as one is marked good, newer ones that are not are passed over.";
+
+pub(super) const IMPORT: &str = "\
+Examples:
+  lastgood import model.safetensors --store /data/ckpt --run llm --step 0
+  lastgood import adapter.safetensors --store s3://bucket/ckpt --run llm --step 10 --component adapter
+
+Every dtype of safetensors, and its metadata, is kept. An import is an attempt of its own: it fences a job
+of the same run that is still running. It needs the memory of the file once.";
+
+pub(super) const EXPORT: &str = "\
+Examples:
+  lastgood export --store /data/ckpt --run llm --to ./weights
+  lastgood restore --store s3://bucket/ckpt --run llm --at 4000 --component model --to ./step-4000
+
+For each component it writes NAME.safetensors with the tensors, whole however many ranks saved them, and the
+checkpoint's metadata; NAME.blobs.safetensors with values and blobs as tensors of U8; and
+lastgood-export.json, which says what it is of. Tied tensors are written under each of their names.
+
+When it is killed the folder is as it was before; what it had written beside it is removed by the next
+export into the same place.";
+
+pub(super) const DEMO: &str = "\
+Examples:
+  lastgood demo
+  lastgood demo --kills 8 --seed 3
+  lastgood demo --store s3://bucket/demo --steps 60 --kills 2
+  lastgood demo --forget rng                        see that the comparison notices it
+
+It exits with 0 if both trainings end with the same bytes, and with 6 if they do not.";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  lastgood completions bash > /etc/bash_completion.d/lastgood
+  source <(lastgood completions zsh)";
