@@ -135,6 +135,14 @@ fn no_try_begins_after_the_deadline() {
     assert!((5..=6).contains(&faults.calls()), "{}", faults.calls());
     assert!(clock.sleeps().iter().sum::<Duration>() <= policy.deadline);
 
+    // A wait that would end after it is not begun: at 0 and 3 seconds, and not at 6.
+    let waits = Duration::from_secs(3);
+    let coarse = RetryPolicy { backoff_first: waits, backoff_max: waits, ..policy };
+    let Bench { store, clock, faults, .. } = bench(coarse, forever());
+    clock.set_random(u64::MAX);
+    put(&store, OWN).unwrap_err();
+    assert_eq!((faults.calls(), clock.sleeps().len()), (2, 1));
+
     // A call that takes longer than the deadline is not tried again.
     let slow = first(1, Operation::Put, Fault::LostAnswer).at(
         Operation::Put,
