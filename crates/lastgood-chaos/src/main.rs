@@ -10,7 +10,8 @@ use lastgood_chaos::attack::disks::Flaw;
 use lastgood_chaos::attack::power_cuts::FileSystem;
 use lastgood_chaos::attack::{bit_flips, full_disk, kills, power_cuts, worker};
 use lastgood_chaos::failure::{Failure, Result};
-use lastgood_chaos::sim::{self, Setting};
+use lastgood_chaos::setting::Setting;
+use lastgood_chaos::{crash, planted, sim};
 
 /// Attacks on lastgood: each says what it did and what it found, and fails on a broken promise.
 #[derive(Debug, Parser)]
@@ -34,6 +35,17 @@ enum Attack {
         #[arg(long, conflicts_with_all = ["seeds", "first"])]
         seed: Option<u64>,
     },
+    /// Judge every state that a crash can leave on a disk, at every point of recorded saves
+    Enumerate {
+        /// Go through recordings until so many states were tried
+        #[arg(long, default_value_t = 1_000_000)]
+        states: u64,
+        /// Repeat this recording alone
+        #[arg(long, conflicts_with = "states")]
+        recording: Option<u64>,
+    },
+    /// Plant bugs, each of which the simulation and the enumerator must find
+    Mutants,
     /// Flip every bit of a small repository, one at a time
     BitFlips {
         /// The size of the repository
@@ -126,6 +138,8 @@ fn run(attack: Attack) -> Result<Ending> {
             Some(seed) => return Ok(repeat(seed)),
             None => return simulate(first, seeds),
         },
+        Attack::Enumerate { states, recording } => return enumerate(states, recording),
+        Attack::Mutants => return mutants(),
         Attack::BitFlips { bytes } => {
             let report = bit_flips::run(bytes)?;
             say(&format!(
@@ -214,6 +228,65 @@ fn catch(program: &Path, name: &str, flaw: Flaw, seed: u64) -> Result<()> {
     Ok(())
 }
 
+fn enumerate(states: u64, recording: Option<u64>) -> Result<Ending> {
+    let setting = Setting::default();
+    let report = match recording {
+        None => crash::enumerate(states, &setting)?,
+        Some(number) => {
+            let (counts, found) = crash::recording(number, &setting)?;
+            crash::Report { counts, found: found.into_iter().collect() }
+        }
+    };
+    let counts = &report.counts;
+    say(&format!(
+        "enumerate: {} recordings of saves, {} of them of the real engine; {} points, at {} of them every \
+         state, at {} a sample; {} states, {} of them of the first kind; {} distinct disks, {} of them \
+         distinct in what a reader sees or in what had been told, each of those judged",
+        counts.recordings,
+        counts.engine,
+        counts.points,
+        counts.exhaustive,
+        counts.points - counts.exhaustive,
+        counts.states,
+        counts.exhaustive_states,
+        counts.images,
+        counts.judged,
+    ));
+    for found in report.found.iter().take(10) {
+        say(&format!(
+            "recording {}, after operation {}, state {}: {}\n{}  repeat it: lastgood-chaos enumerate \
+             --recording {}",
+            found.recording,
+            found.point,
+            found.state,
+            found.violation,
+            found.explain(&setting)?,
+            found.recording
+        ));
+    }
+    let failed = report.found.len() as u64;
+    Ok(Ending::Counted { passed: counts.states.saturating_sub(failed), failed })
+}
+
+fn mutants() -> Result<Ending> {
+    let hunted = planted::hunt()?;
+    for one in &hunted {
+        let mark = if one.is_found() { "found   " } else { "SURVIVED" };
+        say(&format!("{mark} {}", one.bug.name));
+        if let Some(failed) = &one.simulation {
+            say(&format!("         simulation, seed {}: {}", failed.seed, failed.violation));
+        }
+        if let Some(found) = &one.enumerator {
+            say(&format!(
+                "         enumerator, recording {}, after operation {}, state {}: {}",
+                found.recording, found.point, found.state, found.violation
+            ));
+        }
+    }
+    let passed = hunted.iter().filter(|one| one.is_found()).count() as u64;
+    Ok(Ending::Counted { passed, failed: hunted.len() as u64 - passed })
+}
+
 fn simulate(first: u64, seeds: u64) -> Result<Ending> {
     let report = sim::simulate(first, seeds, &Setting::default(), false)?;
     let sum = &report.sum;
@@ -234,6 +307,7 @@ fn simulate(first: u64, seeds: u64) -> Result<Ending> {
         report.distinct,
         report.twice,
     ));
+    say(&report.coverage.to_string());
     for failed in report.failed.iter().take(10) {
         say(&format!(
             "seed {}: {}\n  repeat it: lastgood-chaos simulate --seed {}",

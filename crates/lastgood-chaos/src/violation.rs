@@ -9,6 +9,8 @@ pub enum Invariant {
     AcknowledgedStays,
     /// Every committed checkpoint that has not expired is whole and has the right bytes.
     CommittedIsReadable,
+    /// What was told as certainly not appended never is.
+    UnknownIsNotRefused,
     /// Every reader decodes the same ledger, and nothing that a reader relied on changes.
     OneHistory,
     /// A commit is appended by the newest attempt only.
@@ -17,6 +19,8 @@ pub enum Invariant {
     AbandonedStaysAbandoned,
     /// No commit stands on chunks of a checkpoint that expired before it.
     NoReuseOfExpired,
+    /// No commit stands on chunks of a checkpoint that was marked bad before it.
+    NoReuseOfBad,
     /// One save becomes at most one checkpoint.
     OneCommitASave,
     /// Whoever opens the run sees what was acknowledged before.
@@ -36,10 +40,12 @@ impl Invariant {
         match self {
             Self::AcknowledgedStays => "nothing acknowledged is lost",
             Self::CommittedIsReadable => "no committed checkpoint is unreadable",
+            Self::UnknownIsNotRefused => "an unknown outcome is not told as a refusal",
             Self::OneHistory => "one history, no fork",
             Self::FencedCommitsNothing => "a fenced attempt commits nothing",
             Self::AbandonedStaysAbandoned => "an abandoned save is never committed",
             Self::NoReuseOfExpired => "no commit reuses what expired",
+            Self::NoReuseOfBad => "no commit reuses what is bad",
             Self::OneCommitASave => "a save is committed once",
             Self::ReadersSeeAcknowledged => "a later reader sees what was acknowledged",
             Self::LiveRanksGetThrough => "live ranks are never stuck",

@@ -97,8 +97,7 @@ fn parse(args: &[String]) -> Result<Options> {
 
 fn list() {
     for stage in STAGES {
-        let planned = if stage.planned { " (planned: not run)" } else { "" };
-        println!("{}{planned}: {}\n    {}", stage.name, stage.shows, stage.command);
+        println!("{}: {}\n    {}", stage.name, stage.shows, stage.command);
     }
 }
 
@@ -106,8 +105,7 @@ fn list() {
 fn select(options: &Options) -> Result<Vec<Stage>> {
     let wanted = |stage: &&Stage| {
         let named = options.only.iter().any(|name| name == stage.name);
-        let run = if options.only.is_empty() { !stage.planned } else { named };
-        run && !options.skip.iter().any(|name| name == stage.name)
+        (options.only.is_empty() || named) && !options.skip.iter().any(|name| name == stage.name)
     };
     let mut stages: Vec<Stage> = STAGES.iter().filter(wanted).cloned().collect();
     if let Some(first) = stages.iter().position(|stage| stage.release) {

@@ -191,7 +191,10 @@ impl Running<'_> {
                     self.base = content::base_of(id, &index);
                     return Saved::Committed;
                 }
-                Ok(Progress::LostBase(_)) => base = None,
+                Ok(Progress::LostBase(_)) => {
+                    self.rank.witness.note_lost_base();
+                    base = None;
+                }
                 Ok(Progress::Waiting(_)) => return Saved::GivenUp,
                 Err(error) if error.kind() == ErrorKind::Fenced => return Saved::Fenced,
                 Err(_) => return Saved::GivenUp,

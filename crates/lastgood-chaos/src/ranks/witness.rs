@@ -29,6 +29,18 @@ pub enum Told {
         /// The hash of the last one.
         tail: Option<Hash>,
     },
+    /// An entry was appended.
+    Appended {
+        /// Its number.
+        n: u64,
+        /// What tells it from every other.
+        reason: String,
+    },
+    /// An entry was certainly not appended.
+    NotAppended {
+        /// What tells it from every other.
+        reason: String,
+    },
     /// A run was opened.
     Opened {
         /// How much had been told before that began.
@@ -56,6 +68,7 @@ pub enum Told {
 struct Notes {
     told: Vec<Told>,
     waits: u64,
+    lost_bases: u64,
 }
 
 /// Notes what is told, in order.
@@ -71,6 +84,17 @@ impl Witness {
     /// Notes that a save is not through yet.
     pub fn note_wait(&self) {
         self.lock().waits += 1;
+    }
+
+    /// Notes that a save reuses what may not be reused any more.
+    pub fn note_lost_base(&self) {
+        self.lock().lost_bases += 1;
+    }
+
+    /// How often a save reused what might not be reused any more.
+    #[must_use]
+    pub fn lost_bases(&self) -> u64 {
+        self.lock().lost_bases
     }
 
     /// How often a save was not through yet.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood::attempt;
-use lastgood::ledger::{Decision, Ledger, Standing, Writer};
+use lastgood::ledger::{Appended, Decision, History, Ledger, Standing, Writer};
 use lastgood::restore::{self, Contents};
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Hash, Result};
@@ -16,7 +16,7 @@ use crate::ranks::{Rank, Told, content};
 /// Opens the run a few times and decides something about it.
 pub(super) async fn operate(who: Rank, mut random: Random, acts: u64) {
     for _ in 0..acts {
-        who.env.sleep(Duration::from_micros(random.between(1_000, 120_000))).await;
+        who.env.sleep(Duration::from_micros(random.between(1_000, 40_000))).await;
         // What fails is tried another time.
         let _ = act(&who, &mut random).await;
     }
@@ -35,8 +35,12 @@ async fn act(who: &Rank, random: &mut Random) -> Result<()> {
         0 => None,
         count => checkpoints.get(random.below(count) as usize).map(|found| found.id),
     };
-    match (random.below(10), picked) {
-        (0..=3, Some(id)) => {
+    match (random.below(14), picked) {
+        (10..=13, _) => {
+            append(&mut ledger, &writer, who, random).await;
+            Ok(())
+        }
+        (0..=2, Some(id)) => {
             expire(&mut ledger, &writer, id).await?;
             if random.chance(700) {
                 who.env.sleep(Duration::from_micros(random.below(20_000))).await;
@@ -44,15 +48,28 @@ async fn act(who: &Rank, random: &mut Random) -> Result<()> {
             }
             Ok(())
         }
-        (4..=5, Some(id)) => {
-            let standing = match random.below(3) {
-                0 => Standing::Good,
-                1 => Standing::Verified,
+        (3..=7, Some(id)) => {
+            let standing = match random.below(5) {
+                0 | 1 => Standing::Good,
+                2 => Standing::Verified,
                 _ => Standing::Bad,
             };
             lastgood::mark(&mut ledger, &writer, &id, standing, "simulated").await
         }
         _ => abandon(&mut ledger, &writer, random).await,
+    }
+}
+
+/// Appends an entry that nothing else looks like, and notes what it is told about it.
+async fn append(ledger: &mut Ledger, writer: &Writer, who: &Rank, random: &mut Random) {
+    let reason = format!("incident {:016x}", random.draw());
+    let decide =
+        |_: &History| Ok(Decision::Append(Kind::IncidentOpened { reason: reason.clone() }));
+    let appended = ledger.append(writer, decide).await;
+    match appended {
+        Ok(Appended::Committed(n)) => who.witness.note(Told::Appended { n, reason }),
+        Ok(_) => {}
+        Err(_) => who.witness.note(Told::NotAppended { reason }),
     }
 }
 

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use lastgood::ledger::{History, Ledger};
+use lastgood::ledger::{History, Ledger, Rules, Strict};
 use lastgood::restore::Contents;
 use lastgood_format::ledger::{Entry, Kind};
 use lastgood_format::{Error, Hash, Result, RunName};
@@ -34,6 +34,15 @@ pub struct Found {
     pub entries: Vec<(Entry, Hash)>,
 }
 
+impl Found {
+    fn is_incident(&self, n: u64, told: &str) -> bool {
+        let entry = n.checked_sub(1).and_then(|i| self.entries.get(i as usize));
+        entry.is_some_and(
+            |(entry, _)| matches!(&entry.kind, Kind::IncidentOpened { reason } if reason == told),
+        )
+    }
+}
+
 /// Reads the ledger twice, once from its newest head and once from its first entry.
 ///
 /// # Errors
@@ -43,8 +52,21 @@ pub fn read(
     env: Arc<dyn Env>,
     run: &RunName,
 ) -> std::result::Result<Found, Violation> {
+    read_with(store, env, run, Arc::new(Strict))
+}
+
+/// As [`read`], with a judge that remembers what it has read.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with(
+    store: Arc<dyn Store>,
+    env: Arc<dyn Env>,
+    run: &RunName,
+    rules: Arc<dyn Rules>,
+) -> std::result::Result<Found, Violation> {
     let forked = |error: Error| Violation::new(Invariant::OneHistory, error.to_string());
-    let ledger = at_once(Ledger::open(store, env, run.clone())).map_err(forked)?;
+    let ledger = at_once(Ledger::open_with(store, env, run.clone(), rules)).map_err(forked)?;
     at_once(ledger.audit()).map_err(forked)?;
     let mut entries = Vec::new();
     for n in 1..=ledger.history().entries() {
@@ -106,8 +128,11 @@ fn check_commit(history: &History, entry: &Entry) -> std::result::Result<(), Vio
         );
     }
     for base in reuses {
-        if history.checkpoint(base).is_none_or(|checkpoint| checkpoint.expired) {
+        let Some(found) = history.checkpoint(base).filter(|found| !found.expired) else {
             return broken(Invariant::NoReuseOfExpired, format!("reuses {}", base.short()));
+        };
+        if found.was_bad {
+            return broken(Invariant::NoReuseOfBad, format!("reuses {}", base.short()));
         }
     }
     Ok(())
@@ -165,6 +190,13 @@ pub fn check_told(found: &Found, told: &[Told]) -> std::result::Result<(), Viola
                     return Err(Violation::new(Invariant::AcknowledgedStays, detail));
                 }
             }
+            Told::Appended { n, reason } => {
+                if !found.is_incident(*n, reason) {
+                    let detail = format!("entry {n} was appended and is gone");
+                    return Err(Violation::new(Invariant::AcknowledgedStays, detail));
+                }
+            }
+            Told::NotAppended { reason } => check_not_appended(found, reason)?,
             Told::Tail { entries, tail } => check_tail(found, *entries, *tail)?,
             Told::Opened { told_before, checkpoints } => {
                 check_opened(&told[..(*told_before).min(i)], checkpoints)?;
@@ -182,6 +214,16 @@ pub fn check_told(found: &Found, told: &[Told]) -> std::result::Result<(), Viola
         }
     }
     Ok(())
+}
+
+fn check_not_appended(found: &Found, reason: &str) -> std::result::Result<(), Violation> {
+    match (1..=found.entries.len() as u64).find(|n| found.is_incident(*n, reason)) {
+        None => Ok(()),
+        Some(n) => {
+            let detail = format!("an append was told as certainly not done, and is entry {n}");
+            Err(Violation::new(Invariant::UnknownIsNotRefused, detail))
+        }
+    }
 }
 
 fn check_tail(

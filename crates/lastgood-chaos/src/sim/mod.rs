@@ -6,6 +6,7 @@
 
 mod bystanders;
 pub mod check;
+mod coverage;
 mod objects;
 mod play;
 mod report;
@@ -14,5 +15,6 @@ mod store;
 mod story;
 mod trace;
 
-pub use play::{Played, Setting, Wrap, play};
+pub use coverage::{Coverage, Features};
+pub use play::{Played, play};
 pub use report::{Failed, Report, simulate};

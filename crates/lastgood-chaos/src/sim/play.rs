@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood::attempt;
-use lastgood::ledger::{Decision, Ledger, Rules, Strict, Writer};
+use lastgood::ledger::{Decision, Ledger, Writer};
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Result, RunName};
-use lastgood_store::{MemoryStore, Store};
+use lastgood_store::MemoryStore;
 
 use super::bystanders;
 use super::check::{self, at_once};
+use super::coverage::{Feature, Features};
 use super::scheduler::{Event, Scheduler, Task};
 use super::store::{Faults, SimEnv, SimStore};
 use super::story::{Act, Cut, Story, last_act};
 use super::trace::Trace;
 use crate::random::Random;
 use crate::ranks::{Ended, Order, Rank, Told, Witness, run};
+use crate::setting::Setting;
 use crate::violation::{Invariant, Violation};
 
 /// No story needs as many events.
@@ -28,24 +30,6 @@ const MEAN_UNTIL: u64 = 600_000;
 
 /// How long the last attempt may take, in microseconds, once nothing goes wrong any more.
 const LAST_ACT_MICROS: u64 = 600_000_000;
-
-/// What a store is put behind; the identity unless a bug is planted.
-pub type Wrap = fn(Arc<dyn Store>) -> Arc<dyn Store>;
-
-/// What is played: the real code, or the real code with a planted bug.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    /// The ledger's judge.
-    pub rules: Arc<dyn Rules>,
-    /// What every store is put behind.
-    pub wrap: Wrap,
-}
-
-impl Default for Setting {
-    fn default() -> Self {
-        Self { rules: Arc::new(Strict), wrap: |store| store }
-    }
-}
 
 /// What became of one seed.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +52,8 @@ pub struct Played {
     pub waits: u64,
     /// Events.
     pub events: u64,
+    /// What happened that matters together.
+    pub features: Features,
     /// A hash of everything that happened.
     pub trace: u64,
     /// Everything that happened, if it was asked for.
@@ -94,7 +80,7 @@ struct Play {
 pub fn play(seed: u64, setting: &Setting, with_text: bool) -> Played {
     let trace = if with_text { Trace::with_text() } else { Trace::default() };
     let mut random = Random::new(seed);
-    let story = Story::of(&mut random);
+    let story = Story::of(&mut random, setting.has_past);
     let last = last_act(&mut random);
     let Ok(run) = "run".parse() else {
         let violation = Violation::new(Invariant::LiveRanksGetThrough, "the run has no name");
@@ -139,7 +125,7 @@ impl Play {
             }
         }
         self.end_with(last, story.acts.len())?;
-        self.judge()
+        self.judge(story.acts.len())
     }
 
     fn turn(&mut self) -> std::result::Result<Option<Option<usize>>, Violation> {
@@ -177,8 +163,8 @@ impl Play {
         let store = SimStore { sim: self.scheduler.sim.clone(), task, faults };
         Rank {
             order,
-            store: (self.setting.wrap)(Arc::new(store)),
-            env: Arc::new(self.env(task)),
+            store: (self.setting.store)(Arc::new(store)),
+            env: (self.setting.env)(Arc::new(self.env(task))),
             rules: Arc::clone(&self.setting.rules),
             witness: self.witness.clone(),
         }
@@ -201,7 +187,7 @@ impl Play {
         for i in 0..story.operators + story.readers {
             let (seed, count) = {
                 let random = &mut self.scheduler.sim.lock().random;
-                (random.draw(), random.between(1, 6))
+                (random.draw(), random.between(1, 10))
             };
             let task = self.scheduler.next_task();
             let who = self.rank(task, story.faults, self.order(0, &idle));
@@ -229,6 +215,7 @@ impl Play {
         let mut tasks = Vec::new();
         for rank in 0..act.world_size {
             let after = self.scheduler.sim.lock().random.below(act.stagger);
+            self.scheduler.sim.lock().features.note_if(Feature::LateRank, after > 20_000);
             let task = self.scheduler.next_task();
             let rank = self.rank(task, act.faults, self.order(rank, act));
             let ended = Arc::clone(&self.ended);
@@ -267,6 +254,7 @@ impl Play {
         state.trace.note(state.now, usize::MAX, "power cut", "", &vanished);
         self.played.power_cuts += 1;
         self.played.vanished += vanished as u64;
+        state.features.note_if(Feature::PowerCut, vanished > 0);
     }
 
     /// The last attempt, on a store that works, must get through, whatever the others still do. An
@@ -329,7 +317,7 @@ impl Play {
     }
 
     /// The power goes for the last time and takes all that nobody was told of.
-    fn judge(&mut self) -> std::result::Result<(), Violation> {
+    fn judge(&mut self, acts: usize) -> std::result::Result<(), Violation> {
         self.told = self.witness.take();
         {
             let mut state = self.scheduler.sim.lock();
@@ -337,16 +325,38 @@ impl Play {
             state.objects.cut_power(&mut state.random, 0);
         }
         let found = self.read()?;
-        for (entry, _) in &found.entries {
-            match entry.kind {
-                Kind::CheckpointCommitted { .. } => self.played.commits += 1,
-                Kind::SaveAbandoned { .. } => self.played.abandoned += 1,
-                _ => {}
-            }
-        }
+        self.count(&found, acts);
         check::check_entries(&found)?;
         check::check_told(&found, &self.told)?;
         check::check_checkpoints(&found)
+    }
+
+    /// Counts what the ledger tells; what the last attempt does, it does in every seed.
+    fn count(&mut self, found: &check::Found, acts: usize) {
+        let features = &mut self.scheduler.sim.lock().features;
+        let mut is_last = false;
+        for (entry, _) in &found.entries {
+            match &entry.kind {
+                Kind::AttemptStarted { incarnation, .. } => {
+                    is_last |= (0..=acts).all(|i| *incarnation != format!("incarnation {i}"));
+                }
+                Kind::CheckpointCommitted { .. } if is_last => self.played.commits += 1,
+                Kind::CheckpointCommitted { generation, reuses, .. } => {
+                    self.played.commits += 1;
+                    features.note_if(Feature::SavedAgain, *generation > 0);
+                    features.note_if(Feature::Reuse, !reuses.is_empty());
+                }
+                Kind::SaveAbandoned { .. } => {
+                    self.played.abandoned += 1;
+                    features.note(Feature::Abandoned);
+                }
+                Kind::CheckpointExpired { .. } => features.note(Feature::Expired),
+                Kind::CheckpointBad { .. } => features.note(Feature::Bad),
+                Kind::CheckpointGood { .. } => features.note(Feature::Good),
+                _ => {}
+            }
+        }
+        features.note_if(Feature::Head, found.entries.len() >= 64);
     }
 
     fn finish(mut self) -> Played {
@@ -360,6 +370,11 @@ impl Play {
         }
         self.played.waits = self.witness.waits();
         let mut state = self.scheduler.sim.lock();
+        let crashed = state.crashes > 0;
+        state.features.note_if(Feature::Crash, crashed);
+        state.features.note_if(Feature::Fenced, self.played.fences > 0);
+        state.features.note_if(Feature::LostBase, self.witness.lost_bases() > 0);
+        self.played.features = state.features;
         self.played.crashes = state.crashes;
         self.played.events = self.scheduler.events_done;
         self.played.trace = state.trace.hash();

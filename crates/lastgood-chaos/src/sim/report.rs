@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::play::{Played, Setting, play};
+use super::coverage::Coverage;
+use super::play::{Played, play};
 use crate::failure::{Result, bail};
+use crate::setting::Setting;
 use crate::violation::Violation;
 
 /// Of so many seeds one is played twice.
@@ -19,6 +21,8 @@ pub struct Report {
     pub twice: u64,
     /// Sums over all seeds.
     pub sum: Played,
+    /// What happened in how many seeds, and together with what.
+    pub coverage: Coverage,
     /// The number of different traces.
     pub distinct: u64,
     /// Seeds that broke a promise, in order.
@@ -102,12 +106,14 @@ impl Report {
     fn count(&mut self, played: &Played) {
         self.seeds += 1;
         self.sum.add(played);
+        self.coverage.count(played.features);
     }
 
     fn add(&mut self, other: Self) {
         self.seeds += other.seeds;
         self.twice += other.twice;
         self.sum.add(&other.sum);
+        self.coverage.add(&other.coverage);
         self.failed.extend(other.failed);
     }
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use super::coverage::{Feature, Features};
 use super::objects::Objects;
 use super::trace::Trace;
 use crate::random::Random;
@@ -41,6 +42,7 @@ pub(super) struct State {
     /// Tasks that die at their next pause.
     doomed: Vec<Task>,
     pub(super) crashes: u64,
+    pub(super) features: Features,
 }
 
 impl State {
@@ -120,6 +122,7 @@ impl Scheduler {
             next_event: 0,
             doomed: Vec::new(),
             crashes: 0,
+            features: Features::default(),
         };
         let sim = Sim(Arc::new(Mutex::new(state)));
         Self { sim, tasks: BTreeMap::new(), next_task: 0, events_done: 0 }
@@ -163,9 +166,10 @@ impl Scheduler {
             Event::Wake(task) => self.poll(task),
             Event::LatePut { key, bytes } => {
                 let mut state = self.sim.lock();
-                let State { now, objects, trace, .. } = &mut *state;
+                let State { now, objects, trace, features, .. } = &mut *state;
                 let created = objects.create(&key, bytes, *now);
                 trace.note(*now, usize::MAX, "late put", &key, &created);
+                features.note_if(Feature::LateEntry, created && key.contains("/ledger/0"));
             }
             Event::Alarm(alarm) => return Some(Some(alarm)),
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use lastgood_format::{Error, Result};
 use lastgood_store::{Env, ObjectMeta, Payload, Put, Store};
 
+use super::coverage::Feature;
 use super::scheduler::{Event, Sim, State, Task};
 use super::trace::Outcome;
 
@@ -27,6 +28,8 @@ pub(super) struct Faults {
     pub(super) lost: u64,
     /// Puts that arrive after their caller was told that nobody knows.
     pub(super) late: u64,
+    /// Puts of ledger entries, beside those two, whose answer is lost, or that arrive late.
+    pub(super) stray_entries: u64,
     /// Callers that die on the way to the store or back.
     pub(super) crash: u64,
     /// Callers that die after their put had its effect and before they are told.
@@ -67,9 +70,12 @@ impl SimStore {
         dies
     }
 
-    fn fate(&self, is_put: bool) -> Fate {
+    fn fate(&self, is_put: bool, is_entry: bool) -> Fate {
         let random = &mut self.sim.lock().random;
-        let Faults { refused, lost, late, .. } = self.faults;
+        let Faults { refused, lost, late, stray_entries, .. } = self.faults;
+        if is_put && is_entry && random.chance(stray_entries) {
+            return if random.chance(600) { Fate::Lost } else { Fate::Late };
+        }
         match random.below(1000) {
             n if n < refused => Fate::Refused,
             n if n < refused + lost => Fate::Lost,
@@ -82,6 +88,10 @@ impl SimStore {
         let mut state = self.sim.lock();
         let now = state.now;
         state.trace.note(now, self.task, what, key, outcome);
+    }
+
+    fn mark_if(&self, feature: Feature, happened: bool) {
+        self.sim.lock().features.note_if(feature, happened);
     }
 
     async fn die(&self, key: &str) {
@@ -100,7 +110,7 @@ impl SimStore {
         if self.travel().await {
             self.die(key).await;
         }
-        let fate = self.fate(false);
+        let fate = self.fate(false, false);
         if fate == Fate::Refused {
             self.note(what, key, &"refused");
             return Err(Error::unavailable("the simulated store refused the call"));
@@ -128,10 +138,13 @@ impl SimStore {
         // Never twice in a row: damage that stays is no fault of the way.
         let read = (self.task, key.to_owned());
         let was_damaged = state.damaged.remove(&read);
-        if was_damaged || bytes.is_empty() || !state.random.chance(self.faults.damaged) {
+        // A damaged head costs reads, nothing else.
+        let often = if key.contains("/heads/") { 20 } else { 1 };
+        if was_damaged || bytes.is_empty() || !state.random.chance(self.faults.damaged * often) {
             return Some(bytes);
         }
         state.damaged.insert(read);
+        state.features.note(Feature::DamagedRead);
         let at = state.random.below(bytes.len() as u64) as usize;
         if state.random.chance(500) {
             return Some(bytes.slice(..at));
@@ -157,7 +170,8 @@ impl Store for SimStore {
             self.die(key).await;
             return Err(Error::unavailable("dead"));
         }
-        let fate = self.fate(true);
+        let is_entry = key.contains("/ledger/0");
+        let fate = self.fate(true, is_entry);
         match fate {
             Fate::Refused => {
                 self.note("put", key, &"refused");
@@ -177,12 +191,15 @@ impl Store for SimStore {
             state.objects.create(key, bytes, now)
         };
         self.note("put", key, &created);
+        self.mark_if(Feature::TakenSlot, is_entry && !created);
         // Others see the object already; until the answer, nobody has promised that it stays.
         let dies = self.sim.lock().random.chance(self.faults.crash_after_put);
         if self.travel().await || dies {
+            self.mark_if(Feature::CrashAfterPut, true);
             self.die(key).await;
         }
         if fate == Fate::Lost {
+            self.mark_if(Feature::LostEntry, is_entry);
             self.note("put", key, &"answer lost");
             return Err(Error::unavailable("the simulated answer was lost"));
         }
@@ -216,6 +233,7 @@ impl Store for SimStore {
     async fn settle(&self, key: &str) -> Result<()> {
         if self.sim.lock().random.chance(self.faults.unsettled) {
             self.note("settle", key, &"refused");
+            self.mark_if(Feature::UnsettledRead, true);
             return Err(Error::unavailable("the simulated store cannot settle"));
         }
         self.call("settle", key, |state| state.objects.settle(key), |()| 0).await
@@ -233,6 +251,7 @@ impl Store for SimStore {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
+        self.mark_if(Feature::Collected, true);
         self.call("delete", key, |state| state.objects.remove(key), |()| 0).await
     }
 }

@@ -226,10 +226,12 @@ pub(crate) fn head() -> Vec<u8> {
     let history = json!({
         "run": "demo", "entries": 64, "tail": hash,
         "attempt": {"number": 2, "world_size": 1, "from": hash, "incarnation": "job-2"},
+        "incarnations": {"job-1": 1, "job-2": 2},
         "checkpoints": [{
             "id": hash, "entry": 3, "at": "2023-11-14T22:13:20.000003Z", "attempt": 1, "step": 5,
             "generation": 0, "world_size": 2, "parent": null, "bytes": 196_684, "new_bytes": 700,
-            "standing": "good", "reason": "loss is finite", "expired": false,
+            "standing": "good", "reason": "loss is finite", "was_bad": true,
+            "expired": false,
         }],
         "abandoned": [[1, 6, 0]],
     });

@@ -64,6 +64,8 @@ pub struct Checkpoint {
     pub standing: Standing,
     /// Why it has that standing, if someone said so.
     pub reason: Option<String>,
+    /// True if it was ever marked bad, even if it is good again.
+    pub was_bad: bool,
     /// True if it will be collected, or is.
     pub expired: bool,
 }
@@ -114,10 +116,13 @@ impl FromStr for Standing {
 
 impl Checkpoint {
     /// True if new checkpoints may stand on its chunks: it is neither expired, so that its objects may
-    /// be deleted, nor bad, so that they may be damaged.
+    /// be deleted, nor was it ever bad, so that they may be damaged.
+    ///
+    /// What is not reusable never is again: a rank that sees it writes its part of a save anew, and no
+    /// other may commit the save without that part later.
     #[must_use]
     pub fn is_reusable(&self) -> bool {
-        !self.expired && self.standing != Standing::Bad
+        !self.expired && !self.was_bad
     }
 }
 
@@ -280,6 +285,7 @@ impl History {
             new_bytes: *new_bytes,
             standing: Standing::Committed,
             reason: None,
+            was_bad: false,
             expired: false,
         });
     }
@@ -291,6 +297,7 @@ impl History {
                 return;
             }
             found.standing = standing;
+            found.was_bad |= standing == Standing::Bad;
             found.reason = Some(reason.to_owned());
         }
     }

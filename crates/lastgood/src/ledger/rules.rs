@@ -85,7 +85,7 @@ pub fn admit_commit(history: &History, kind: &Kind) -> Result<()> {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "the save of step {step} reuses chunks of checkpoint {base}, which is expired or bad"
+                    "the save of step {step} reuses chunks of checkpoint {base}, which expired or was bad"
                 ),
             )
             .with_remedy("save again without reuse"));
