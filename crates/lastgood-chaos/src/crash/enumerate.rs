@@ -14,6 +14,9 @@ use crate::random::hash_bytes;
 use crate::setting::Setting;
 use crate::violation::Violation;
 
+/// How many recordings may be begun after one that has not ended.
+const AHEAD_MAX: u64 = 1_000;
+
 /// What was tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -107,7 +110,10 @@ impl Work<'_> {
     fn next(&mut self) -> Option<u64> {
         let in_row = self.done.iter().zip(0..).take_while(|((number, _), i)| **number == *i);
         let states: u64 = in_row.map(|((_, (counts, _)), _)| counts.states).sum();
-        if states >= self.states {
+        // Nobody goes far ahead of a recording that takes long.
+        let first_open = self.done.keys().zip(0..).find(|(number, i)| **number != *i);
+        let is_far = first_open.is_some_and(|(_, i)| self.next > i + AHEAD_MAX);
+        if states >= self.states || is_far {
             return None;
         }
         self.next += 1;
