@@ -79,13 +79,13 @@ fn plain(kind: &str, exit: Exit, message: &str) -> serde_json::Value {
         "object": null, "remedy": null, "causes": []}})
 }
 
-/// A bar with a time left on stderr; nothing when stderr is no terminal.
-pub(crate) fn bar(what: &str, quiet: bool) -> ProgressBar {
+/// A bar with a time left on stderr for work on so many bytes; nothing when stderr is no terminal.
+pub(crate) fn bar(what: &str, bytes: u64, quiet: bool) -> ProgressBar {
     if quiet || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(0);
-    let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left";
+    let bar = ProgressBar::new(bytes);
+    let template = "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
@@ -143,6 +143,11 @@ fn cell(text: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// `1 rank`, `2 ranks` and the like.
+pub(crate) fn count(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `1.5 GB` and the like, in powers of ten.

@@ -138,7 +138,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let name = env::var("LASTGOOD_RUN").unwrap_or_else(|_| "spirals".into()).parse()?;
     let clock: Arc<dyn Env> = Arc::new(SystemEnv::default());
     let repository = Repository::create(open_url(&url, &Default::default(), &clock)?, clock)?;
-    // Under a supervisor this joins the attempt that it has started.
+    // Under a supervisor this joins the attempt that it has started. A job of several ranks takes all of
+    // this from `lastgood_serve::Rank::from_env`, which also tells the supervisor of each step.
     let incarnation = env::var("LASTGOOD_INCARNATION").ok();
     let mut run = Run::open(&repository, &name, RunOptions { incarnation, ..Default::default() })?;
 

@@ -73,7 +73,7 @@ of the same run that is still running. It needs the memory of the file once.";
 pub(super) const EXPORT: &str = "\
 Examples:
   lastgood export --store /data/ckpt --run llm --to ./weights
-  lastgood restore --store s3://bucket/ckpt --run llm --at 4000 --component model --to ./step-4000
+  lastgood export --store s3://bucket/ckpt --run llm --at 4000 --component model --to ./step-4000
 
 For each component it writes NAME.safetensors with the tensors, whole however many ranks saved them, and the
 checkpoint's metadata; NAME.blobs.safetensors with values and blobs as tensors of U8; and

@@ -40,8 +40,8 @@ pub(super) fn run(request: &Request, as_json: bool) -> Result<Exit> {
     let contents = repository.contents(&ledger, &id)?;
     let mut files = files(&repository, &contents, &request.components)?;
     let interrupt = Interrupt::watch()?;
-    let bar = output::bar("exporting", as_json);
-    bar.set_length(files.iter().map(|(_, export)| export.bytes()).sum());
+    let bytes = files.iter().map(|(_, export)| export.bytes()).sum();
+    let bar = output::bar("exporting", bytes, as_json);
     let partial = target.begin()?;
     let mut names = Vec::new();
     for (name, export) in &mut files {

@@ -28,7 +28,7 @@ pub(super) fn run(
 ) -> Result<Exit> {
     let named = |e: Error| e.with_object(path.display().to_string());
     let (file, bytes) = open(path).map_err(named)?;
-    let file = OnDisk { file, bar: output::bar("reading", as_json) };
+    let file = OnDisk { file, bar: output::bar("reading", bytes, as_json) };
     let reader = safetensors::Reader::open(&file, bytes).map_err(named)?;
     // Everything is checked before a run is touched: an import that cannot succeed fences nobody.
     let mut trial = Capture::new(World::ALONE);
@@ -36,7 +36,6 @@ pub(super) fn run(
     drop(trial);
     let repository = session::create_repository(&args.store.store)?;
     let mut run = Run::open(&repository, &args.run, RunOptions::default())?;
-    file.bar.set_length(reader.bytes());
     let handle = run
         .save(step, Mode::Async, |capture| reader.capture(component, OWNER, capture))
         .map_err(named)?;

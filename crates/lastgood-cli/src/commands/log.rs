@@ -49,7 +49,8 @@ fn detail(entry: &Entry) -> String {
     match &entry.kind {
         Kind::AttemptStarted { number, world_size, from, .. } => {
             let from = from.map_or_else(|| "fresh".into(), |id| format!("from {}", id.short()));
-            format!("attempt {number} of {world_size} ranks, {from}")
+            let ranks = output::count(*world_size as usize, "rank");
+            format!("attempt {number} of {ranks}, {from}")
         }
         Kind::CheckpointCommitted { checkpoint, step, bytes, new_bytes, .. } => format!(
             "{} at step {step}, {} ({} written)",

@@ -33,8 +33,9 @@ pub(super) fn run(
     output::line(format!("checkpoint  {}", checkpoint.id));
     output::line(format!("run         {}, attempt {}", args.run, checkpoint.attempt));
     output::line(format!(
-        "step        {}, saved by {} ranks",
-        checkpoint.step, manifest.world_size
+        "step        {}, saved by {}",
+        checkpoint.step,
+        output::count(manifest.world_size as usize, "rank")
     ));
     output::line(format!("committed   {}", checkpoint.at));
     let reason = checkpoint.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();

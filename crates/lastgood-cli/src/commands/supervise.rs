@@ -159,10 +159,7 @@ fn show(event: &Event<'_>) {
             };
         }
         Event::Started { attempt, from, pids, .. } => {
-            let ranks = match pids.len() {
-                1 => "1 rank".to_owned(),
-                ranks => format!("{ranks} ranks"),
-            };
+            let ranks = output::count(pids.len(), "rank");
             let from = match from {
                 Some((step, id)) => format!("from step {step} ({})", id.short()),
                 None => "from the beginning".into(),

@@ -70,7 +70,7 @@ fn check(
     step: u64,
     quiet: bool,
 ) -> lastgood::Result<u64> {
-    let bar = output::bar(&format!("step {step}"), quiet);
+    let bar = output::bar(&format!("step {step}"), 0, quiet);
     let verified = repository.verify(ledger, id, &|done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -158,12 +158,18 @@ fn finish(
         ));
     }
     match damage.len() {
-        0 => output::line(format!("verified    {} checkpoints, no damage", chosen.len())),
+        0 => output::line(format!(
+            "verified    {}, no damage",
+            output::count(chosen.len(), "checkpoint")
+        )),
         n => {
             for error in damage {
                 output::note(format!("damage: {error}"));
             }
-            output::line(format!("DAMAGE      {n} found in {} checkpoints", chosen.len()));
+            output::line(format!(
+                "DAMAGE      {n} found in {}",
+                output::count(chosen.len(), "checkpoint")
+            ));
         }
     }
     Ok(exit)

@@ -34,7 +34,7 @@ impl AdamW {
     /// An optimizer of the variables of `map`, under their names.
     ///
     /// # Errors
-    /// Those of candle, if there is no memory for the moments.
+    /// candle's own, if there is no memory for the moments; none of lastgood's kinds (`Overloaded` and so on).
     pub fn of(map: &VarMap, params: ParamsAdamW) -> candle_core::Result<Self> {
         Self::named(vars::named(map), params)
     }

@@ -34,7 +34,8 @@
 //!
 //! - **Every rank holds the same bytes** of variables, tensors and moments; one of them stores each.
 //! - **Nothing is half restored by a mismatch**: names, dtypes and shapes are compared, and every byte is
-//!   verified, before the first variable changes.
+//!   verified, before the first variable changes. Only a plain value of another type than was saved is
+//!   found later.
 //! - **Memory.** Saving copies from candle's memory straight into the arena. Restoring holds the bytes of
 //!   all variables once beside them. Tensors on another device are copied to this host for either.
 //! - **Dtypes.** All of candle's. It cannot make variables of the packed ones (`F4`, `F6E2M3`, `F6E3M2`,

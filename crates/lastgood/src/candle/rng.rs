@@ -62,7 +62,7 @@ impl Rng {
     /// A tensor of `f32` in `[low, high)`.
     ///
     /// # Errors
-    /// Those of candle.
+    /// candle's own, if there is no memory; none of lastgood's kinds (`Overloaded` and so on).
     pub fn uniform(
         &mut self,
         low: f32,
@@ -79,7 +79,7 @@ impl Rng {
     /// A tensor of normally distributed `f32`, by Marsaglia's polar method (1964).
     ///
     /// # Errors
-    /// Those of candle.
+    /// candle's own, if there is no memory; none of lastgood's kinds (`Overloaded` and so on).
     pub fn normal(
         &mut self,
         mean: f32,

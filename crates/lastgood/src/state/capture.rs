@@ -9,7 +9,7 @@ use lastgood_format::{Dtype, Error, Result};
 use serde::Serialize;
 
 use super::source::Data;
-use super::{Component, Durability, Source, World, check_component, rank_name, show};
+use super::{Component, Durability, Source, World, check_component, finite, rank_name, show};
 
 /// The state of one rank at one step, borrowed until the save has captured it.
 #[derive(Debug)]
@@ -194,7 +194,8 @@ impl<'a> Part<'_, 'a> {
     /// A plain value that is the same on every rank, stored as JSON.
     ///
     /// # Errors
-    /// `Invalid` if it cannot be written as JSON, or the component is not durable.
+    /// `Invalid` if it cannot be written as JSON, which has no infinite numbers and no NaN, or the component
+    /// is not durable.
     pub fn value<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<()> {
         let json = json(name, value)?;
         self.push_blob(name.to_owned(), json.into(), true)
@@ -320,6 +321,9 @@ impl<'a> Part<'_, 'a> {
 }
 
 fn json<T: Serialize + ?Sized>(name: &str, value: &T) -> Result<Vec<u8>> {
-    serde_json::to_vec(value)
-        .map_err(|e| Error::invalid(format!("value {name:?} cannot be written as JSON: {e}")))
+    let refused = |e: &dyn std::fmt::Display| {
+        Error::invalid(format!("value {name:?} cannot be written as JSON: {e}"))
+    };
+    finite::check(value).map_err(|e| refused(&e))?;
+    serde_json::to_vec(value).map_err(|e| refused(&e))
 }

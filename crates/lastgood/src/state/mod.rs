@@ -5,6 +5,7 @@
 //! declared at save time, is an error and not a guess.
 
 mod capture;
+mod finite;
 mod source;
 mod targets;
 
@@ -81,3 +82,6 @@ fn check_component(name: &str, owner: &str) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@ pub trait Source: fmt::Debug {
     /// Fills `into` with the bytes from `offset` on, counted from the first one of the tensor.
     ///
     /// # Errors
-    /// Whatever keeps them from being read; the save then fails with it.
+    /// Whatever keeps them from being read (`NotFound`, `Denied`, `Corrupt`, `Unavailable`); the save then
+    /// fails with it.
     fn read(&self, offset: usize, into: &mut [u8]) -> Result<()>;
 }
 
