@@ -106,12 +106,17 @@ fn jobs<'m>(
     for (mut pieces, slice) in of_target.into_iter().zip(memory) {
         pieces.sort_by_key(|(_, piece)| piece.to);
         let mut rest = slice;
-        let mut i = 0;
+        let (mut i, mut placed) = (0, 0);
         while i < pieces.len() {
+            // The plan proved that the boxes cover the target; this proves that their bytes do.
+            if pieces[i].1.to != placed {
+                return Err(overlap());
+            }
             let count = direct_run(contents, &uses, &pieces[i..]);
             let bytes: usize = pieces[i..i + count.max(1)].iter().map(|(_, p)| p.bytes).sum();
             let (head, tail) = rest.split_at_mut_checked(bytes).ok_or_else(overlap)?;
             rest = tail;
+            placed += bytes;
             let (at, piece) = pieces[i];
             if count == 0 {
                 let cut = Cut { at, from: piece.from, slice: head };
@@ -143,8 +148,12 @@ fn direct_run(contents: &Contents, uses: &BTreeMap<At, usize>, pieces: &[(At, Pi
             && piece.from == 0
             && piece.bytes == chunk.decoded_bytes as usize
             && uses.get(at) == Some(&1);
-        let follows = count == 0
-            || (pieces[count - 1].0.0 == at.0 && end == Some((chunk.pack, chunk.offset)));
+        let follows = count == 0 || {
+            let (before, last) = &pieces[count - 1];
+            before.0 == at.0
+                && end == Some((chunk.pack, chunk.offset))
+                && last.to + last.bytes == piece.to
+        };
         total += u64::from(chunk.stored_bytes);
         if !whole || !follows || (count > 0 && total > READ_BYTES_MAX) {
             return count;

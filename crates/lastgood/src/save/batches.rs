@@ -3,6 +3,9 @@
 //! What is encoded is no part of the arena. Without a bound, a thread that is held up with one chunk
 //! would let the others encode the rest of the state behind it.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;

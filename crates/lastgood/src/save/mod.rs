@@ -10,6 +10,7 @@ mod handle;
 mod packer;
 mod pipeline;
 mod plan;
+mod shared;
 mod worker;
 
 use std::sync::mpsc::channel;
@@ -24,8 +25,9 @@ use lastgood_format::chunk::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_M
 use lastgood_format::key::SaveKey;
 use lastgood_format::{Error, ErrorKind, Result};
 use plan::Plan;
-use worker::Queued;
-pub(crate) use worker::{Shared, Worker};
+use shared::Queued;
+pub(crate) use shared::Shared;
+pub(crate) use worker::Worker;
 
 use crate::state::Capture;
 
@@ -177,7 +179,7 @@ impl Saver {
         });
         let mut lent = Lent { arena: Some(arena), slot };
         let filled = lent.fill(capture, &plan, |i, segment| {
-            full.send((i, segment)).map_err(|_| worker::closed())
+            full.send((i, segment)).map_err(|_| shared::closed())
         });
         if let Err(error) = &filled {
             handle.set(SaveStatus::Failed(error.clone()));

@@ -1,8 +1,8 @@
 //! The thread that writes saves and sees them through to their commit.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use lastgood_format::index::ShardIndex;
@@ -14,6 +14,7 @@ use super::base::Base;
 use super::handle::{Promise, SaveHandle, SaveStatus};
 use super::pipeline::{self, Job, Written};
 use super::plan::Plan;
+use super::shared::{End, Queued, Shared};
 use super::{Compression, SaveOptions};
 use crate::commit::{self, Progress};
 use crate::io::{Io, StoreIo};
@@ -27,152 +28,6 @@ const POLL_LAST: Duration = Duration::from_millis(250);
 
 /// Below this speed of the store, in bytes a second, `Compression::Auto` compresses.
 const SLOW_STORE: f64 = 0.4e9;
-
-/// A captured save that nobody has begun to write.
-#[derive(Debug)]
-pub(crate) struct Queued {
-    pub(super) plan: Arc<Plan>,
-    pub(super) segments: Receiver<(usize, Segment)>,
-    /// Where the capturing thread leaves the arena when it is full.
-    pub(super) arena: Arc<Mutex<Option<Arena>>>,
-    pub(super) metadata: BTreeMap<String, String>,
-    pub(super) handle: Promise,
-}
-
-/// What the saving and the writing thread share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-#[derive(Debug)]
-struct Inner {
-    queue: VecDeque<Queued>,
-    free: Vec<Arena>,
-    /// A newer save takes the place of one that nobody has begun to write.
-    supersedes: bool,
-    /// The saving thread waits for an arena.
-    wanted: bool,
-    closing: bool,
-    ended: bool,
-    base: Option<Arc<Base>>,
-    /// How often each step was saved, so that a second save of it never meets the first one's
-    /// objects. Every rank counts the same.
-    generations: BTreeMap<u64, u32>,
-    failures: Vec<Error>,
-    failures_in_a_row: u32,
-    /// A newer attempt owns the run: nothing that is saved here can be committed any more.
-    fenced: Option<Error>,
-}
-
-impl Shared {
-    pub(crate) fn new(options: &SaveOptions) -> Self {
-        let free = (0..options.in_flight_max).map(|_| Arena::new(options.arena_bytes_max));
-        let inner = Inner {
-            queue: VecDeque::new(),
-            free: free.collect(),
-            supersedes: options.in_flight_max > 1,
-            wanted: false,
-            closing: false,
-            ended: false,
-            base: None,
-            generations: BTreeMap::new(),
-            failures: Vec::new(),
-            failures_in_a_row: 0,
-            fenced: None,
-        };
-        Self { inner: Mutex::new(inner), changed: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What a new save is refused with. Failures in a row are told once: whoever goes on after that
-    /// has the next save tried.
-    pub(super) fn refuse(&self, failures_max: Option<u32>) -> Result<()> {
-        let mut inner = self.lock();
-        if let Some(error) = &inner.fenced {
-            return Err(error.clone());
-        }
-        if inner.ended {
-            return Err(closed());
-        }
-        if failures_max.is_none_or(|max| inner.failures_in_a_row < max) {
-            return Ok(());
-        }
-        let count = std::mem::take(&mut inner.failures_in_a_row);
-        let last = inner.failures.last().cloned();
-        Err(last
-            .unwrap_or_else(|| Error::unavailable("saves failed"))
-            .context(format!("{count} saves in a row failed, the last one")))
-    }
-
-    /// A free arena: at once, or that of a queued save, if there may be several and the new one
-    /// supersedes it, or when the save in flight is through.
-    pub(super) fn take_arena(&self) -> Result<Arena> {
-        let mut inner = self.lock();
-        loop {
-            if inner.ended {
-                return Err(closed());
-            }
-            if let Some(arena) = inner.free.pop() {
-                inner.wanted = false;
-                return Ok(arena);
-            }
-            if inner.supersedes
-                && let Some(queued) = inner.queue.pop_back()
-            {
-                let Queued { segments, arena, handle, .. } = queued;
-                // The segments in the channel must go first: they share the arena's memory.
-                drop(segments);
-                handle.set(SaveStatus::Superseded);
-                if let Some(arena) = arena.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                    return Ok(arena);
-                }
-            }
-            inner.wanted = true;
-            self.changed.notify_all();
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    pub(super) fn give_arena(&self, arena: Arena) {
-        self.lock().free.push(arena);
-        self.changed.notify_all();
-    }
-
-    pub(super) fn next_generation(&self, step: u64) -> u32 {
-        let mut inner = self.lock();
-        let generation = inner.generations.entry(step).or_insert(0);
-        *generation += 1;
-        *generation - 1
-    }
-
-    pub(super) fn enqueue(&self, queued: Queued) {
-        self.lock().queue.push_back(queued);
-        self.changed.notify_all();
-    }
-
-    pub(super) fn set_base(&self, base: Base) {
-        self.lock().base = Some(Arc::new(base));
-    }
-
-    pub(super) fn take_failures(&self) -> Vec<Error> {
-        std::mem::take(&mut self.lock().failures)
-    }
-
-    pub(super) fn close(&self) {
-        self.lock().closing = true;
-        self.changed.notify_all();
-    }
-}
-
-/// What the saving thread is told once the writing thread is gone.
-pub(super) fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "saving has ended").with_remedy("open the run again")
-}
 
 /// A save whose own part is durable and whose commit is waited for.
 #[derive(Debug)]
@@ -208,19 +63,6 @@ pub(crate) struct Worker {
     pub(crate) options: SaveOptions,
     /// The measured speed of the store, in bytes a second.
     pub(crate) sink_speed: Option<f64>,
-}
-
-/// Says that the writing thread is gone, and that what is still queued will never be written.
-struct End(Arc<Shared>);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        let mut inner = self.0.lock();
-        inner.ended = true;
-        inner.queue.clear();
-        drop(inner);
-        self.0.changed.notify_all();
-    }
 }
 
 enum Next {
