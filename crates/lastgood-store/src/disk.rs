@@ -4,16 +4,20 @@
 //! test can record every operation, replay what a power cut may leave of them, stop a process at any
 //! of them, fail any of them, and show that leaving one out is noticed.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::num::NonZero;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, OFlags, fadvise};
+use rustix::io::Errno;
 
 /// One entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +39,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Those of the file system. The file may exist with some of the bytes.
     fn create(&self, path: &Path, parts: &[Bytes]) -> io::Result<()>;
 
-    /// Makes the bytes of the file durable. After an error the file must not be used: the kernel may
-    /// have dropped what it could not write.
+    /// Makes the bytes of the file durable. After an error the file must not be used, nor synced
+    /// again: the kernel may have dropped what it could not write, and then says that all is well.
     ///
     /// # Errors
     /// Those of the file system.
@@ -66,23 +70,42 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Those of the file system.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Fills `target` from `offset` of the file; `UnexpectedEof` if it ends before.
+    /// Fills `target` from `offset` of the file; `UnexpectedEof` if it ends before, `NotFound` if there
+    /// is something else than a file.
     ///
     /// # Errors
     /// Those of the file system.
     fn read(&self, path: &Path, offset: u64, target: &mut [u8]) -> io::Result<()>;
 
-    /// The size of the file, or `None` if there is none.
+    /// The size of the file, or `None` if there is none, or something else than a file.
     ///
     /// # Errors
     /// Those of the file system.
     fn size(&self, path: &Path) -> io::Result<Option<u64>>;
 
-    /// What is in the folder, in no order.
+    /// The files and folders in the folder, in no order; nothing else that may be there, such as
+    /// symbolic links.
     ///
     /// # Errors
     /// Those of the file system.
     fn list(&self, path: &Path) -> io::Result<Vec<DiskEntry>>;
+
+    /// How long ago the file was written to.
+    ///
+    /// # Errors
+    /// Those of the file system; a time that is still to come is one.
+    fn age(&self, path: &Path) -> io::Result<Duration> {
+        let modified = fs::symlink_metadata(path)?.modified()?;
+        SystemTime::now().duration_since(modified).map_err(io::Error::other)
+    }
+}
+
+/// The files that this process has created and not synced yet. An error of writing them back may be
+/// told to nobody but to a file that was open when it happened, so they are kept open until then.
+static UNSYNCED: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+
+fn unsynced() -> MutexGuard<'static, BTreeMap<PathBuf, File>> {
+    UNSYNCED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The real file system.
@@ -92,11 +115,17 @@ pub struct RealDisk;
 impl Disk for RealDisk {
     fn create(&self, path: &Path, parts: &[Bytes]) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        write_all(&mut file, parts)
+        write_all(&mut file, parts)?;
+        unsynced().insert(path.to_owned(), file);
+        Ok(())
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        let created = unsynced().remove(path);
+        match created {
+            Some(file) => file.sync_all(),
+            None => File::open(path)?.sync_all(),
+        }
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -104,6 +133,7 @@ impl Disk for RealDisk {
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
+        unsynced().remove(path);
         fs::remove_file(path)
     }
 
@@ -116,7 +146,13 @@ impl Disk for RealDisk {
     }
 
     fn read(&self, path: &Path, offset: u64, target: &mut [u8]) -> io::Result<()> {
-        File::open(path)?.read_exact_at(target, offset)
+        // Neither a symbolic link, which the store did not make, nor the wait for a pipe's other end.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        file.read_exact_at(target, offset)
     }
 
     fn size(&self, path: &Path) -> io::Result<Option<u64>> {
@@ -138,11 +174,12 @@ impl Disk for RealDisk {
         for entry in entries {
             let entry = entry?;
             match entry.metadata() {
-                Ok(meta) => found.push(DiskEntry {
+                Ok(meta) if meta.is_dir() || meta.is_file() => found.push(DiskEntry {
                     name: entry.file_name(),
                     is_folder: meta.is_dir(),
                     bytes: meta.len(),
                 }),
+                Ok(_) => {}
                 // Somebody removed it meanwhile.
                 Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(error),
@@ -153,7 +190,10 @@ impl Disk for RealDisk {
 }
 
 pub(crate) fn is_absent(error: &io::Error) -> bool {
+    // A symbolic link that was not followed, or a socket, is no file either.
+    let code = error.raw_os_error().unwrap_or_default();
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || [Errno::LOOP, Errno::NXIO].iter().any(|errno| errno.raw_os_error() == code)
 }
 
 /// How much is written before the kernel is told to begin with it.

@@ -6,8 +6,10 @@
 
 #[cfg(feature = "cloud")]
 mod cloud;
+pub mod conformance;
 pub mod disk;
 pub mod env;
+pub mod fault;
 mod local;
 mod memory;
 mod open;
@@ -19,6 +21,7 @@ pub use cloud::CloudStore;
 
 pub use disk::{Disk, RealDisk};
 pub use env::{Env, SystemEnv};
+pub use fault::{FaultStore, Faults};
 pub use lastgood_format::{Error, ErrorKind, Result};
 pub use local::LocalStore;
 pub use memory::MemoryStore;

@@ -2,47 +2,47 @@
 //!
 //! An object is written to a staging file, synced, and given its name with a hard link, which fails if
 //! the name exists: that is the put-if-absent. Then the folder is synced. A crash leaves at most a
-//! staging file, which no listing shows and which is cleaned up at the next open. The calls block:
+//! staging file, which no listing shows and which is cleaned up at a later open. The calls block:
 //! they are made on threads that may.
+
+mod failure;
+mod leaving;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use leaving::Writer;
 
 use crate::disk::{Disk, RealDisk, is_absent};
-use crate::store::{check_key, check_prefix, cut, too_large};
-use crate::{Error, ErrorKind, ObjectMeta, Payload, Put, Result, Store};
+use crate::store::{check_key, check_prefix, cut, is_plain, too_large};
+use crate::{Error, ObjectMeta, Payload, Put, Result, Store};
 
 /// Where files are written before they get their name. Keys never begin with a dot.
 const STAGING: &str = ".staging";
 
-/// A staging file of a process that is gone, or older than this, is a leaving of a crash.
-const STAGING_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-
 /// A store in a local folder.
+///
+/// The whole folder must be on one file system that has hard links. Symbolic links in it are not
+/// followed, but it may be named through one.
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
     disk: Arc<dyn Disk>,
     /// Folders that this process knows to be durable, with all folders above them.
     durable: Mutex<BTreeSet<PathBuf>>,
-    next_staging: AtomicU64,
-    process: String,
 }
 
 impl LocalStore {
-    /// The store in the folder `root`, which is created if it does not exist. Leavings of crashed
-    /// processes are removed.
+    /// The store in the folder `root`, which the first put creates if it does not exist. Leavings of
+    /// crashed processes are removed.
     ///
     /// # Errors
-    /// `Invalid` if `root` is not absolute; `Denied`, `Overloaded`, `Unavailable` from the file system.
+    /// `Invalid` if `root` is not absolute.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         Self::open_on(root, Arc::new(RealDisk))
     }
@@ -56,14 +56,7 @@ impl LocalStore {
         if !root.is_absolute() {
             return Err(Error::invalid(format!("{} is not an absolute path", root.display())));
         }
-        let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let store = Self {
-            root,
-            disk,
-            durable: Mutex::new(BTreeSet::new()),
-            next_staging: AtomicU64::new(0),
-            process: format!("{}-{:x}", std::process::id(), start.as_nanos()),
-        };
+        let store = Self { root, disk, durable: Mutex::new(BTreeSet::new()) };
         store.clean();
         Ok(store)
     }
@@ -79,14 +72,16 @@ impl LocalStore {
         Ok(self.root.join(key))
     }
 
-    /// Removes staging files whose process is gone. A process that is alive keeps its own; one whose
-    /// number was given to another process is found by age.
+    /// Removes the staging files of processes that are known to be gone, and old ones. What cannot be
+    /// removed now is removed at another open.
     fn clean(&self) {
         let staging = self.root.join(STAGING);
+        let this = Writer::this();
         for entry in self.disk.list(&staging).unwrap_or_default() {
             let path = staging.join(&entry.name);
-            if is_leaving(&path) {
-                // What cannot be removed now is removed at another open.
+            let writer = entry.name.to_str().and_then(Writer::of);
+            let gone = writer.is_some_and(|writer| this.knows_dead(&writer));
+            if gone || self.disk.age(&path).is_ok_and(|age| age > leaving::AGE_MAX) {
                 let _ = self.disk.unlink(&path);
             }
         }
@@ -95,44 +90,53 @@ impl LocalStore {
     /// Creates the folder and those above it, each durable before anything is put into it. A folder
     /// that exists may still not be durable, if its maker crashed: it is synced once by every process.
     fn ensure_folder(&self, folder: &Path) -> io::Result<()> {
-        if self.is_durable(folder) {
+        if self.durable().contains(folder) {
             return Ok(());
         }
-        match self.disk.create_folder(folder) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) if is_absent(&error) => {
-                let parent = folder.parent().ok_or(error)?;
-                self.ensure_folder(parent)?;
-                match self.disk.create_folder(folder) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    _ => {}
-                }
-            }
-            Err(error) => return Err(error),
+        let mut made = self.disk.create_folder(folder);
+        if let Err(error) = &made
+            && is_absent(error)
+            && let Some(parent) = folder.parent()
+        {
+            self.ensure_folder(parent)?;
+            made = self.disk.create_folder(folder);
         }
-        // Above the root there is nothing of ours, but the root itself may have just been made.
+        let was_there = match made {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
+            Err(error) => return Err(error),
+        };
         if let Some(parent) = folder.parent() {
-            if folder != self.root {
+            let is_ours = folder != self.root && folder.starts_with(&self.root);
+            if is_ours || !was_there {
                 self.ensure_folder(parent)?;
             }
             match self.disk.sync_folder(parent) {
                 // What is above the root was there before us, and may be closed to this user.
-                Err(e) if folder == self.root && e.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) if !is_ours && is_closed(&error) => {}
                 synced => synced?,
             }
         }
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+        self.durable().insert(folder.to_owned());
         Ok(())
     }
 
-    fn is_durable(&self, folder: &Path) -> bool {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner).contains(folder)
+    fn durable(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, path: &Path, payload: &Payload) -> io::Result<Put> {
+        match self.try_put(path, payload) {
+            // Somebody removed a folder, the staging file or the object on the way.
+            Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::AlreadyExists => {
+                self.durable().clear();
+                self.try_put(path, payload)
+            }
+            put => put,
+        }
+    }
+
+    fn try_put(&self, path: &Path, payload: &Payload) -> io::Result<Put> {
         let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         self.ensure_folder(folder)?;
         if self.disk.size(path)?.is_some() {
@@ -140,26 +144,35 @@ impl LocalStore {
         }
         let staging = self.root.join(STAGING);
         self.ensure_folder(&staging)?;
-        let number = self.next_staging.fetch_add(1, Ordering::Relaxed);
-        let staged = staging.join(format!("{}-{number}", self.process));
-        let linked = self.stage_and_link(&staged, path, payload);
-        // With or without its second name, the staging name has done its work. A crash here leaves it
-        // to the next open.
+        let staged = staging.join(Writer::this().staging_name());
+        let linked = match self.disk.create(&staged, payload.parts()) {
+            // It is somebody else's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(io::Error::other("the name of the staging file is taken"));
+            }
+            created => created.and_then(|()| self.sync_and_link(&staged, path)),
+        };
+        // With or without its second name, the staging name has done its work. A crash here leaves it to
+        // a later open.
         let _ = self.disk.unlink(&staged);
         match linked {
             Ok(()) => {
                 self.disk.sync_folder(folder)?;
                 Ok(Put::Created)
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.found(folder),
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && self.disk.size(path)?.is_some() =>
+            {
+                self.found(folder)
+            }
             Err(error) => Err(error),
         }
     }
 
-    fn stage_and_link(&self, staged: &Path, path: &Path, payload: &Payload) -> io::Result<()> {
-        self.disk.create(staged, payload.parts())?;
+    fn sync_and_link(&self, staged: &Path, path: &Path) -> io::Result<()> {
         self.disk.sync_file(staged)?;
-        self.disk.link(staged, path)
+        self.disk.link(staged, path).map_err(failure::of_link)
     }
 
     /// Whoever linked the object may not have synced the folder yet. The caller will rely on the
@@ -189,16 +202,23 @@ impl LocalStore {
         size.ok_or_else(|| Error::not_found("no such object").with_object(key))
     }
 
-    fn list_folder(&self, folder: &Path, key: &str, found: &mut Vec<ObjectMeta>) -> Result<()> {
+    /// Adds what is in the folder and those below, as far as `wanted` says that it may matter.
+    fn list_folder(
+        &self,
+        folder: &Path,
+        key: &str,
+        wanted: &Wanted<'_>,
+        found: &mut Vec<ObjectMeta>,
+    ) -> Result<()> {
         let entries = self.disk.list(folder).map_err(|error| self.error(key, &error, "list"))?;
         for entry in entries {
-            let Some(name) = entry.name.to_str().filter(|name| !name.starts_with('.')) else {
-                continue;
-            };
+            let Some(name) = entry.name.to_str().filter(|name| is_plain(name)) else { continue };
             let key = if key.is_empty() { name.to_owned() } else { format!("{key}/{name}") };
             if entry.is_folder {
-                self.list_folder(&folder.join(name), &key, found)?;
-            } else {
+                if wanted.has_in(&format!("{key}/")) {
+                    self.list_folder(&folder.join(name), &key, wanted, found)?;
+                }
+            } else if wanted.has(&key) {
                 found.push(ObjectMeta { key, bytes: entry.bytes });
             }
         }
@@ -206,56 +226,31 @@ impl LocalStore {
     }
 
     fn error(&self, key: &str, error: &io::Error, verb: &str) -> Error {
-        let (kind, remedy) = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => (ErrorKind::NotFound, None),
-            io::ErrorKind::PermissionDenied => {
-                (ErrorKind::Denied, Some("give this user the right to the folder".to_owned()))
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                (ErrorKind::Denied, Some("mount the file system for writing".to_owned()))
-            }
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                (ErrorKind::Overloaded, Some(self.free_text()))
-            }
-            _ => (ErrorKind::Unavailable, None),
-        };
-        let path = self.root.join(key);
-        let message = format!("cannot {verb} {}: {error}", path.display());
-        let error = Error::new(kind, message).with_object(key);
-        match remedy {
-            Some(remedy) => error.with_remedy(remedy),
-            None => error,
-        }
-    }
-
-    fn free_text(&self) -> String {
-        match rustix::fs::statvfs(&self.root) {
-            Ok(stat) => format!(
-                "{} bytes are free on the file system of {}; free some space and save again",
-                stat.f_bavail.saturating_mul(stat.f_frsize),
-                self.root.display()
-            ),
-            Err(_) => "free some space and save again".to_owned(),
-        }
+        failure::of(&self.root, key, error, verb)
     }
 }
 
-/// True if the process in the name of a staging file is gone, or the file is very old.
-fn is_leaving(path: &Path) -> bool {
-    let process = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.split('-').next())
-        .and_then(|pid| pid.parse::<u32>().ok());
-    let gone = match process {
-        Some(pid) => pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists(),
-        None => false,
-    };
-    let age = std::fs::metadata(path)
-        .and_then(|meta| meta.modified())
-        .ok()
-        .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-    gone || age.is_some_and(|age| age > STAGING_AGE_MAX)
+/// Which keys a listing is to have.
+struct Wanted<'a> {
+    prefix: &'a str,
+    after: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    fn has(&self, key: &str) -> bool {
+        key.starts_with(self.prefix) && self.after.is_none_or(|after| key > after)
+    }
+
+    /// True if a key that begins with `folder` may be wanted.
+    fn has_in(&self, folder: &str) -> bool {
+        let fits = folder.starts_with(self.prefix) || self.prefix.starts_with(folder);
+        fits && self.after.is_none_or(|after| folder > after || after.starts_with(folder))
+    }
+}
+
+/// True if a folder may not be opened, or its file system is not to be written to.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 #[async_trait]
@@ -266,7 +261,7 @@ impl Store for LocalStore {
 
     async fn put_if_absent(&self, key: &str, payload: Payload) -> Result<Put> {
         let path = self.path(key)?;
-        self.put(&path, &payload).map_err(|error| self.error(key, &error, "write"))
+        self.put(&path, &payload).map_err(|error| failure::of_put(&self.root, key, &error))
     }
 
     async fn get(&self, key: &str, bytes_max: u64) -> Result<Bytes> {
@@ -288,6 +283,12 @@ impl Store for LocalStore {
     }
 
     async fn read_into(&self, key: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        // Offsets of files are signed, and to read nothing is to the file system no reading at all.
+        if target.is_empty() || i64::try_from(offset).is_err() {
+            let end = offset.saturating_add(target.len() as u64);
+            cut(key, self.bytes_of(key)?, &(offset..end))?;
+            return Ok(());
+        }
         self.read(key, offset, target)
     }
 
@@ -299,17 +300,18 @@ impl Store for LocalStore {
     async fn settle(&self, key: &str) -> Result<()> {
         let path = self.path(key)?;
         let Some(folder) = path.parent() else { return Ok(()) };
-        self.disk.sync_folder(folder).map_err(|error| self.error(key, &error, "sync"))
+        match self.disk.sync_folder(folder) {
+            Err(error) if is_absent(&error) => Ok(()),
+            synced => synced.map_err(|error| self.error(key, &error, "sync")),
+        }
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<ObjectMeta>> {
         check_prefix(prefix)?;
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
         let mut found = Vec::new();
-        self.list_folder(&self.root.join(folder), folder, &mut found)?;
-        found.retain(|object| {
-            object.key.starts_with(prefix) && after.is_none_or(|after| object.key.as_str() > after)
-        });
+        let wanted = Wanted { prefix, after };
+        self.list_folder(&self.root.join(folder), folder, &wanted, &mut found)?;
         found.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
     }
@@ -321,7 +323,9 @@ impl Store for LocalStore {
             None => Ok(()),
         });
         match removed {
-            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::IsADirectory => {
+                Ok(())
+            }
             removed => removed.map_err(|error| self.error(key, &error, "delete")),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Env, Error, ObjectMeta, Payload, Put, Result, Store};
+use crate::{Env, Error, ErrorKind, ObjectMeta, Payload, Put, Result, Store};
 
 /// How calls are tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +40,9 @@ impl Default for RetryPolicy {
 /// A store whose calls are tried again when they fail in a way that may pass.
 ///
 /// A put whose answer was lost and that finds the object there on the next try may have created it
-/// itself: it reads the object back and, if the bytes are its own, answers [`Put::Created`]. Callers
-/// whose bytes may equal somebody else's must put a write id into them.
+/// itself: it reads the object back and answers [`Put::Created`] if the bytes are its own, [`Put::Exists`]
+/// if two reads agree that they are not, and otherwise that nobody knows (`Unavailable`). Callers whose
+/// bytes may equal somebody else's must put a write id into them.
 #[derive(Debug)]
 pub struct RetryStore<S> {
     inner: S,
@@ -84,17 +85,55 @@ impl<S: Store> RetryStore<S> {
 
     /// Waits before try `tries + 1`; false if there is none.
     async fn again(&self, tries: u32, begin: Duration, error: &Error) -> bool {
-        let late = self.env.elapsed().saturating_sub(begin) >= self.policy.deadline;
-        if !error.is_retryable() || tries >= self.policy.tries_max || late || !self.spend() {
+        if !error.is_retryable() || tries >= self.policy.tries_max {
             return false;
         }
+        let wait = self.wait(tries);
+        let next = self.env.elapsed().saturating_sub(begin).saturating_add(wait);
+        if next > self.policy.deadline || !self.spend() {
+            return false;
+        }
+        self.env.sleep(wait).await;
+        true
+    }
+
+    /// How long to wait after `tries` failures.
+    fn wait(&self, tries: u32) -> Duration {
         let doubled = self.policy.backoff_first.saturating_mul(1 << (tries - 1).min(16));
         let longest = doubled.min(self.policy.backoff_max);
         // Full jitter: clients that failed together do not come back together.
         let share = (self.env.random() >> 11) as f64 / (1u64 << 53) as f64;
-        self.env.sleep(longest.mul_f64(0.1 + 0.9 * share)).await;
-        true
+        longest.mul_f64(0.1 + 0.9 * share)
     }
+
+    /// Whose is an object that is there after a try of which nobody knows what became of it?
+    ///
+    /// One read is not trusted to say that it is somebody else's: it may be damaged on the way, and a
+    /// creator must not be told that it did not create.
+    async fn whose(&self, key: &str, payload: &Payload) -> Result<Put> {
+        const READS_MAX: u32 = 4;
+        let own = payload.to_bytes();
+        let mut last = None;
+        for _ in 0..READS_MAX {
+            match self.get(key, payload.len()).await {
+                Ok(stored) if stored == own => return Ok(Put::Created),
+                Ok(stored) if last.as_ref() == Some(&stored) => return Ok(Put::Exists),
+                Ok(stored) => last = Some(stored),
+                // It is larger than what was put.
+                Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Put::Exists),
+                Err(error) => return Err(unknown(key, &error.to_string())),
+            }
+        }
+        Err(unknown(key, "every read of it gives other bytes"))
+    }
+}
+
+fn unknown(key: &str, reason: &str) -> Error {
+    Error::unavailable(format!(
+        "the answer to a put was lost; whose the object is that is there now cannot be told: {reason}"
+    ))
+    .with_object(key)
+    .with_remedy("put it again: whoever can read the object learns whose it is")
 }
 
 macro_rules! retry {
@@ -125,15 +164,7 @@ impl<S: Store> Store for RetryStore<S> {
         let mut tries = 1;
         loop {
             match self.inner.put_if_absent(key, payload.clone()).await {
-                Ok(Put::Exists) if tries > 1 => {
-                    let stored = self.get(key, payload.len().max(1)).await;
-                    let own = match stored {
-                        Ok(stored) => stored == payload.to_bytes(),
-                        Err(error) if error.is_retryable() => return Err(error),
-                        Err(_) => false,
-                    };
-                    return Ok(if own { Put::Created } else { Put::Exists });
-                }
+                Ok(Put::Exists) if tries > 1 => return self.whose(key, &payload).await,
                 Ok(put) => {
                     self.earn();
                     return Ok(put);

@@ -10,9 +10,16 @@ use crate::{Error, Result};
 
 /// A flat namespace of immutable objects.
 ///
-/// Keys are relative paths of `/`-separated plain parts (`a-z A-Z 0-9 . _ -`). An object is created
-/// once, whole, and never changed. When `put_if_absent` answers [`Put::Created`], the object survives
-/// the loss of power, and so does every folder on its way.
+/// Keys are relative paths of `/`-separated plain parts (`a-z A-Z 0-9 . _ -`, none begins with a dot,
+/// at most 255 bytes each and 900 together); two keys that differ in the case of a letter are two
+/// keys. What is no such key is refused with `Invalid` by every call. No key may be the folder of
+/// another: `a` and `a/b` cannot both exist on every store.
+///
+/// An object is created once, whole, and never changed: nobody ever sees a part of one. When
+/// `put_if_absent` answers [`Put::Created`], the object survives the loss of power, and so does every
+/// folder on its way. Every process that opens the same store sees the same objects.
+///
+/// [`conformance`](crate::conformance) tries every sentence of this documentation.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The URL of the store, for messages.
@@ -20,7 +27,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Creates `key` with the concatenation of the payload's parts, unless it exists.
     ///
-    /// Of any number of racing creators exactly one gets [`Put::Created`].
+    /// Of any number of racing creators exactly one gets [`Put::Created`], and everybody who gets
+    /// [`Put::Exists`] reads that one's bytes from then on.
     ///
     /// # Errors
     /// `Invalid`, `Denied`: nothing was created. `Unavailable`, `Overloaded`: **unknown**: the object
@@ -38,10 +46,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// `Unavailable`, `Denied`.
     async fn get(&self, key: &str, bytes_max: u64) -> Result<Bytes>;
 
-    /// The bytes `range` of the object.
+    /// The bytes `range` of the object; an empty range is no bytes of an object that must exist.
     ///
     /// # Errors
-    /// As [`Self::get`]; `Corrupt` if the object ends before the range does.
+    /// `NotFound`; `Corrupt` if the object ends before the range does, before the range is
+    /// allocated; `Invalid` if the range ends before it starts; `Unavailable`, `Denied`.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes>;
 
     /// Fills `target` with the bytes of the object from `offset`.
@@ -73,18 +82,19 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Makes sure that an object that this process has seen, but not created, survives the loss of
     /// power: another process may have created it and not yet been told so. Whoever decides or
-    /// acknowledges something because an object exists settles the object first.
+    /// acknowledges something because an object exists settles the object first. For an object that
+    /// does not exist there is nothing to do.
     ///
     /// # Errors
     /// `Unavailable`, `Denied`.
     async fn settle(&self, key: &str) -> Result<()> {
-        let _ = key;
-        Ok(())
+        check_key(key)
     }
 
     /// Every object whose key begins with `prefix` and is greater than `after`, sorted by key.
-    /// Leavings of crashed writers are not listed. A listing may be stale: never conclude from it
-    /// that an object does not exist.
+    /// `prefix` need not end with a folder's name; an empty one lists everything. Leavings of crashed
+    /// writers, and what others put there under names that are no keys, are not listed. A listing may
+    /// be stale: never conclude from it that an object does not exist.
     ///
     /// # Errors
     /// `Unavailable`, `Denied`.
@@ -160,28 +170,40 @@ impl<T: Into<Bytes>> From<T> for Payload {
     }
 }
 
-/// The longest key, in bytes; S3 allows 1024.
-const KEY_BYTES_MAX: usize = 1000;
+/// The longest key, in bytes; S3 allows 1024, with the prefix of the repository.
+const KEY_BYTES_MAX: usize = 900;
+
+/// The longest part of a key, in bytes: the longest name that local file systems allow.
+const PART_BYTES_MAX: usize = 255;
+
+/// True if `part` may stand between the slashes of a key.
+pub(crate) fn is_plain(part: &str) -> bool {
+    !part.is_empty()
+        && part.len() <= PART_BYTES_MAX
+        && !part.starts_with('.')
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+pub(crate) fn is_key(text: &str) -> bool {
+    text.len() <= KEY_BYTES_MAX && text.split('/').all(is_plain)
+}
 
 /// Refuses a key that is no plain relative path, so that none can point outside of the store.
 pub(crate) fn check_key(key: &str) -> Result<()> {
-    let plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    };
-    if key.len() <= KEY_BYTES_MAX && key.split('/').all(plain) {
+    if is_key(key) {
         return Ok(());
     }
-    Err(Error::invalid(format!("{key:?} is no key of an object"))
-        .with_remedy("use parts of letters, digits, '.', '_' and '-', joined by '/'"))
+    Err(Error::invalid(format!("{key:?} is no key of an object")).with_remedy(
+        "use parts of letters, digits, '.', '_' and '-', joined by '/', of at most 255 bytes each \
+         and 900 together",
+    ))
 }
 
 /// Refuses a prefix that no key can begin with.
 pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
-    match prefix.strip_suffix('/').unwrap_or(prefix) {
+    match prefix {
         "" => Ok(()),
-        trimmed => check_key(trimmed),
+        prefix => check_key(prefix.strip_suffix('/').unwrap_or(prefix)),
     }
 }
 
@@ -192,9 +214,14 @@ pub(crate) fn too_large(key: &str, bytes: u64, bytes_max: u64) -> Error {
 
 /// `range` as indexes into an object of `bytes` bytes.
 pub(crate) fn cut(key: &str, bytes: u64, range: &Range<u64>) -> Result<Range<usize>> {
-    if range.start <= range.end && range.end <= bytes {
-        return Ok(range.start as usize..range.end as usize);
+    if range.start > range.end {
+        return Err(Error::invalid(format!("{range:?} ends before it starts")).with_object(key));
     }
-    Err(Error::corrupt(format!("asked for bytes {range:?} of an object of {bytes}"))
-        .with_object(key))
+    if range.end > bytes {
+        return Err(Error::corrupt(format!(
+            "bytes {range:?} are expected, the object ends after {bytes}"
+        ))
+        .with_object(key));
+    }
+    Ok(range.start as usize..range.end as usize)
 }

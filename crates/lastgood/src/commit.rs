@@ -47,8 +47,9 @@ pub async fn publish(ledger: &Ledger, index: &ShardIndex) -> Result<Hash> {
 ///
 /// # Errors
 /// `Fenced` if a newer attempt exists; `Conflict` if the save can never be committed (abandoned, or it
-/// reuses what is expired or bad); `Corrupt` if a shard index is damaged; `Unavailable` if the store does not
-/// answer or does not tell the outcome: ask again.
+/// reuses what is expired or bad); `Invalid` if the ranks contradict each other; `Corrupt` if a shard
+/// index is damaged; `Unavailable` if the store does not answer or does not tell the outcome: ask
+/// again.
 pub async fn advance(
     ledger: &mut Ledger,
     writer: &Writer,
@@ -122,7 +123,13 @@ async fn gather(ledger: &Ledger, save: &SaveKey, world_size: u32) -> Result<Mani
         ledger.store().settle(&object).await?;
         indexes.push((index, bytes, hash));
     }
-    Manifest::build(&indexes)
+    // Each index is whole, so that a contradiction is what the ranks said and no damage.
+    Manifest::build(&indexes).map_err(|error| {
+        Error::invalid(error.message()).with_remedy(
+            "every rank names the same tensors, of the same dtype and shape, and shards that do not \
+             overlap",
+        )
+    })
 }
 
 /// Reads an index that no manifest names yet; its own trailing hash verifies it.

@@ -91,6 +91,7 @@ impl Run {
                  others otherwise",
             ));
         }
+        options.save.check()?;
         let io = repository.io().clone();
         let mut ledger = repository.ledger(run)?;
         let actor = format!("rank {}", world.rank);
@@ -141,40 +142,77 @@ impl Run {
     ///
     /// If it is damaged, it is marked bad. A rank alone then goes back to the next one by itself; a
     /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
-    /// go back together.
+    /// go back together. So it is with one that was marked bad or expired since the attempt started.
     ///
     /// # Errors
-    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`; `Unavailable`;
-    /// `Denied`. The memory of the targets is unspecified after an error.
+    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, also if the run has
+    /// checkpoints and all are bad: it is not fresh; `Unavailable`; `Denied`. The memory of the targets is unspecified after an error.
     pub fn restore<S: ?Sized>(
         &mut self,
         state: &mut S,
         declare: impl for<'a> Fn(&'a mut S, &mut Targets<'a>) -> Result<()>,
     ) -> Result<Option<Restored>> {
+        self.io.runtime.block_on(self.ledger.refresh())?;
         let mut notices = Vec::new();
         let mut next = self.attempt.from;
         while let Some(id) = next {
-            self.note_standing(&id, &mut notices);
-            let mut targets = Targets::new(self.world);
-            declare(state, &mut targets)?;
-            let error = match self.restore_into(&id, targets) {
-                Ok(restored) => return Ok(Some(Restored { notices, ..restored })),
-                Err(error) if error.kind() == ErrorKind::Corrupt => error,
-                Err(error) => return Err(error),
+            let error = match self.refusal(&id) {
+                Some(error) => error,
+                None => {
+                    self.note_standing(&id, &mut notices);
+                    let mut targets = Targets::new(self.world);
+                    declare(state, &mut targets)?;
+                    let error = match self.restore_into(&id, targets) {
+                        Ok(restored) => return Ok(Some(Restored { notices, ..restored })),
+                        Err(error) if error.kind() == ErrorKind::Corrupt => error,
+                        Err(error) => return Err(error),
+                    };
+                    self.mark(&id, Standing::Bad, &error.to_string())?;
+                    error.context(format!("checkpoint {id} is marked bad"))
+                }
             };
-            self.mark(&id, Standing::Bad, &error.to_string())?;
             if self.world.size > 1 {
-                return Err(error.context(format!("checkpoint {id} is marked bad")).with_remedy(
+                return Err(error.with_remedy(
                     "start the next attempt: all ranks go back to the checkpoint before it together",
                 ));
             }
             notices.push(format!("skipped checkpoint {}: {error}", id.short()));
             next = restore::choose_id(self.ledger.history());
         }
-        if notices.is_empty() {
-            return Ok(None);
+        self.check_fresh(&notices)?;
+        Ok(None)
+    }
+
+    /// Why a checkpoint that was there when the attempt started is none to restore any more.
+    fn refusal(&self, id: &Hash) -> Option<Error> {
+        let found = self.ledger.history().checkpoint(id)?;
+        if found.standing == Standing::Bad {
+            let reason = found.reason.as_deref().unwrap_or("for no reason that was given");
+            return Some(Error::corrupt(format!("checkpoint {id} was marked bad: {reason}")));
         }
-        Err(Error::corrupt(format!("no checkpoint is left to restore: {}", notices.join("; "))))
+        found.expired.then(|| Error::corrupt(format!("checkpoint {id} has expired")))
+    }
+
+    /// A run that has checkpoints, none of which can be restored, must not begin again as if it never
+    /// had any.
+    fn check_fresh(&self, notices: &[String]) -> Result<()> {
+        let history = self.ledger.history();
+        if notices.is_empty()
+            && (history.checkpoints().is_empty() || restore::choose_id(history).is_some())
+        {
+            return Ok(());
+        }
+        let lost: Vec<String> = history
+            .checkpoints()
+            .iter()
+            .rev()
+            .map(|checkpoint| match &checkpoint.reason {
+                Some(reason) => format!("{}: {reason}", checkpoint.id.short()),
+                None => checkpoint.id.short().to_string(),
+            })
+            .collect();
+        Err(Error::corrupt(format!("no checkpoint is left to restore: {}", lost.join("; ")))
+            .with_remedy("`lastgood mark` overrules a bad one; a new run name begins afresh"))
     }
 
     /// Restores the checkpoint that `selector` names, whatever the attempt began with. Damage is an
@@ -208,7 +246,8 @@ impl Run {
     /// returns as soon as the state is copied.
     ///
     /// # Errors
-    /// `Invalid` if something cannot be captured; `Overloaded` if it does not fit the arena; with
+    /// `Invalid` if something cannot be captured; `Overloaded` if it does not fit the arena; `Fenced`
+    /// once a save before failed so, and `Closed` if the thread that saves is gone; with
     /// [`Mode::Sync`] whatever the save failed with. A failed save does not harm the run or the
     /// checkpoints before it.
     pub fn save<'a>(

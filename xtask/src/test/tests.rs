@@ -39,3 +39,29 @@ fn the_exit_status_has_the_last_word() {
     assert_eq!(judge(true, None), Count::PASSED);
     assert_eq!(judge(false, None), Count::FAILED);
 }
+
+#[test]
+fn tests_of_the_gateway_run_where_there_is_one() {
+    for stage in STAGES {
+        let mut command = Command::new("program");
+        use_gateway(&mut command, stage, (gateway::VARIABLE, "address".into()));
+        let variables: Vec<_> = command.get_envs().collect();
+        let args: Vec<_> = command.get_args().collect();
+        match stage.name {
+            "tests" => {
+                assert_eq!(variables, [(gateway::VARIABLE.as_ref(), Some("address".as_ref()))]);
+                assert_eq!(args, ["--ignore-default-filter"]);
+            }
+            name => assert!(variables.is_empty() && args.is_empty(), "{name}: {args:?}"),
+        }
+    }
+}
+
+/// Without the filter they would fail wherever there is no gateway; with a filter of another name, pass
+/// without having run.
+#[test]
+fn tests_of_the_gateway_are_left_out_by_name() {
+    let settings = std::fs::read_to_string(repo::root().join(".config/nextest.toml")).unwrap();
+    assert!(settings.contains(r#"default-filter = "not test(/(^|::)s3::/)""#));
+    assert!(repo::root().join("crates/lastgood-store/tests/it/s3.rs").exists());
+}

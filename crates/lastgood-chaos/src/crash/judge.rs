@@ -145,7 +145,7 @@ impl<'r> Judge<'r> {
     fn tiny_again(&self, bench: &Bench, seed: u64) -> Result<Vec<Told>, Violation> {
         let (step, ranks) = self.recording.scenario.last();
         let witness = Witness::default();
-        let world_size = if seed % 4 == 0 { ranks } else { 1 };
+        let world_size = if seed.is_multiple_of(4) { ranks } else { 1 };
         let rules: Arc<dyn Rules> = Arc::<Remembering>::clone(&self.rules);
         let ranks: Vec<Rank> = (0..world_size)
             .map(|rank| Rank {

@@ -43,13 +43,13 @@ fn past(setting: Setting) -> Setting {
 
 macro_rules! misused {
     ($misuse:ident) => {
-        Setting { store: |store| Misused::new(store, Misuse::$misuse), ..Setting::default() }
+        Setting { store: |store| Misused::over(store, Misuse::$misuse), ..Setting::default() }
     };
 }
 
 macro_rules! slipping {
     ($slip:ident) => {
-        Setting { disk: |disk| Slipping::new(disk, Slip::$slip), ..Setting::default() }
+        Setting { disk: |disk| Slipping::over(disk, Slip::$slip), ..Setting::default() }
     };
 }
 

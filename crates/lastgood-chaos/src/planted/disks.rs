@@ -47,7 +47,7 @@ enum Last {
 }
 
 impl Slipping {
-    pub(super) fn new(inner: Arc<dyn Disk>, slip: Slip) -> Arc<dyn Disk> {
+    pub(super) fn over(inner: Arc<dyn Disk>, slip: Slip) -> Arc<dyn Disk> {
         Arc::new(Self { inner, slip, last: Mutex::default() })
     }
 

@@ -62,7 +62,7 @@ struct Kept {
 }
 
 impl Misused {
-    pub(super) fn new(inner: Arc<dyn Store>, misuse: Misuse) -> Arc<dyn Store> {
+    pub(super) fn over(inner: Arc<dyn Store>, misuse: Misuse) -> Arc<dyn Store> {
         Arc::new(Self { inner, misuse, kept: Mutex::default() })
     }
 

@@ -17,7 +17,8 @@ impl Ledger {
     /// As [`Ledger::open`].
     pub async fn refresh(&mut self) -> Result<()> {
         while let Some((entry, hash)) = self.read_entry(self.history.entries() + 1).await? {
-            self.history.apply(&entry, hash)?;
+            let applied = self.history.apply(&entry, hash);
+            applied.map_err(|e| e.with_object(key::ledger_entry(self.run(), entry.n)))?;
         }
         // Whatever is decided or acknowledged from here on stands on these entries. An earlier call
         // may have read some of them and failed before it settled them. Whoever appended the last one

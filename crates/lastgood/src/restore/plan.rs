@@ -7,7 +7,7 @@ use lastgood_format::layout::{NdBox, check_cover};
 use lastgood_format::{Dtype, Error, ErrorKind, Result};
 
 use super::contents::{Contents, TensorInfo};
-use crate::state::{Request, Sink, Targets, Want};
+use crate::state::{Durability, Request, Sink, Targets, Want, show, show_name};
 
 /// A function that takes bytes once everything is verified, with the bytes.
 pub(crate) type Apply<'a> = Box<dyn FnOnce(Vec<u8>) -> Result<()> + 'a>;
@@ -55,7 +55,7 @@ impl<'a> Plan<'a> {
     }
 
     fn add(&mut self, contents: &Contents, request: Request<'a>) -> Result<()> {
-        let here = format!("{}/{}", request.component, request.name);
+        let here = show(&request.component, &request.name);
         let info = contents
             .data_of(&request.component, &request.name)
             .ok_or_else(|| Error::not_found(format!("{here} is not in the checkpoint")))?;
@@ -89,7 +89,8 @@ impl<'a> Plan<'a> {
             let Some(shared) = shard.extent.intersection(extent) else { continue };
             covered.push(shared);
             let start = u64::from(shard.chunk_offset);
-            for run in shard.extent.runs_into(extent, info.dtype)? {
+            let runs = shard.extent.runs_into(extent, info.dtype);
+            for run in runs.map_err(|error| error.context(here))? {
                 let mut from = start + run.source;
                 let mut to = run.target;
                 let mut left = run.bytes;
@@ -112,11 +113,46 @@ impl<'a> Plan<'a> {
                 }
             }
         }
-        // The proof that every byte of the target is written exactly once.
+        // The proof that every byte of the target is written exactly once. The shard indexes are
+        // whole, so that what is missing here was never saved: the checkpoint is not to blame.
         check_cover(extent, &covered).map_err(|error| {
-            error.context(format!("{here}: the shards do not cover what is asked for"))
+            let what = match first_gap(extent, &covered) {
+                Some(gap) => format!("no rank saved {gap} of it"),
+                None => error.message().to_owned(),
+            };
+            Error::incompatible(format!("{here}: asked for {extent}: {what}"))
+                .with_remedy("ask only for what was saved, or save every part of the tensor")
         })
     }
+}
+
+/// A box of `target` that none of `boxes` has.
+fn first_gap(target: &NdBox, boxes: &[NdBox]) -> Option<NdBox> {
+    let mut left = vec![target.clone()];
+    for taken in boxes {
+        left = left.iter().flat_map(|part| without(part, taken)).collect();
+    }
+    left.into_iter().next()
+}
+
+/// What of `part` is outside of `taken`, in boxes.
+fn without(part: &NdBox, taken: &NdBox) -> Vec<NdBox> {
+    let Some(shared) = part.intersection(taken) else { return vec![part.clone()] };
+    let mut outside = Vec::new();
+    let mut rest = part.clone();
+    for d in 0..rest.sizes.len() {
+        let (begin, end) = (rest.offsets[d], rest.offsets[d] + rest.sizes[d]);
+        let (from, to) = (shared.offsets[d], shared.offsets[d] + shared.sizes[d]);
+        for (begin, end) in [(begin, from), (to, end)] {
+            if begin < end {
+                let mut slab = rest.clone();
+                (slab.offsets[d], slab.sizes[d]) = (begin, end - begin);
+                outside.push(slab);
+            }
+        }
+        (rest.offsets[d], rest.sizes[d]) = (from, to - from);
+    }
+    outside
 }
 
 /// The chunk row and the offset in it of byte `from` after the start of `first_chunk`. Every chunk of a
@@ -157,15 +193,20 @@ fn check_request(here: &str, want: &Want, info: &TensorInfo) -> Result<NdBox> {
 
 /// Compares the names that are asked for with those that are there, and tells all differences at once.
 fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
-    let asked: BTreeSet<(&str, &str)> =
+    let asked: BTreeSet<Name<'_>> =
         targets.requests.iter().map(|r| (r.component.as_str(), r.name.as_str())).collect();
-    let there: BTreeSet<(&str, &str)> =
+    let there: BTreeSet<Name<'_>> =
         contents.tensors().keys().map(|(c, n)| (c.as_str(), n.as_str())).collect();
-    let missing: Vec<_> = asked.difference(&there).collect();
-    let extra: Vec<_> = match targets.partial {
-        true => Vec::new(),
-        false => there.difference(&asked).filter(|name| !of_other_rank(name, &asked)).collect(),
-    };
+    let mut missing: Vec<String> =
+        asked.difference(&there).map(|(component, name)| show(component, name)).collect();
+    missing.extend(missing_components(contents, targets, &asked));
+    let mut extra: Vec<String> = Vec::new();
+    if !targets.partial {
+        let others = rank_values(contents, &asked);
+        let own = there.difference(&asked).filter(|name| !of_other_rank(contents, name, &others));
+        extra.extend(own.map(|(component, name)| show(component, name)));
+        extra.extend(extra_components(contents, targets, &there));
+    }
     if missing.is_empty() && extra.is_empty() {
         return Ok(());
     }
@@ -182,24 +223,76 @@ fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
         .with_remedy("name the same components and tensors as at save time, or restore partially"))
 }
 
-/// True for a value that another rank saved for itself alone, if this rank asks for its own.
-fn of_other_rank(name: &(&str, &str), asked: &BTreeSet<(&str, &str)>) -> bool {
-    let base = |name: &str| {
-        let (base, rank) = name.rsplit_once("@rank")?;
-        rank.bytes().all(|b| b.is_ascii_digit()).then(|| base.to_owned())
-    };
-    let Some(own) = base(name.1) else { return false };
-    asked
+/// A tensor by the names of its component and itself.
+type Name<'n> = (&'n str, &'n str);
+
+/// The durable components that are restored and were not saved. Those of which a tensor is asked for
+/// are told by that.
+fn missing_components<'t>(
+    contents: &Contents,
+    targets: &'t Targets<'_>,
+    asked: &'t BTreeSet<Name<'_>>,
+) -> impl Iterator<Item = String> + 't {
+    let there: BTreeSet<String> = contents.components().into_keys().map(str::to_owned).collect();
+    targets
+        .components
         .iter()
-        .any(|(component, asked)| *component == name.0 && base(asked).as_ref() == Some(&own))
+        .filter(move |(name, durability)| {
+            **durability == Durability::Durable && !there.contains(*name) && !named(asked, name)
+        })
+        .map(|(name, _)| component_text(name))
 }
 
-fn list(names: &[&(&str, &str)]) -> String {
+/// The durable components that were saved and are not restored, of which no tensor tells it.
+fn extra_components<'c>(
+    contents: &'c Contents,
+    targets: &'c Targets<'_>,
+    there: &'c BTreeSet<Name<'_>>,
+) -> impl Iterator<Item = String> + 'c {
+    contents
+        .components()
+        .into_iter()
+        .filter(|(name, component)| {
+            component.durability == Durability::Durable
+                && !targets.components.contains_key(*name)
+                && !named(there, name)
+        })
+        .map(|(name, _)| component_text(name))
+}
+
+/// True if a tensor of `component` is among `names`.
+fn named(names: &BTreeSet<Name<'_>>, component: &str) -> bool {
+    names.range((component, "")..).next().is_some_and(|(first, _)| *first == component)
+}
+
+fn component_text(name: &str) -> String {
+    format!("component \"{}\"", show_name(name))
+}
+
+/// The name of which `name` is one rank's own value, if it is one.
+fn rank_value<'n>(contents: &Contents, name: &Name<'n>) -> Option<&'n str> {
+    let (base, rank) = name.1.rsplit_once("@rank")?;
+    let numbered = !rank.is_empty() && rank.bytes().all(|b| b.is_ascii_digit());
+    // Only values are saved by each rank for itself; a tensor may be called anything.
+    let blob = contents.data_of(name.0, name.1).is_some_and(|info| info.dtype == Dtype::Blob);
+    (numbered && blob).then_some(base)
+}
+
+/// The values of its own that this rank asks for.
+fn rank_values<'n>(contents: &Contents, asked: &BTreeSet<Name<'n>>) -> BTreeSet<Name<'n>> {
+    asked.iter().filter_map(|name| Some((name.0, rank_value(contents, name)?))).collect()
+}
+
+/// True for a value that another rank saved for itself alone, if this rank asks for its own.
+fn of_other_rank(contents: &Contents, name: &Name<'_>, own: &BTreeSet<Name<'_>>) -> bool {
+    rank_value(contents, name).is_some_and(|base| own.contains(&(name.0, base)))
+}
+
+fn list(names: &[String]) -> String {
     const SHOWN: usize = 5;
-    let shown: Vec<String> =
-        names.iter().take(SHOWN).map(|(component, name)| format!("{component}/{name}")).collect();
+    let shown = names[..names.len().min(SHOWN)].join(", ");
     match names.len().checked_sub(SHOWN + 1) {
-        Some(more) => format!("{} and {} more", shown.join(", "), more + 1),
-        None => shown.join(", "),
+        Some(more) => format!("{shown} and {} more", more + 1),
+        None => shown,
     }
 }

@@ -1,6 +1,9 @@
 //! The memory that state is captured into: kept and reused, so that a save pays for copying and not
 //! for first touching fresh memory, which is several times slower.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -58,6 +61,20 @@ impl Arena {
             .with_remedy("raise the arena's budget, or save less state on each rank"));
         }
         self.segments.truncate(plan.segments.len());
+        let kept = |(i, used): (usize, &usize)| {
+            self.segments.get(i).map_or(*used, |segment| segment.len().max(*used)) as u64
+        };
+        let total: u64 = plan.segments.iter().enumerate().map(kept).sum();
+        // What a larger segment holds beyond its use counts as well: it is kept only if there is room.
+        let is_kept = |segment: &Vec<u8>, used: usize| {
+            segment.len() == used || (segment.len() > used && total <= self.bytes_max)
+        };
+        // First all that goes, then what comes in its place, so that both are never there at once.
+        for (segment, used) in self.segments.iter_mut().zip(&plan.segments) {
+            if !is_kept(segment, *used) {
+                *segment = Arc::default();
+            }
+        }
         for (i, used) in plan.segments.iter().enumerate() {
             match self.segments.get_mut(i) {
                 Some(segment) if segment.len() >= *used => {}

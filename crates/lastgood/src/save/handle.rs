@@ -1,5 +1,6 @@
 //! What a caller holds of a save that goes on behind it.
 
+use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use lastgood_format::key::SaveKey;
@@ -86,7 +87,32 @@ impl SaveHandle {
         }
     }
 
+    /// A handle for the thread that writes, which ends it if that thread ends before the save does.
+    pub(crate) fn promise(&self) -> Promise {
+        Promise(self.clone())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, SaveStatus> {
         self.inner.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The duty to bring a save to an end: dropped before that, it fails the save, so that nobody waits
+/// for what a panic has cut off.
+#[derive(Debug)]
+pub(crate) struct Promise(SaveHandle);
+
+impl Deref for Promise {
+    type Target = SaveHandle;
+
+    fn deref(&self) -> &SaveHandle {
+        &self.0
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let error = Error::internal("the thread that saves ended before the save");
+        self.0.set(SaveStatus::Failed(error));
     }
 }

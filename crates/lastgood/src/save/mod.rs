@@ -5,6 +5,7 @@
 
 mod arena;
 mod base;
+mod batches;
 mod handle;
 mod packer;
 mod pipeline;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arena::{Arena, Segment};
 pub(crate) use base::Base;
 pub use handle::{SaveHandle, SaveStatus};
 use lastgood_format::chunk::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
@@ -56,15 +58,16 @@ pub struct SaveOptions {
     /// The most memory of one arena, in bytes; a save needs as much as the state of its rank.
     /// Default no bound.
     pub arena_bytes_max: u64,
-    /// How many saves may be captured and not yet durable, each with an arena of its own. With more
-    /// than one, a save that nobody has begun to write is superseded by a newer one. Default 1.
+    /// How many saves may be captured and not yet durable, each with an arena of its own. With one, a
+    /// save waits until the one before is durable. With more, a save that nobody has begun to write is
+    /// superseded by a newer one. Default 1.
     pub in_flight_max: usize,
     /// Default [`Compression::Auto`].
     pub compression: Compression,
     /// How long the other ranks' shard indexes are waited for. Default 5 minutes.
     pub commit_wait: Duration,
-    /// After this many failed saves in a row, the next save is an error. Default none: training goes
-    /// on, and failures are told by handles, by [`Run::take_failures`](crate::Run::take_failures)
+    /// After this many failed saves in a row, the next save is an error; the one after that is tried
+    /// again. Default none: training goes on, and failures are told by handles, by [`Run::take_failures`](crate::Run::take_failures)
     /// and at close.
     pub failures_max: Option<u32>,
 }
@@ -83,7 +86,9 @@ impl Default for SaveOptions {
 }
 
 impl SaveOptions {
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// `Invalid` if an option is out of its range.
+    pub(crate) fn check(&self) -> Result<()> {
         if !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&self.chunk_bytes) {
             return Err(Error::invalid(format!(
                 "chunk_bytes is {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, given {}",
@@ -94,6 +99,33 @@ impl SaveOptions {
             return Err(Error::invalid("in_flight_max is at least 1"));
         }
         Ok(())
+    }
+}
+
+/// An arena while it is being filled; it is left to the writing thread even if a source of the capture
+/// panics.
+struct Lent {
+    arena: Option<Arena>,
+    slot: Arc<Mutex<Option<Arena>>>,
+}
+
+impl Lent {
+    fn fill(
+        &mut self,
+        capture: &Capture<'_>,
+        plan: &Plan,
+        full: impl FnMut(usize, Segment) -> Result<()>,
+    ) -> Result<()> {
+        match &mut self.arena {
+            Some(arena) => arena.fill(capture, plan, full),
+            None => Err(Error::internal("an arena was left before it was filled")),
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = self.arena.take();
     }
 }
 
@@ -109,7 +141,6 @@ pub(crate) struct Saver {
 impl Saver {
     /// Starts the thread that writes.
     pub(crate) fn start(worker: Worker, options: SaveOptions) -> Result<Self> {
-        options.check()?;
         let shared = Arc::clone(&worker.shared);
         let attempt = worker.writer.attempt;
         let worker = std::thread::Builder::new()
@@ -126,7 +157,7 @@ impl Saver {
         capture: &Capture<'_>,
         mode: Mode,
     ) -> Result<SaveHandle> {
-        self.shared.refuse_after_failures(self.options.failures_max)?;
+        self.shared.refuse(self.options.failures_max)?;
         let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
         let mut arena = self.shared.take_arena()?;
         if let Err(error) = arena.reserve(&plan) {
@@ -142,13 +173,19 @@ impl Saver {
             segments,
             arena: Arc::clone(&slot),
             metadata: capture.metadata.clone(),
-            handle: handle.clone(),
+            handle: handle.promise(),
         });
-        let filled = arena.fill(capture, &plan, |i, segment| {
-            full.send((i, segment)).map_err(|_| Error::new(ErrorKind::Closed, "saving has ended"))
+        let mut lent = Lent { arena: Some(arena), slot };
+        let filled = lent.fill(capture, &plan, |i, segment| {
+            full.send((i, segment)).map_err(|_| worker::closed())
         });
+        if let Err(error) = &filled {
+            handle.set(SaveStatus::Failed(error.clone()));
+        }
+        // The arena first: the writing thread looks for it as soon as the last segment is through,
+        // and an arena that comes later than that would be lost to every save after this one.
+        drop(lent);
         drop(full);
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(arena);
         filled?;
         handle.set(SaveStatus::Captured);
         if mode == Mode::Sync {

@@ -13,12 +13,13 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 use lastgood_store::Payload;
 
 use super::arena::Segment;
+use super::batches::Batch;
 use super::pipeline::{FullPack, Hashed, Job, Source, Written};
 use super::plan::{Row, SEGMENT_BYTES};
 
 /// A pack is closed when it holds this many bytes that are no part of the arena, so that compression
 /// does not grow the memory of a save beyond its bound.
-const OWNED_BYTES_MAX: u64 = 12 << 20;
+const OWNED_BYTES_MAX: u64 = 8 << 20;
 
 pub(crate) struct Packer<'j> {
     job: &'j Job<'j>,
@@ -63,14 +64,13 @@ impl<'j> Packer<'j> {
         }
     }
 
-    /// Adds the chunks of segment `i`, in order.
-    pub(crate) fn add(&mut self, segment: &Segment, hashed: Vec<Hashed>, i: usize) -> Result<()> {
+    /// Adds the chunks of a batch, in order.
+    pub(crate) fn add(&mut self, batch: &Batch, hashed: Vec<Hashed>) -> Result<()> {
         let job = self.job;
-        let rows = job.plan.rows.iter().filter(|row| row.segment == i);
-        for (row, hashed) in rows.zip(hashed) {
+        for (row, hashed) in job.plan.rows[batch.rows.clone()].iter().zip(hashed) {
             let chunk = match self.seen.get(&hashed.hash) {
                 Some(chunk) => *chunk,
-                None => self.place(segment, row, hashed)?,
+                None => self.place(&batch.segment, row, hashed)?,
             };
             self.seen.insert(chunk.hash, chunk);
             self.written.chunks.push(chunk);

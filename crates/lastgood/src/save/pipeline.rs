@@ -5,7 +5,6 @@
 //! state makes the same packs; putters write them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -18,6 +17,7 @@ use lastgood_store::Payload;
 
 use super::arena::Segment;
 use super::base::{Base, Stored};
+use super::batches::{Batch, Batches};
 use super::packer::Packer;
 use super::plan::Plan;
 use crate::io::Io;
@@ -67,9 +67,8 @@ pub(crate) enum Source {
     New(Encoded),
 }
 
-struct HashedSegment {
-    i: usize,
-    segment: Segment,
+struct HashedBatch {
+    batch: Batch,
     rows: Vec<Hashed>,
 }
 
@@ -90,25 +89,25 @@ pub(crate) fn run(
     job: &Job<'_>,
     segments: Receiver<(usize, Segment)>,
 ) -> Result<Written> {
-    let failed = AtomicBool::new(false);
-    let segments = Mutex::new(segments);
+    let batches = Batches::new(job.plan, job.level.is_some(), segments);
     let workers = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let (hashed_in, hashed_out) = sync_channel::<Result<HashedSegment>>(workers);
-    let (packs_in, packs_out) = sync_channel::<FullPack>(1);
+    let (hashed_in, hashed_out) = sync_channel::<Result<HashedBatch>>(workers);
+    // No pack waits in between: each one may hold encoded bytes, which are no part of the arena.
+    let (packs_in, packs_out) = sync_channel::<FullPack>(0);
     let packs_out = Mutex::new(packs_out);
     thread::scope(|scope| {
         for _ in 0..workers {
             let hashed_in = hashed_in.clone();
-            let (segments, failed) = (&segments, &failed);
-            scope.spawn(move || hash_segments(job, segments, &hashed_in, failed));
+            let batches = &batches;
+            scope.spawn(move || hash_batches(job, batches, &hashed_in));
         }
         drop(hashed_in);
         let putters: Vec<_> = (0..PUTTERS)
-            .map(|_| scope.spawn(|| put_packs(io, job.folder, &packs_out, &failed)))
+            .map(|_| scope.spawn(|| put_packs(io, job.folder, &packs_out, &batches)))
             .collect();
-        let packed = pack_segments(job, &hashed_out, packs_in);
+        let packed = pack_batches(job, &batches, &hashed_out, packs_in);
         if packed.is_err() {
-            failed.store(true, Ordering::Relaxed);
+            batches.fail();
         }
         // Workers that wait to hand on a segment must not wait for ever.
         drop(hashed_out);
@@ -128,26 +127,31 @@ pub(crate) fn run(
     })
 }
 
-fn hash_segments(
-    job: &Job<'_>,
-    segments: &Mutex<Receiver<(usize, Segment)>>,
-    out: &SyncSender<Result<HashedSegment>>,
-    failed: &AtomicBool,
-) {
-    loop {
-        let next = segments.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((i, segment)) = next else { return };
-        // After a failure segments are still taken, so that the capture is not held up.
-        if failed.load(Ordering::Relaxed) {
+fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<HashedBatch>>) {
+    let _guard = FailOnPanic(batches);
+    while let Some(batch) = batches.next() {
+        // After a failure batches are still taken, so that the capture is not held up.
+        if batches.has_failed() {
             continue;
         }
-        let rows = job.plan.rows.iter().filter(|row| row.segment == i);
-        let hashed: Result<Vec<_>> = rows
-            .map(|row| hash_chunk(job, &segment.bytes()[row.offset..row.offset + row.bytes]))
+        let bytes = batch.segment.bytes();
+        let hashed: Result<Vec<_>> = job.plan.rows[batch.rows.clone()]
+            .iter()
+            .map(|row| hash_chunk(job, &bytes[row.offset..row.offset + row.bytes]))
             .collect();
-        let sent = out.send(hashed.map(|rows| HashedSegment { i, segment, rows }));
-        if sent.is_err() {
-            failed.store(true, Ordering::Relaxed);
+        if out.send(hashed.map(|rows| HashedBatch { batch, rows })).is_err() {
+            batches.fail();
+        }
+    }
+}
+
+/// The batch of a thread that panics never comes: the others must not wait for it.
+struct FailOnPanic<'b>(&'b Batches<'b>);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.fail();
         }
     }
 }
@@ -174,30 +178,33 @@ fn encode(bytes: &[u8], level: Option<i32>, hash: &Hash) -> Result<Encoded> {
     Ok(encoded)
 }
 
-/// Feeds the packer in the order of the segments, whatever order they were hashed in.
-fn pack_segments(
+/// Feeds the packer in the order of the batches, whatever order they were hashed in.
+fn pack_batches(
     job: &Job<'_>,
-    hashed: &Receiver<Result<HashedSegment>>,
+    batches: &Batches<'_>,
+    hashed: &Receiver<Result<HashedBatch>>,
     packs: SyncSender<FullPack>,
 ) -> Result<Written> {
     let mut packer = Packer::new(job, packs);
-    let mut early: BTreeMap<usize, HashedSegment> = BTreeMap::new();
-    let mut next = 0;
-    while next < job.plan.segments.len() {
-        let segment = match early.remove(&next) {
-            Some(segment) => segment,
+    let mut early: BTreeMap<usize, HashedBatch> = BTreeMap::new();
+    let (mut next, mut rows) = (0, 0);
+    while rows < job.plan.rows.len() {
+        let HashedBatch { batch, rows: hashed } = match early.remove(&next) {
+            Some(batch) => batch,
             None => match hashed.recv() {
-                Ok(Ok(segment)) if segment.i == next => segment,
-                Ok(Ok(segment)) => {
-                    early.insert(segment.i, segment);
+                Ok(Ok(hashed)) if hashed.batch.number == next => hashed,
+                Ok(Ok(hashed)) => {
+                    early.insert(hashed.batch.number, hashed);
                     continue;
                 }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(Error::internal("the capture ended before its last segment")),
             },
         };
-        packer.add(&segment.segment, segment.rows, next)?;
+        packer.add(&batch, hashed)?;
+        batches.packed(&batch);
         next += 1;
+        rows = batch.rows.end;
     }
     packer.finish()
 }
@@ -206,20 +213,20 @@ fn put_packs(
     io: &dyn Io,
     folder: &str,
     packs: &Mutex<Receiver<FullPack>>,
-    failed: &AtomicBool,
+    batches: &Batches<'_>,
 ) -> Result<(u64, Duration)> {
     let (mut bytes, mut time) = (0, Duration::ZERO);
     let mut result = Ok(());
     loop {
         let next = packs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(pack) = next else { return result.map(|()| (bytes, time)) };
-        if failed.load(Ordering::Relaxed) {
+        if batches.has_failed() {
             continue;
         }
         let begin = io.elapsed();
         bytes += pack.payload.len();
         if let Err(error) = io.put_same(&format!("{folder}{}", pack.object), pack.payload) {
-            failed.store(true, Ordering::Relaxed);
+            batches.fail();
             result = Err(error);
         }
         time += io.elapsed().saturating_sub(begin);

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 
 use lastgood_format::index::{Component, Shard, Tensor};
+use lastgood_format::layout::check_disjoint;
 use lastgood_format::{Error, Result};
 
-use crate::state::{Capture, Piece, Tie};
+use crate::state::{Capture, Piece, Tie, show, show_name};
 
 /// The size of an arena segment, which is also about the size of a pack.
 pub(crate) const SEGMENT_BYTES: usize = 64 << 20;
@@ -78,6 +79,12 @@ impl Plan {
             });
         }
         Ok(plan)
+    }
+
+    /// The rows of segment `i`, which follow each other.
+    pub(crate) fn rows_of(&self, i: usize) -> Range<usize> {
+        let begin = self.rows.partition_point(|row| row.segment < i);
+        begin..begin + self.rows[begin..].partition_point(|row| row.segment == i)
     }
 
     /// The bytes of the arena that the plan uses.
@@ -244,13 +251,15 @@ impl<'c> Order<'c> {
             let (sample, data_of) = (of.sample, of.data_of);
             let named = Named { position: 0, sample, pieces: Vec::new(), data_of };
             if tensors.insert((component, tie.name.as_str()), named).is_some() {
-                return Err(Error::invalid(format!("tensor {:?} is named twice", tie.name)));
+                let name = show(&capture.components[tie.component].name, &tie.name);
+                return Err(Error::invalid(format!("tensor \"{name}\" is named twice")));
             }
         }
         let mut canonical = BTreeMap::new();
         for (position, (key, named)) in tensors.iter_mut().enumerate() {
             named.position = position;
             named.pieces.sort_by_key(|i| &capture.pieces[*i].extent.offsets);
+            check_no_overlap(capture, &named.pieces)?;
             // Keys come in rising order, so the first of a tie group is its least.
             canonical.entry(named.data_of).or_insert(*key);
         }
@@ -288,14 +297,33 @@ fn check_same_tensor(capture: &Capture<'_>, first: usize, other: usize) -> Resul
         return Ok(());
     }
     Err(Error::invalid(format!(
-        "tensor {:?} is named twice: {} of {:?} and {} of {:?}",
-        a.name, a.dtype, a.shape, b.dtype, b.shape
+        "tensor {} is named twice: {} of {:?} and {} of {:?}",
+        show(&capture.components[a.component].name, &a.name),
+        a.dtype,
+        a.shape,
+        b.dtype,
+        b.shape
     ))
     .with_remedy("name a tensor once, or as several shards of one dtype and shape"))
 }
 
+fn check_no_overlap(capture: &Capture<'_>, pieces: &[usize]) -> Result<()> {
+    let [first, _, ..] = pieces else { return Ok(()) };
+    let boxes: Vec<_> = pieces.iter().map(|i| capture.pieces[*i].extent.clone()).collect();
+    check_disjoint(&boxes).map_err(|error| {
+        let piece = &capture.pieces[*first];
+        let name = show(&capture.components[piece.component].name, &piece.name);
+        Error::invalid(format!("tensor {name} is named twice: {}", error.message()))
+            .with_remedy("name a tensor once, or as several shards that do not overlap")
+    })
+}
+
 fn missing(tie: &Tie) -> Error {
-    Error::invalid(format!("{:?} is tied to {:?}, which is not there", tie.name, tie.of))
+    Error::invalid(format!(
+        "\"{}\" is tied to \"{}\", which is not named before it",
+        show_name(&tie.name),
+        show_name(&tie.of)
+    ))
 }
 
 /// Spreads the replicated pieces over the ranks, the largest first, each to the rank with the least to

@@ -11,7 +11,7 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 
 use super::arena::{Arena, Segment};
 use super::base::Base;
-use super::handle::{SaveHandle, SaveStatus};
+use super::handle::{Promise, SaveHandle, SaveStatus};
 use super::pipeline::{self, Job, Written};
 use super::plan::Plan;
 use super::{Compression, SaveOptions};
@@ -36,7 +36,7 @@ pub(crate) struct Queued {
     /// Where the capturing thread leaves the arena when it is full.
     pub(super) arena: Arc<Mutex<Option<Arena>>>,
     pub(super) metadata: BTreeMap<String, String>,
-    pub(super) handle: SaveHandle,
+    pub(super) handle: Promise,
 }
 
 /// What the saving and the writing thread share.
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
 struct Inner {
     queue: VecDeque<Queued>,
     free: Vec<Arena>,
+    /// A newer save takes the place of one that nobody has begun to write.
+    supersedes: bool,
     /// The saving thread waits for an arena.
     wanted: bool,
     closing: bool,
@@ -60,6 +62,8 @@ struct Inner {
     generations: BTreeMap<u64, u32>,
     failures: Vec<Error>,
     failures_in_a_row: u32,
+    /// A newer attempt owns the run: nothing that is saved here can be committed any more.
+    fenced: Option<Error>,
 }
 
 impl Shared {
@@ -68,6 +72,7 @@ impl Shared {
         let inner = Inner {
             queue: VecDeque::new(),
             free: free.collect(),
+            supersedes: options.in_flight_max > 1,
             wanted: false,
             closing: false,
             ended: false,
@@ -75,6 +80,7 @@ impl Shared {
             generations: BTreeMap::new(),
             failures: Vec::new(),
             failures_in_a_row: 0,
+            fenced: None,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
@@ -83,33 +89,41 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn refuse_after_failures(&self, failures_max: Option<u32>) -> Result<()> {
-        let inner = self.lock();
-        if failures_max.is_some_and(|max| inner.failures_in_a_row >= max) {
-            let last = inner.failures.last().cloned();
-            return Err(last.unwrap_or_else(|| Error::unavailable("saves failed")).context(
-                format!("{} saves in a row failed, the last one", inner.failures_in_a_row),
-            ));
+    /// What a new save is refused with. Failures in a row are told once: whoever goes on after that
+    /// has the next save tried.
+    pub(super) fn refuse(&self, failures_max: Option<u32>) -> Result<()> {
+        let mut inner = self.lock();
+        if let Some(error) = &inner.fenced {
+            return Err(error.clone());
         }
-        match inner.ended {
-            true => Err(Error::new(ErrorKind::Closed, "saving has ended")),
-            false => Ok(()),
+        if inner.ended {
+            return Err(closed());
         }
+        if failures_max.is_none_or(|max| inner.failures_in_a_row < max) {
+            return Ok(());
+        }
+        let count = std::mem::take(&mut inner.failures_in_a_row);
+        let last = inner.failures.last().cloned();
+        Err(last
+            .unwrap_or_else(|| Error::unavailable("saves failed"))
+            .context(format!("{count} saves in a row failed, the last one")))
     }
 
-    /// A free arena: at once, or that of a queued save, which the new one supersedes, or when the
-    /// save in flight is through.
+    /// A free arena: at once, or that of a queued save, if there may be several and the new one
+    /// supersedes it, or when the save in flight is through.
     pub(super) fn take_arena(&self) -> Result<Arena> {
         let mut inner = self.lock();
         loop {
             if inner.ended {
-                return Err(Error::new(ErrorKind::Closed, "saving has ended"));
+                return Err(closed());
             }
             if let Some(arena) = inner.free.pop() {
                 inner.wanted = false;
                 return Ok(arena);
             }
-            if let Some(queued) = inner.queue.pop_back() {
+            if inner.supersedes
+                && let Some(queued) = inner.queue.pop_back()
+            {
                 let Queued { segments, arena, handle, .. } = queued;
                 // The segments in the channel must go first: they share the arena's memory.
                 drop(segments);
@@ -155,12 +169,17 @@ impl Shared {
     }
 }
 
+/// What the saving thread is told once the writing thread is gone.
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "saving has ended").with_remedy("open the run again")
+}
+
 /// A save whose own part is durable and whose commit is waited for.
 #[derive(Debug)]
 struct Waiting {
     index: ShardIndex,
     plan: Arc<Plan>,
-    handle: SaveHandle,
+    handle: Promise,
     /// Kept while the save may have to be written again.
     arena: Option<Arena>,
     deadline: Duration,
@@ -191,6 +210,19 @@ pub(crate) struct Worker {
     pub(crate) sink_speed: Option<f64>,
 }
 
+/// Says that the writing thread is gone, and that what is still queued will never be written.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        inner.ended = true;
+        inner.queue.clear();
+        drop(inner);
+        self.0.changed.notify_all();
+    }
+}
+
 enum Next {
     Write(Queued),
     Poll,
@@ -200,6 +232,8 @@ enum Next {
 impl Worker {
     /// Writes what is queued until the saver is closed and nothing is left to wait for.
     pub(super) fn run(mut self) {
+        // Dropped last, whether the thread ends or panics: nobody may wait for it after that.
+        let _end = End(Arc::clone(&self.shared));
         let mut waiting: Vec<Waiting> = Vec::new();
         let mut poll = POLL_FIRST;
         loop {
@@ -215,8 +249,6 @@ impl Worker {
             }
             self.look_after(&mut waiting);
         }
-        self.shared.lock().ended = true;
-        self.shared.changed.notify_all();
     }
 
     fn next(&self, waiting: &mut [Waiting], poll: Duration) -> Next {
@@ -263,6 +295,13 @@ impl Worker {
                 let next_rank = (self.world.rank + 1) % self.world.size;
                 let (last, rewritten) = (None, false);
                 Some(Waiting { index, plan, handle, arena, deadline, next_rank, last, rewritten })
+            }
+            // The call itself failed, and has told its caller why.
+            Err(_) if matches!(handle.status(), SaveStatus::Failed(_)) => {
+                if let Some(arena) = arena {
+                    self.shared.give_arena(arena);
+                }
+                None
             }
             Err(error) => {
                 self.fail(&handle, arena, error);
@@ -380,6 +419,8 @@ impl Worker {
             }
             Ok(Progress::Waiting(rank)) => {
                 save.next_rank = rank;
+                // The store answers again: from here on it is the rank that is waited for.
+                save.last = None;
                 self.expire(save)
             }
             Ok(Progress::LostBase(base)) => self.write_again(save, &base),
@@ -478,6 +519,9 @@ impl Worker {
         let mut inner = self.shared.lock();
         inner.failures_in_a_row += 1;
         inner.failures.push(error.clone());
+        if error.kind() == ErrorKind::Fenced {
+            inner.fenced.get_or_insert_with(|| error.clone());
+        }
         inner.free.extend(arena);
         drop(inner);
         handle.set(SaveStatus::Failed(error));

@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use lastgood_format::index::{DIMS_MAX, TENSOR_NAME_BYTES_MAX};
 use lastgood_format::layout::NdBox;
 use lastgood_format::{Dtype, Error, Result};
 use serde::Serialize;
 
 use super::source::Data;
-use super::{Component, Durability, Source, World, check_component, finite, rank_name};
+use super::{Component, Durability, Source, World, check_component, finite, rank_name, show};
 
 /// The state of one rank at one step, borrowed until the save has captured it.
 #[derive(Debug)]
@@ -154,6 +155,7 @@ impl<'a> Part<'_, 'a> {
         let extent = NdBox::whole(shape);
         let bytes = extent.elements().and_then(|elements| dtype.bytes_of(elements));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+            let name = show(&self.capture.components[self.component].name, name);
             Error::invalid(format!("{name}: {dtype} of {shape:?} is no whole number of bytes"))
         })?;
         self.push(name, dtype, shape, extent, Data::Source(Box::new(source), bytes), true)
@@ -216,18 +218,29 @@ impl<'a> Part<'_, 'a> {
         self.push_blob(name.to_owned(), data.into(), true)
     }
 
-    /// Says that tensor `name` is the same memory as `of`, which this component names already; its
-    /// bytes are stored once.
+    /// Says that tensor `name` is the same memory as `of`, which this component names already, as a
+    /// tensor or as a tie; its bytes are stored once.
     ///
     /// # Errors
-    /// `Invalid` if `of` is not named yet or `name` is.
+    /// `Invalid` if the name is too long. The save is `Invalid` if `of` is not named before, or `name`
+    /// is.
     pub fn tied(&mut self, name: &str, of: &str) -> Result<()> {
-        if !self.capture.pieces.iter().any(|p| p.component == self.component && p.name == of) {
-            return Err(Error::invalid(format!("{name:?} is tied to {of:?}, which is not there")));
-        }
+        self.check_name(name)?;
         let tie = Tie { component: self.component, name: name.to_owned(), of: of.to_owned() };
         self.capture.ties.push(tie);
         Ok(())
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        if name.len() <= TENSOR_NAME_BYTES_MAX {
+            return Ok(());
+        }
+        let component = &self.capture.components[self.component].name;
+        Err(Error::invalid(format!(
+            "{}: a tensor's name has at most {TENSOR_NAME_BYTES_MAX} bytes, this one {}",
+            show(component, name),
+            name.len()
+        )))
     }
 
     fn push_blob(&mut self, name: String, data: Cow<'a, [u8]>, replicated: bool) -> Result<()> {
@@ -256,14 +269,25 @@ impl<'a> Part<'_, 'a> {
         data: Data<'a>,
         replicated: bool,
     ) -> Result<()> {
+        self.check_name(name)?;
         let declared = &self.capture.components[self.component];
-        let here = || format!("{}/{name}", declared.name);
+        let here = || show(&declared.name, name);
         if self.durability != Durability::Durable {
             return Err(Error::invalid(format!(
                 "{} belongs to a component that is not durable",
                 here()
             ))
             .with_remedy("declare the component durable, or do not capture it"));
+        }
+        if shape.len() > DIMS_MAX {
+            return Err(Error::invalid(format!(
+                "{}: a tensor has at most {DIMS_MAX} dimensions, this one has {} dimensions",
+                here(),
+                shape.len()
+            )));
+        }
+        if dtype == Dtype::Blob && shape.len() != 1 {
+            return Err(Error::invalid(format!("{}: a BLOB has one dimension", here())));
         }
         if !extent.is_inside(shape) {
             return Err(Error::invalid(format!(

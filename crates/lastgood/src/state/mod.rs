@@ -46,6 +46,29 @@ pub trait Component {
     fn restore<'a>(&'a mut self, slots: &mut Slots<'_, 'a>) -> Result<()>;
 }
 
+/// A tensor for a person: on one line, and no longer than that.
+pub(crate) fn show(component: &str, name: &str) -> String {
+    format!("{}/{}", show_name(component), show_name(name))
+}
+
+/// A name for a person. Names may hold line feeds, or characters that reorder a line, and be as long
+/// as a book.
+pub(crate) fn show_name(name: &str) -> String {
+    const SHOWN: usize = 80;
+    let reorders = |c: &char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut shown = String::new();
+    for c in name.chars().take(SHOWN) {
+        match c.is_control() || reorders(&c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    if shown.len() < name.len() && name.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// The name under which one rank's own `name` is stored.
 pub(crate) fn rank_name(name: &str, rank: u32) -> String {
     format!("{name}@rank{rank}")

@@ -1,13 +1,13 @@
 //! What is restored, and where to.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use lastgood_format::layout::NdBox;
 use lastgood_format::{Dtype, Error, Result};
 use serde::de::DeserializeOwned;
 
-use super::{Component, Durability, World, check_component, rank_name};
+use super::{Component, Durability, World, check_component, rank_name, show};
 
 /// The memory that a checkpoint is restored into, borrowed until the restore is done.
 ///
@@ -16,7 +16,7 @@ use super::{Component, Durability, World, check_component, rank_name};
 pub struct Targets<'a> {
     world: World,
     pub(crate) requests: Vec<Request<'a>>,
-    pub(crate) components: BTreeSet<String>,
+    pub(crate) components: BTreeMap<String, Durability>,
     pub(crate) resets: Vec<Box<dyn FnOnce() + 'a>>,
     pub(crate) partial: bool,
 }
@@ -63,7 +63,7 @@ impl<'a> Targets<'a> {
         Self {
             world,
             requests: Vec::new(),
-            components: BTreeSet::new(),
+            components: BTreeMap::new(),
             resets: Vec::new(),
             partial: false,
         }
@@ -86,7 +86,7 @@ impl<'a> Targets<'a> {
         durability: Durability,
     ) -> Result<Slots<'_, 'a>> {
         check_component(name, owner)?;
-        if !self.components.insert(name.to_owned()) {
+        if self.components.insert(name.to_owned(), durability).is_some() {
             return Err(Error::invalid(format!("component {name:?} is restored twice")));
         }
         Ok(Slots { targets: self, component: name.to_owned(), durability })
@@ -147,8 +147,8 @@ impl<'a> Slots<'_, 'a> {
         let expected = self.check_extent(name, dtype, shape, &extent)?;
         if expected != target.len() as u64 {
             return Err(Error::invalid(format!(
-                "{}/{name}: {dtype} of {:?} has {expected} bytes, the target {}",
-                self.component,
+                "{}: {dtype} of {:?} has {expected} bytes, the target {}",
+                show(&self.component, name),
                 extent.sizes,
                 target.len()
             )));
@@ -208,7 +208,7 @@ impl<'a> Slots<'_, 'a> {
     }
 
     fn push_value<T: DeserializeOwned>(&mut self, name: String, target: &'a mut T) -> Result<()> {
-        let here = format!("{}/{name}", self.component);
+        let here = show(&self.component, &name);
         let apply = move |json: Vec<u8>| {
             *target = serde_json::from_slice(&json).map_err(|e| {
                 Error::incompatible(format!("value {here} is not of the type asked for: {e}"))
@@ -223,8 +223,10 @@ impl<'a> Slots<'_, 'a> {
         match bytes {
             Some(bytes) if extent.is_inside(shape) => Ok(bytes),
             _ => Err(Error::invalid(format!(
-                "{}/{name}: the part at {:?} of size {:?} is no part of shape {shape:?}",
-                self.component, extent.offsets, extent.sizes
+                "{}: the part at {:?} of size {:?} is no part of shape {shape:?}",
+                show(&self.component, name),
+                extent.offsets,
+                extent.sizes
             ))),
         }
     }
@@ -232,8 +234,8 @@ impl<'a> Slots<'_, 'a> {
     fn push(&mut self, name: String, want: Want, sink: Sink<'a>) -> Result<()> {
         if self.durability != Durability::Durable {
             return Err(Error::invalid(format!(
-                "{}/{name} belongs to a component that is not durable",
-                self.component
+                "{} belongs to a component that is not durable",
+                show(&self.component, &name)
             )));
         }
         let component = self.component.clone();

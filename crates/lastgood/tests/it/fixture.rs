@@ -1,28 +1,127 @@
 //! Repositories to test on, and states to save.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use lastgood::restore::{Restored, Selector};
+use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::{Capture, Targets, World};
-use lastgood::{Dtype, Repository, Result, RunName};
+use lastgood::{Dtype, Hash, Repository, Result, Run, RunName, RunOptions};
 use lastgood_format::layout::NdBox;
-use lastgood_store::{LocalStore, MemoryStore, SystemEnv};
+use lastgood_store::{LocalStore, MemoryStore, Store, SystemEnv};
+
+use crate::tap::Tap;
 
 pub(crate) fn run_name() -> RunName {
     "test".parse().unwrap()
 }
 
+pub(crate) fn on(store: impl Store) -> Repository {
+    Repository::create(Arc::new(store), Arc::new(SystemEnv::default())).unwrap()
+}
+
 pub(crate) fn in_memory() -> (MemoryStore, Repository) {
     let store = MemoryStore::default();
-    let repository =
-        Repository::create(Arc::new(store.clone()), Arc::new(SystemEnv::default())).unwrap();
+    let repository = on(store.clone());
     (store, repository)
 }
 
 pub(crate) fn in_folder() -> (tempfile::TempDir, Repository) {
     let folder = tempfile::tempdir().unwrap();
-    let store = LocalStore::open(folder.path()).unwrap();
-    let repository = Repository::create(Arc::new(store), Arc::new(SystemEnv::default())).unwrap();
+    let repository = on(LocalStore::open(folder.path()).unwrap());
     (folder, repository)
+}
+
+/// A repository in memory whose calls a test decides.
+pub(crate) fn tapped() -> (MemoryStore, Tap, Repository) {
+    let store = MemoryStore::default();
+    let tap = Tap::new(store.clone());
+    let repository = on(tap.clone());
+    (store, tap, repository)
+}
+
+/// Small chunks, no compression, and a wait that a test can sit through.
+pub(crate) fn quick() -> SaveOptions {
+    SaveOptions {
+        chunk_bytes: 64 << 10,
+        compression: Compression::Off,
+        commit_wait: Duration::from_secs(20),
+        ..SaveOptions::default()
+    }
+}
+
+pub(crate) fn options(world: World, incarnation: &str) -> RunOptions {
+    RunOptions {
+        world,
+        incarnation: Some(incarnation.into()),
+        save: quick(),
+        ..RunOptions::default()
+    }
+}
+
+pub(crate) fn open(repository: &Repository, world: World, incarnation: &str) -> Run {
+    Run::open(repository, &run_name(), options(world, incarnation)).unwrap()
+}
+
+pub(crate) fn open_alone(repository: &Repository, incarnation: &str) -> Run {
+    open(repository, World::ALONE, incarnation)
+}
+
+/// Every rank of a world, each with a handle of its own, in one thread.
+pub(crate) fn open_all(repository: &Repository, size: u32, incarnation: &str) -> Vec<Run> {
+    (0..size).map(|rank| open(repository, World { rank, size }, incarnation)).collect()
+}
+
+/// Saves on every rank and waits for the checkpoint.
+pub(crate) fn save_all(
+    runs: &mut [Run],
+    step: u64,
+    declare: impl for<'a> Fn(&mut Capture<'a>) -> Result<()>,
+) -> Result<Hash> {
+    let handles: Vec<_> =
+        runs.iter_mut().map(|run| run.save(step, Mode::Async, &declare)).collect::<Result<_>>()?;
+    let mut id = None;
+    for handle in handles {
+        id = Some(handle.wait()?);
+    }
+    Ok(id.unwrap())
+}
+
+/// One tensor `m/w` of bytes, as a whole state.
+pub(crate) fn capture_bytes<'a>(capture: &mut Capture<'a>, data: &'a [u8]) -> Result<()> {
+    let mut part = capture.component("m", "t", lastgood::state::Durability::Durable)?;
+    part.tensor("w", Dtype::U8, &[data.len() as u64], data)
+}
+
+pub(crate) fn save_bytes(run: &mut Run, step: u64, data: &[u8]) -> Result<Hash> {
+    run.save(step, Mode::Sync, |capture| capture_bytes(capture, data))?.wait()
+}
+
+pub(crate) fn target_bytes<'a>(targets: &mut Targets<'a>, data: &'a mut [u8]) -> Result<()> {
+    let mut slots = targets.component("m", "t", lastgood::state::Durability::Durable)?;
+    slots.tensor("w", Dtype::U8, &[data.len() as u64], data)
+}
+
+pub(crate) fn restore_bytes(run: &mut Run, length: usize) -> Result<Option<(Restored, Vec<u8>)>> {
+    let mut data = vec![0xee; length];
+    let restored = run.restore(data.as_mut_slice(), |data, targets| target_bytes(targets, data))?;
+    Ok(restored.map(|restored| (restored, data)))
+}
+
+/// The bytes of `m/w` in the checkpoint that `selector` names, read outside of any attempt.
+pub(crate) fn read_bytes(
+    repository: &Repository,
+    selector: &Selector,
+    length: usize,
+) -> Result<(u64, Vec<u8>)> {
+    let ledger = repository.existing(&run_name())?;
+    let id = lastgood::restore::resolve(ledger.history(), selector)?.id;
+    let contents = repository.contents(&ledger, &id)?;
+    let mut data = vec![0xee; length];
+    let mut targets = Targets::new(World::ALONE);
+    target_bytes(&mut targets, &mut data)?;
+    let restored = repository.restore(&contents, targets)?;
+    Ok((restored.step, data))
 }
 
 /// A state whose bytes are a function of a seed: a replicated tensor, a row-sharded one, small ones,

@@ -1,5 +1,26 @@
 //! The library over real stores, one feature a module.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, and one that measures says what it found"
+)]
 
+mod async_saves;
+mod child;
+mod faults;
+mod fencing;
 mod fixture;
+mod ledger;
+mod memory;
+mod names;
+mod resharding;
+mod reuse;
+mod round_trip;
+mod s3;
+mod safetensors;
 mod save_restore;
+mod scale;
+mod tap;
+mod walk_back;

@@ -1,18 +1,12 @@
-//! What is saved comes back byte for byte.
+//! A training state of several ranks comes back byte for byte, on any number of ranks.
 
+use lastgood::Repository;
 use lastgood::save::Mode;
 use lastgood::state::World;
-use lastgood::{Repository, Run, RunOptions};
 
-use crate::fixture::{Model, in_folder, in_memory, run_name};
+use crate::fixture::{Model, in_folder, in_memory, open};
 
-fn open(repository: &Repository, world: World, incarnation: &str) -> Run {
-    let options =
-        RunOptions { world, incarnation: Some(incarnation.into()), ..RunOptions::default() };
-    Run::open(repository, &run_name(), options).unwrap()
-}
-
-fn save_all(repository: &Repository, size: u32, seed: u64, mode: Mode) {
+fn save_in_threads(repository: &Repository, size: u32, seed: u64, mode: Mode) {
     std::thread::scope(|scope| {
         for rank in 0..size {
             scope.spawn(move || {
@@ -55,7 +49,7 @@ fn one_rank_sync_and_async_in_memory_and_in_a_folder() {
     let (_folder, local) = in_folder();
     for repository in [&memory, &local] {
         for (seed, mode) in [(1, Mode::Sync), (2, Mode::Async)] {
-            save_all(repository, 1, seed, mode);
+            save_in_threads(repository, 1, seed, mode);
             check_restore(repository, 1, seed, 1);
         }
     }
@@ -64,7 +58,7 @@ fn one_rank_sync_and_async_in_memory_and_in_a_folder() {
 #[test]
 fn many_ranks_and_other_numbers_of_ranks() {
     let (_folder, repository) = in_folder();
-    save_all(&repository, 4, 7, Mode::Async);
+    save_in_threads(&repository, 4, 7, Mode::Async);
     for size in [4, 3, 2, 1] {
         check_restore(&repository, size, 7, 4);
     }
