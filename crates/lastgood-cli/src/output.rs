@@ -20,7 +20,7 @@ pub(crate) fn line(text: impl std::fmt::Display) {
     bytes(format!("{text}\n").as_bytes());
 }
 
-/// As [`line`], for bytes that end a line themselves.
+/// As [`line()`], for bytes that end a line themselves.
 pub(crate) fn bytes(bytes: &[u8]) {
     let mut out = io::stdout().lock();
     if let Err(error) = out.write_all(bytes).and_then(|()| out.flush())

@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
+use std::time::Duration;
 
 use lastgood::{Error, ErrorKind, Result};
 use rustix::process::{
@@ -17,6 +18,10 @@ use super::{Cause, Stream};
 
 /// A line of more bytes is cut.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
+
+/// How long the end of a rank is kept back for its last lines, so that they come before it. What the rank
+/// has started may hold its output open for longer.
+const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// What the threads beside a process tell.
 #[derive(Debug)]
@@ -55,11 +60,13 @@ impl RankProcess {
         let (out, err) = (child.stdout.take(), child.stderr.take());
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let this = Self { child, pid, killed: false, reaped: false };
+        // Nobody sends: that the last sender is gone tells that the output is closed.
+        let (open, closed) = channel();
         if let Some(out) = out {
-            listen(&format!("rank {rank} out"), out, rank, Stream::Out, messages)?;
+            listen(&format!("rank {rank} out"), out, (rank, Stream::Out), messages, open.clone())?;
         }
         if let Some(err) = err {
-            listen(&format!("rank {rank} err"), err, rank, Stream::Err, messages)?;
+            listen(&format!("rank {rank} err"), err, (rank, Stream::Err), messages, open)?;
         }
         if let Some(pid) = pid {
             let messages = messages.clone();
@@ -71,6 +78,7 @@ impl RankProcess {
                         ended => break ended.ok().flatten(),
                     }
                 };
+                closed.recv_timeout(LAST_LINES).ok();
                 let clean = ended.is_some_and(|status| status.exit_status() == Some(0));
                 // Nobody listens any more when the attempt was left after an error.
                 messages.send(Message::Ended { rank, clean }).ok();
@@ -154,12 +162,13 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 fn listen(
     name: &str,
     output: impl Read + Send + 'static,
-    rank: u32,
-    stream: Stream,
+    (rank, stream): (u32, Stream),
     messages: &SyncSender<Message>,
+    open: Sender<()>,
 ) -> Result<()> {
     let messages = messages.clone();
     spawn(name, move || {
+        let _open = open;
         let mut output = BufReader::new(output);
         loop {
             let mut text = Vec::new();
