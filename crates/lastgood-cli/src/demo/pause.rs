@@ -13,7 +13,8 @@ use lastgood_store::{ObjectMeta, Payload, Put, Store};
 
 use super::message::Message;
 
-/// Where a rank stops: before put number `put` from the first one of the save of step `step`.
+/// Where a rank stops: before put number `put` from the first one of the save of step `step`, or of the
+/// first one after it that is written: a save that a newer one supersedes has no puts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pause {
     pub(crate) step: u64,
@@ -51,17 +52,24 @@ impl PauseStore {
 
     /// True from the first put of the save on.
     fn is_inside(&self, key: &str) -> bool {
-        let step = format!("/{:012}/", self.pause.step);
-        self.puts.load(Ordering::SeqCst) > 0 || key.contains(&step)
+        self.puts.load(Ordering::SeqCst) > 0
+            || step_of(key).is_some_and(|step| step >= self.pause.step)
     }
 
     async fn wait_for_the_end(&self, key: &str) {
-        let message = Message::Paused { step: self.pause.step, object: key.to_owned() };
+        let step = step_of(key).unwrap_or(self.pause.step);
+        let message = Message::Paused { step, object: key.to_owned() };
         // Nobody reads it only if nobody is left to kill this process.
         if message.send().is_ok() {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// The step of the save that an object belongs to, if its name says so.
+fn step_of(key: &str) -> Option<u64> {
+    let folder = key.strip_prefix("runs/")?.split('/').nth(3)?;
+    folder.get(..12)?.parse().ok()
 }
 
 #[async_trait]
@@ -105,3 +113,6 @@ impl Store for PauseStore {
         self.inner.delete(key).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -173,7 +173,9 @@ fn a_rank_that_hangs_is_named_within_the_timeout() {
         for (error, waited) in found {
             let Some(error) = error else { continue };
             assert_eq!(error.rank(), Some(hanging), "{error}");
-            assert!(waited >= timeout && waited < 4 * timeout, "{waited:?}");
+            // The kernel's timer may be early by less than a tick; a busy machine is late.
+            let tick = Duration::from_millis(10);
+            assert!(waited + tick >= timeout && waited < 20 * timeout, "{waited:?}");
         }
     }
 }
