@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 use lastgood_chaos::attack::disks::Flaw;
 use lastgood_chaos::attack::power_cuts::FileSystem;
-use lastgood_chaos::attack::{bit_flips, full_disk, kills, power_cuts, worker};
+use lastgood_chaos::attack::{bit_flips, cli_flips, full_disk, kills, power_cuts, worker};
 use lastgood_chaos::failure::{Failure, Result};
 use lastgood_chaos::setting::Setting;
 use lastgood_chaos::{crash, planted, sim};
@@ -51,6 +51,15 @@ enum Attack {
         /// The size of the repository
         #[arg(long, default_value_t = 256 << 10)]
         bytes: u64,
+    },
+    /// Flip random bits of a large repository, one at a time, and judge each by the `lastgood` command
+    CliFlips {
+        /// How many bits
+        #[arg(long, default_value_t = 2000)]
+        flips: u64,
+        /// Decides which
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Kill a rank with `kill -9` at every operation of its save
     Kills {
@@ -148,6 +157,7 @@ fn run(attack: Attack) -> Result<Ending> {
                 report.flips, report.bytes, report.reported, report.unused
             ));
         }
+        Attack::CliFlips { flips, seed } => flip_through_the_command(flips, seed)?,
         Attack::Kills { every } => {
             let report = kills::run(&std::env::current_exe()?, every)?;
             say(&format!(
@@ -184,6 +194,21 @@ fn run(attack: Attack) -> Result<Ending> {
         }
     }
     Ok(Ending::Timed)
+}
+
+fn flip_through_the_command(flips: u64, seed: u64) -> Result<()> {
+    let program = std::env::current_exe()?.with_file_name("lastgood");
+    let report = cli_flips::run(&program, flips, seed)?;
+    say(&format!("flips through the command, in {} bytes (seed {seed}):", report.bytes));
+    let head = "  object          flips  verify: code 3   unused  export: refused  right bytes";
+    say(head);
+    for (class, tally) in &report.classes {
+        say(&format!(
+            "  {class:<13} {:>7} {:>15} {:>8} {:>16} {:>12}",
+            tally.flips, tally.reported, tally.unused, tally.refused, tally.right
+        ));
+    }
+    Ok(())
 }
 
 /// The sound code, and the planted bugs, which must be caught; all at once, since each mostly waits.

@@ -134,6 +134,12 @@ pub(super) const STAGES: &[Stage] = &[
     Stage::new("mutants", "planted bugs are each found", "lastgood-chaos mutants").release(),
     Stage::new("bit-flips", "every flipped bit of a small repository", "lastgood-chaos bit-flips")
         .release(),
+    Stage::new(
+        "cli-flips",
+        "2,000 flipped bits of a larger repository, through the command",
+        "lastgood-chaos cli-flips --flips 2000",
+    )
+    .release(),
     Stage::new("full-disk", "a disk that fills up during a save", "lastgood-chaos full-disk")
         .needs(&[Need::Root])
         .release(),
