@@ -21,6 +21,14 @@ fn the_same_failure_at_the_same_step_twice_ends_the_job() {
 }
 
 #[test]
+fn whichever_rank_is_noticed_first_the_same_code_after_the_same_step_is_the_same() {
+    let mut budget = Budget::new(10);
+    let first = failure(Cause::Exit(1), Some(57), Some("loss is nan"));
+    assert!(restarts(&budget.judge(first.clone(), Some(55))));
+    assert!(!restarts(&budget.judge(Failure { rank: 3, ..first }, Some(55))));
+}
+
+#[test]
 fn another_step_rank_or_cause_is_another_failure() {
     let mut budget = Budget::new(10);
     let first = failure(Cause::Signal(9), Some(57), None);
