@@ -22,6 +22,7 @@ use lastgood_store::{LocalStore, SystemEnv};
 use super::state::{self, Size, State};
 use crate::failure::{Context, Result, bail, ensure};
 use crate::random::Random;
+use crate::ranks::content;
 
 const RANKS: u32 = 2;
 const STEPS: u64 = 4;
@@ -171,15 +172,10 @@ fn objects_of(folder: &Path) -> Result<Vec<Object>> {
     let store = LocalStore::open(folder)?;
     let repository = Repository::open(Arc::new(store), Arc::new(SystemEnv::default()))?;
     let ledger = repository.existing(&state::run_name())?;
-    let run_folder = key::run_folder(ledger.run());
     let mut used = Vec::new();
     for checkpoint in ledger.history().checkpoints() {
         let contents = repository.contents(&ledger, &checkpoint.id)?;
-        used.push(key::manifest(ledger.run(), &checkpoint.id));
-        for (entry, index) in contents.manifest().indexes.iter().zip(contents.indexes()) {
-            used.push(format!("{run_folder}{}", entry.object));
-            used.extend(index.packs.iter().map(|pack| format!("{run_folder}{}", pack.object)));
-        }
+        used.extend(content::objects_of(&contents)?);
     }
     let all = repository.block_on(repository.store().list("", None))?;
     let class = |key: &str| match key {
