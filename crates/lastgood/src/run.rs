@@ -338,14 +338,6 @@ impl Run {
         self.saver.save_overlapped(step, capture)
     }
 
-    /// Reads and verifies every byte that a checkpoint stands on, and gives how many they are.
-    ///
-    /// # Errors
-    /// As [`Repository::verify_packs`].
-    pub fn verify(&self, contents: &Contents, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<u64> {
-        restore::verify_all(&self.io, contents, progress)
-    }
-
     /// Reads the ledger to its tail.
     ///
     /// # Errors
