@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,9 @@ class Stage:
         """
         found = self._wait(timeout)
         if found is None or found is False:
-            raise TimeoutError(f"the save of step {self._step} is not {self._name} after {timeout} s")
+            raise TimeoutError(
+                f"the save of step {self._step} is not {self._name} after {timeout} s"
+            )
         return found
 
     def done(self) -> bool:
@@ -58,10 +61,8 @@ class Stage:
         """Calls ``call`` with this from a thread of its own, once the stage is reached or will never be."""
 
         def wait() -> None:
-            try:
+            with contextlib.suppress(LastgoodError):
                 self._wait(None)
-            except LastgoodError:
-                pass
             call(self)
 
         threading.Thread(target=wait, name="lastgood-callback", daemon=True).start()

@@ -122,9 +122,7 @@ class Plan:
                 found.setdefault(component, {})[name] = SavedTensor(dtype, tuple(shape))
         return found
 
-    def _saved(
-        self, name: str, trees: dict[int, Any], stored: dict[str, SavedTensor]
-    ) -> Saved:
+    def _saved(self, name: str, trees: dict[int, Any], stored: dict[str, SavedTensor]) -> Saved:
         """The tensors as the adapter knows them: what each rank stored for itself is one tensor."""
         saved_by = self.checkpoint.world_size
         own = sorted({tensor for tree in trees.values() for tensor in tree["own"]})

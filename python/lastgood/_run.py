@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-
 import os
 import threading
 import warnings
@@ -112,7 +111,9 @@ def open(
     world = _world.find_world()
     decides = as_policy(policy)
     if world.size > 1 and decides.seconds is not None:
-        raise Invalid("a policy by seconds is for a rank alone: several ranks must save the same steps; use steps")
+        raise Invalid(
+            "a policy by seconds is for a rank alone: several ranks must save the same steps; use steps"
+        )
     if failures_max is not None:
         settings["failures_max"] = failures_max
     opened = Run(
@@ -148,7 +149,11 @@ def _warn_of_supervisor(store: str, run: str) -> None:
 
 
 def _place(url: str) -> str:
-    return os.path.abspath(url.removeprefix("file://")) if "://" not in url.removeprefix("file://") else url
+    return (
+        os.path.abspath(url.removeprefix("file://"))
+        if "://" not in url.removeprefix("file://")
+        else url
+    )
 
 
 class Run:
@@ -204,8 +209,9 @@ class Run:
             if not isinstance(name, str) or not name:
                 raise Invalid(f"a component's name is a string, given {name!r}")
             declared = _state.as_declared(obj)
-            durable = isinstance(declared, _state.Durable)
-            adapter = _state.adapter_for(name, self._state, declared) if durable else None
+            adapter = None
+            if isinstance(declared, _state.Durable):
+                adapter = _state.adapter_for(name, self._state, declared)
             found[name] = (declared, adapter)
         if self._rng:
             found[_state.RNG] = (_state.Durable(None, owner="lastgood"), _rng.GlobalRng())
@@ -236,13 +242,12 @@ class Run:
             self.wait_captured()
             deferred = self._overlap and not block
             capture = _lastgood.Capture()
-            guarded = False
             for name, (declared, adapter) in self._adapters().items():
                 component = capture.component(name, declared.owner, declared.durability)
                 if adapter is None:
                     continue
                 snapshot = adapter.capture(self._world, deferred)
-                guarded |= self._declare(capture, component, snapshot)
+                self._declare(capture, component, snapshot)
             capture.metadata("lastgood.python", _lastgood.__version__)
             handle = SaveHandle(self, self._native.save(step, capture, deferred))
             self._copying = handle if deferred else None
@@ -253,7 +258,9 @@ class Run:
             handle.durable.result()
         return handle
 
-    def _declare(self, capture: Any, component: int, snapshot: _state.Snapshot) -> bool:
+    def _declare(
+        self, capture: _lastgood.Capture, component: int, snapshot: _state.Snapshot
+    ) -> None:
         own = []
         for shard in snapshot.shards:
             name = shard.name
@@ -277,7 +284,6 @@ class Run:
             capture.tied(component, name, of)
         tree = {"tree": snapshot.tree, "own": own}
         capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
-        return bool(snapshot.shards)
 
     def _guard(self) -> None:
         """Lets every optimizer of the state wait for the copy before it steps."""
@@ -337,9 +343,7 @@ class Run:
             return self.save(step)
         return None
 
-    def restore(
-        self, at: str | int | None = None, *, only: Iterable[str] | None = None
-    ) -> int:
+    def restore(self, at: str | int | None = None, *, only: Iterable[str] | None = None) -> int:
         """Restores the last good checkpoint, or the one that ``at`` names, and gives its step; 0 for a fresh run.
 
         Everything is read and verified before the first live object changes. A damaged checkpoint is marked bad, and
@@ -359,8 +363,7 @@ class Run:
             self.wait_captured()
             notices: list[str] = []
             if at is not None:
-                checkpoint = self._native.find(str(at))
-                return self._restore_from(checkpoint, only, notices)
+                return self._restore_from(self._native.find(str(at)), only, notices)
             while (checkpoint := self._native.candidate()) is not None:
                 notices += checkpoint.notices
                 try:
@@ -388,7 +391,9 @@ class Run:
             wanted = set(only)
             unknown = wanted - set(components)
             if unknown:
-                raise NotFound(f"there is no component {sorted(unknown)}; there are {sorted(components)}")
+                raise NotFound(
+                    f"there is no component {sorted(unknown)}; there are {sorted(components)}"
+                )
             components = {k: v for k, v in components.items() if k in wanted}
         return Plan(self._native, checkpoint, components, self._world, partial=only is not None)
 
@@ -439,7 +444,7 @@ class Run:
         Raises:
             Unavailable, Denied, Corrupt: if the ledger cannot be read.
         """
-        return [Checkpoint(**row) for row in self._native.history()]
+        return [Checkpoint(*row) for row in self._native.history()]
 
     def _tell_failures(self) -> None:
         for failure in self._native.take_failures():
@@ -523,5 +528,3 @@ def runs(store: str | os.PathLike[str]) -> list[str]:
         ['first']
     """
     return _lastgood.runs(os.fspath(store), _world.store_options())
-
-

@@ -1,2 +1,5 @@
 """Data loaders (being written)."""
-def adapt(obj): return None
+
+
+def adapt(obj):
+    return None
