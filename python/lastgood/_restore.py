@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lastgood import _lastgood, _state
-from lastgood._lastgood import Corrupt, Incompatible, NotFound
+from lastgood._lastgood import Incompatible, NotFound
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, World
 
 Components = dict[str, tuple["_state._Declared", "Adapter | None"]]
@@ -186,12 +186,12 @@ class Plan:
                 done.append(loading)
                 loading.apply()
         except BaseException as error:
-            for loading in reversed(done):
-                loading.undo()
-            if isinstance(error, (Corrupt, Incompatible)) or not isinstance(error, Exception):
+            stuck = _take_back(done)
+            if not isinstance(error, Exception):
                 raise
+            state = "everything is as it was" if not stuck else f"NOT taken back: {'; '.join(stuck)}"
             raise Incompatible(
-                f"an object refused its state from checkpoint {self.checkpoint.id[:16]}; everything is as it was: "
+                f"an object refused its state from checkpoint {self.checkpoint.id[:16]}; {state}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         for declared, _ in self.components.values():
@@ -218,6 +218,17 @@ class Plan:
             problems,
             list(self.notices),
         )
+
+
+def _take_back(done: list[Loading]) -> list[str]:
+    """Undoes what was applied, and gives what could not be undone: the object that refused may refuse again."""
+    stuck = []
+    for loading in reversed(done):
+        try:
+            loading.undo()
+        except Exception as error:
+            stuck.append(f"{type(error).__name__}: {error}")
+    return stuck
 
 
 def _available_memory() -> int | None:

@@ -180,6 +180,7 @@ class Run:
         self._lock = threading.RLock()
         self._heartbeat = _heartbeat()
         self._closed = False
+        self._saved = False
         self.last_restore: Restored | None = None
         self._adapters()
 
@@ -250,6 +251,7 @@ class Run:
                 self._declare(capture, component, snapshot)
             capture.metadata("lastgood.python", _lastgood.__version__)
             handle = SaveHandle(self, self._native.save(step, capture, deferred))
+            self._saved = True
             self._copying = handle if deferred else None
             if deferred:
                 self._guard()
@@ -350,7 +352,8 @@ class Run:
         a rank alone goes back to the one before it by itself; several ranks go back together in their next start.
 
         Args:
-            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default what the attempt began with.
+            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default the last good one, of several ranks
+                that which their attempt began with.
             only: the components to restore; default all, and every one must be there.
 
         Raises:
@@ -362,6 +365,8 @@ class Run:
         with self._lock:
             self.wait_captured()
             notices: list[str] = []
+            if at is None and self._saved and self._world.size > 1:
+                raise Invalid("several ranks that go back during an attempt must name the checkpoint: at=…")
             if at is not None:
                 return self._restore_from(self._native.find(str(at)), only, notices)
             while (checkpoint := self._native.candidate()) is not None:

@@ -37,6 +37,7 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
 
 /// Formatting, lints, types, and stubs that say what the module has.
 fn lint() -> Result<bool> {
+    environment::install()?;
     let checks: [&[&str]; 4] = [
         &["-m", "ruff", "check", "python", "examples"],
         &["-m", "ruff", "format", "--check", "python", "examples"],
