@@ -15,7 +15,7 @@ from typing import Any
 
 from lastgood import _lastgood, _rng, _state, _world
 from lastgood._handle import SaveHandle
-from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
+from lastgood._lastgood import Closed, Corrupt, Invalid, LastgoodError, NotFound
 from lastgood._policy import as_policy
 from lastgood._restore import Plan, Report
 from lastgood._state import World
@@ -181,6 +181,8 @@ class Run:
         self._heartbeat = _heartbeat()
         self._closed = False
         self._saved = False
+        # A forked child has none of the threads that save, and must not wait for them.
+        self._process = os.getpid()
         self.last_restore: Restored | None = None
         self._adapters()
 
@@ -238,6 +240,8 @@ class Run:
             64
             >>> run.close()
         """
+        if os.getpid() != self._process:
+            raise Closed("the run was opened by another process; a forked child must open its own")
         self._tell_failures()
         with self._lock:
             self.wait_captured()
@@ -461,7 +465,7 @@ class Run:
         Raises:
             The failures of saves that nobody has been told of.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         self.wait_captured()

@@ -516,3 +516,19 @@ def test_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LASTGOOD_HEARTBEAT", str(tmp_path / "no" / "file"))
     with pytest.raises(lg.Invalid, match="LASTGOOD_HEARTBEAT"):
         lg.open(tmp_path / "s", {})
+
+
+def test_a_forked_child_ends(tmp_path: Path) -> None:
+    """It has none of the threads: it must neither hang at its end nor pretend to save."""
+    code = (
+        "import os\nrun.save(1)\nchild = os.fork()\n"
+        "if child == 0:\n"
+        "    try: run.save(2)\n"
+        "    except lg.Closed as error: print(error, flush=True)\n"
+        "    sys.exit(5)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+    )
+    child = spawn(code, str(tmp_path))
+    out, err = child.communicate(timeout=60)
+    assert "another process" in out and "\n5\n" in out, (out, err)
+    assert child.returncode == 0
