@@ -55,7 +55,7 @@ class Loader(Iterable[Any]):
             check_workers(source, workers_rng)
         if self.sampler._keeper is not None:
             raise lg.Invalid("lg.data.loader: this Sampler has a loader already; two would count each batch twice.")
-        self.sampler._keeper = self
+        self.sampler._keeper_ref = weakref.ref(self)
 
     @property
     def epoch(self) -> int:

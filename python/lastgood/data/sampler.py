@@ -104,8 +104,9 @@ class Sampler:
         self._given = 0
         self._counted = 0
         self._ran_out = False
-        # The loader that counts for us, and whether it is now asking for an iterator.
-        self._keeper: object | None = None
+        # The loader that counts for us, and whether it is now asking for an iterator. Weak: in a cycle with its sampler a
+        # DataLoader is torn down in an order in which it waits 5 s for each persistent worker.
+        self._keeper_ref: weakref.ref[object] | None = None
         self._keeper_asks = False
         self._check_shares(place(rank, world_size)[1])
 
@@ -260,7 +261,11 @@ class Sampler:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process has no iterator and no loader of its own yet.
-        return {**self.__dict__, "_live": None, "_keeper": None, "_keeper_asks": False}
+        return {**self.__dict__, "_live": None, "_keeper_ref": None, "_keeper_asks": False}
+
+    @property
+    def _keeper(self) -> object | None:
+        return None if self._keeper_ref is None else self._keeper_ref()
 
     def _steps(self, position: int) -> int:
         left = self.length - position
