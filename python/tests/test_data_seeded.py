@@ -194,7 +194,7 @@ def test_a_seed_of_its_own_overrides_the_samplers(expected: list[Any]) -> None:
 
 
 def test_what_seeded_refuses() -> None:
-    with pytest.raises(lg.Invalid, match=r"a set has no __getitem__"):
+    with pytest.raises(lg.Invalid, match=r"a set is not a map-style dataset"):
         seeded({1})
     for wrong in (-1, 2**64, 1.5, True):
         with pytest.raises(lg.Invalid, match=r"seed must be an int"):

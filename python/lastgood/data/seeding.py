@@ -53,10 +53,11 @@ class Seeded:
     """
 
     def __init__(self, dataset: Any, *, seed: int | None = None) -> None:
-        if not hasattr(dataset, "__getitem__"):
+        iterable = getattr(sys.modules.get("torch.utils.data"), "IterableDataset", ())
+        if not hasattr(dataset, "__getitem__") or isinstance(dataset, iterable):
             raise lg.Invalid(
-                f"lg.data.seeded: a {type(dataset).__name__} has no __getitem__; only a map-style dataset can be seeded "
-                "sample by sample. An iterable dataset has to keep its random state in its own state_dict."
+                f"lg.data.seeded: a {type(dataset).__name__} is not a map-style dataset (`dataset[index]`), and only that "
+                "can be seeded sample by sample. An iterable dataset has to keep its random state in its own state_dict."
             )
         if seed is not None and (type(seed) is not int or not 0 <= seed <= _WORD_MAX):
             raise lg.Invalid(f"lg.data.seeded: seed must be an int from 0 to {_WORD_MAX}, found {seed!r}.")
