@@ -152,13 +152,42 @@ impl<'a> Part<'_, 'a> {
         shape: &[u64],
         source: impl Source + 'a,
     ) -> Result<()> {
-        let extent = NdBox::whole(shape);
+        self.push_source(name, dtype, shape, NdBox::whole(shape), Box::new(source), true)
+    }
+
+    /// As [`Part::shard`], read from `source` while it is captured.
+    ///
+    /// # Errors
+    /// As [`Part::shard`]; `Invalid` if dtype and extent have no number of bytes that fits memory.
+    pub fn shard_source(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        source: impl Source + 'a,
+    ) -> Result<()> {
+        self.push_source(name, dtype, shape, extent, Box::new(source), false)
+    }
+
+    fn push_source(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        source: Box<dyn Source + 'a>,
+        replicated: bool,
+    ) -> Result<()> {
         let bytes = extent.elements().and_then(|elements| dtype.bytes_of(elements));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
             let name = show(&self.capture.components[self.component].name, name);
-            Error::invalid(format!("{name}: {dtype} of {shape:?} is no whole number of bytes"))
+            Error::invalid(format!(
+                "{name}: {dtype} of {:?} is no whole number of bytes",
+                extent.sizes
+            ))
         })?;
-        self.push(name, dtype, shape, extent, Data::Source(Box::new(source), bytes), true)
+        self.push(name, dtype, shape, extent, Data::Source(source, bytes), replicated)
     }
 
     /// A whole tensor of which every rank holds the same bytes; one rank stores it.
@@ -189,6 +218,14 @@ impl<'a> Part<'_, 'a> {
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Result<()> {
         self.push_bytes(name, dtype, shape, extent, data.into(), false)
+    }
+
+    /// Opaque bytes of this rank alone.
+    ///
+    /// # Errors
+    /// As [`Part::tensor`].
+    pub fn rank_blob(&mut self, name: &str, data: impl Into<Cow<'a, [u8]>>) -> Result<()> {
+        self.push_blob(rank_name(name, self.capture.world.rank), data.into(), false)
     }
 
     /// A plain value that is the same on every rank, stored as JSON.
