@@ -77,6 +77,14 @@ class SaveHandle:
     ``captured``: the state is copied and may be changed. ``durable``: it is a committed checkpoint of all ranks, and
     survives the loss of power; the value is its id. ``verified``: every byte was read back and compared; asking for it
     is what starts the reading.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     handle = run.save(5)
+        ...     same = handle.durable.result(60) == handle.verified.result(60)
+        >>> same, handle
+        (True, lg.SaveHandle(step=5, committed))
     """
 
     def __init__(self, run: Run, native: _lastgood.SaveHandle) -> None:

@@ -15,7 +15,16 @@ Components = dict[str, tuple["_state._Declared", "Adapter | None"]]
 
 @dataclass
 class Report:
-    """What a restore would do. ``problems`` is empty if it would succeed."""
+    """What a restore would do: from `Run.preflight`. ``problems`` is empty if it would succeed. ``bytes`` and
+    ``memory_needed`` are bytes of this rank; ``memory_available`` is what the system has left, or None.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     _ = run.save(5, block=True)
+        ...     print(str(run.preflight()).splitlines()[1])
+        ranks         1 saved it, 1 restore it
+    """
 
     checkpoint: str
     step: int

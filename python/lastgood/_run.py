@@ -24,7 +24,13 @@ _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class SaveWarning(UserWarning):
-    """A save failed. Training goes on; the checkpoints before it are unharmed."""
+    """A save failed. Training goes on; the checkpoints before it are unharmed.
+
+    Example:
+        >>> import lastgood as lg, warnings
+        >>> warnings.simplefilter("error", lg.SaveWarning)  # to end the training instead
+        >>> warnings.simplefilter("default", lg.SaveWarning)
+    """
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,14 @@ class Checkpoint:
 
     ``id``: 64 hexadecimal digits. ``standing``: committed, verified, good or bad, with the ``reason``. ``at``: when, in
     RFC 3339. ``bytes``: of all ranks' state. ``new_bytes``: of these, what had to be written.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     _ = run.save(5, block=True)
+        ...     found = run.history()[-1]
+        >>> found.step, found.standing, found.world_size
+        (5, 'committed', 1)
     """
 
     id: str
@@ -50,7 +64,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did: the checkpoint, its step, the bytes that were placed, and what a person should know."""
+    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, and
+    what a person should know (``notices``), such as checkpoints that were skipped.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     _ = run.save(5, block=True)
+        ...     _ = run.restore()
+        >>> run.last_restore.step, run.last_restore.notices
+        (5, [])
+    """
 
     checkpoint: str
     step: int
@@ -157,7 +181,14 @@ def _place(url: str) -> str:
 
 
 class Run:
-    """One rank of one attempt of a run: made by `lg.open`, closed by `close` or at the end of a ``with``."""
+    """One rank of one attempt of a run: made by `lg.open`, closed by `close` or at the end of a ``with``.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     run
+        lg.Run(attempt=1, rank=0 of 1)
+    """
 
     def __init__(
         self,
@@ -342,6 +373,14 @@ class Run:
 
         Raises:
             As `save`.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}, policy=lg.Policy(steps=2)) as run:
+            ...     for step in range(5):
+            ...         _ = run.step(step + 1, loss=0.5)
+            >>> [c.step for c in run.history()]
+            [2, 4]
         """
         if self._heartbeat is not None:
             self._heartbeat(step)
@@ -365,6 +404,16 @@ class Run:
             Incompatible: if components or tensors are missing, left over, or of another shape or dtype: each is
                 named, and nothing is changed.
             Corrupt: if it is damaged, and there is nothing to go back to.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> state = {"x": {"y": 1}}
+            >>> with lg.open(tempfile.mkdtemp(), state) as run:
+            ...     _ = run.save(5, block=True)
+            ...     state["x"]["y"] = 2
+            ...     step = run.restore()
+            >>> step, state
+            (5, {'x': {'y': 1}})
         """
         with self._lock:
             self.wait_captured()
@@ -413,6 +462,14 @@ class Run:
         Raises:
             NotFound: if there is no checkpoint.
             Corrupt, Unavailable, Denied: if its tables cannot be read.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+            ...     _ = run.save(5, block=True)
+            ...     report = run.preflight()
+            >>> report.ok, report.step
+            (True, 5)
         """
         selector = "last-good" if at is None else str(at)
         return self._plan(self._native.find(selector), None).report()
@@ -426,6 +483,14 @@ class Run:
         Raises:
             NotFound: if there is no such checkpoint.
             Corrupt: naming the first object that is damaged; the checkpoint is marked bad.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+            ...     _ = run.save(5, block=True)
+            ...     read = run.verify()
+            >>> read > 0, run.history()[0].standing
+            (True, 'verified')
         """
         checkpoint = self._native.find(str(at))
         try:
@@ -444,6 +509,14 @@ class Run:
         Raises:
             NotFound: if there is no such checkpoint.
             Conflict: if it is bad and is to become merely verified.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+            ...     _ = run.save(5, block=True)
+            ...     _ = run.mark(5, "bad", "the loss was NaN after it")
+            >>> run.history()[0].reason
+            'the loss was NaN after it'
         """
         return self._native.mark(str(at), standing, reason)
 
@@ -452,6 +525,12 @@ class Run:
 
         Raises:
             Unavailable, Denied, Corrupt: if the ledger cannot be read.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {}) as run:
+            ...     run.history()
+            []
         """
         return [Checkpoint(*row) for row in self._native.history()]
 
@@ -464,6 +543,11 @@ class Run:
 
         Raises:
             The failures of saves that nobody has been told of.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> run = lg.open(tempfile.mkdtemp(), {})
+            >>> run.close()
         """
         if self._closed or os.getpid() != self._process:
             return

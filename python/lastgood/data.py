@@ -1,5 +1,0 @@
-"""Data loaders (being written)."""
-
-
-def adapt(obj):
-    return None
