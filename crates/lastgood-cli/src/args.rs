@@ -105,6 +105,18 @@ pub(crate) enum Command {
         #[arg(long, default_value = "marked by hand")]
         reason: String,
     },
+    /// Say which checkpoints of other tools can be trusted, and which one is the last
+    #[command(after_help = examples::DOCTOR)]
+    Doctor {
+        /// A folder with checkpoints at any depth, or one file
+        path: PathBuf,
+        /// Check sizes and structure only; do not read the bytes of tensors
+        #[arg(long)]
+        quick: bool,
+        /// Take this name or module in pickles as harmless; may be repeated
+        #[arg(long, value_name = "NAME")]
+        allow: Vec<String>,
+    },
     /// Save a safetensors file as a checkpoint
     #[command(after_help = examples::IMPORT)]
     Import {

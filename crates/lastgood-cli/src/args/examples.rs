@@ -62,6 +62,17 @@ Examples:
 Recovery takes the newest good checkpoint, else the newest verified one, else the newest one; never a bad
 one. As soon as one is marked good, newer ones that are not are passed over.";
 
+pub(super) const DOCTOR: &str = "\
+Examples:
+  lastgood doctor ./output                          of a Hugging Face Trainer: checkpoint-500, checkpoint-1000, …
+  lastgood doctor /ckpt --json | jq -r 'select(.last_trusted) | .last_trusted'
+  lastgood doctor model.pt --allow mylib.config
+
+It knows Hugging Face Trainer, DCP, Lightning, DeepSpeed, Megatron, Orbax, safetensors and torch.save, and needs
+none of them. No pickle is run: what loading one would import is listed.
+
+It exits with 0 if every checkpoint can be trusted and with 3 if one cannot. Nothing is changed.";
+
 pub(super) const IMPORT: &str = "\
 Examples:
   lastgood import model.safetensors --store /data/ckpt --run llm --step 0
