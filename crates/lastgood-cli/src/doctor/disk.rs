@@ -60,6 +60,11 @@ impl Span {
         self.len
     }
 
+    /// Where it begins in its file.
+    pub(crate) fn begin(&self) -> u64 {
+        self.begin
+    }
+
     pub(crate) fn modified(&self) -> Option<SystemTime> {
         self.input.modified()
     }

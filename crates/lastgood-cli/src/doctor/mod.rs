@@ -4,7 +4,7 @@
 //! [`report`] holds what they found. Nothing that is read is trusted: a length is checked before memory is
 //! taken for it, and no pickle is ever run.
 
-mod discover;
+pub(crate) mod discover;
 pub(crate) mod disk;
 pub(crate) mod flaw;
 pub(crate) mod formats;

@@ -257,9 +257,10 @@ impl Series {
         self.checkpoints.iter().rev().find(|c| c.verdict() == Verdict::Trusted)
     }
 
-    /// The newest checkpoint that may be whole, for when none can be trusted.
+    /// The newest checkpoint that may be whole and runs no code of a stranger, for when none can be
+    /// trusted.
     pub(crate) fn last_suspect(&self) -> Option<&Checkpoint> {
-        self.checkpoints.iter().rev().find(|c| c.verdict() == Verdict::Suspect)
+        self.checkpoints.iter().rev().find(|c| c.findings.worst() == Some(Severity::Doubt))
     }
 
     pub(crate) fn is_clean(&self) -> bool {

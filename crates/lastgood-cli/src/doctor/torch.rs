@@ -114,6 +114,11 @@ impl TorchFile {
         Ok(Self { pickle, place: Place::Legacy { span: span.clone(), storages } })
     }
 
+    /// True if its numbers are stored the other way round.
+    pub(crate) fn is_big_endian(&self) -> bool {
+        matches!(self.place, Place::Zip { big_endian: true, .. })
+    }
+
     /// The bytes of a storage, if they are as many as the pickle says.
     pub(crate) fn storage(&self, storage: &Storage) -> Result<Span, Flaw> {
         let expected = storage.bytes()?;
@@ -276,10 +281,13 @@ pub(crate) fn names_of(audit: &Audit<'_>, object: &str, pickle: &Pickle, finding
             Finding::new(severity, kind, object)
                 .expected("names that checkpoints are made of")
                 .found(format!("loading it would import {}: {why}", name.full()))
-                .remedy(format!(
-                    "do not load it unless you know who wrote it; --allow {} if it is yours",
-                    name.full()
-                )),
+                .remedy(match kind {
+                    "pickled-code" => format!(
+                        "do not load it unless you know who wrote it; --allow {} if it is yours",
+                        name.full()
+                    ),
+                    _ => "do not load it".to_owned(),
+                }),
         );
     }
     if !classes.is_empty() {

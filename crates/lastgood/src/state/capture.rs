@@ -152,13 +152,41 @@ impl<'a> Part<'_, 'a> {
         shape: &[u64],
         source: impl Source + 'a,
     ) -> Result<()> {
-        let extent = NdBox::whole(shape);
+        self.push_source(name, dtype, shape, NdBox::whole(shape), Box::new(source), true)
+    }
+
+    /// The part `extent` of a tensor of global shape `shape`, read from `source` while it is captured.
+    /// One rank may hold several parts of one tensor; parts must not overlap.
+    ///
+    /// # Errors
+    /// As [`Part::shard`]; `Invalid` if dtype and sizes have no number of bytes that fits memory.
+    pub fn shard_source(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        source: impl Source + 'a,
+    ) -> Result<()> {
+        self.push_source(name, dtype, shape, extent, Box::new(source), false)
+    }
+
+    fn push_source(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        source: Box<dyn Source + 'a>,
+        replicated: bool,
+    ) -> Result<()> {
         let bytes = extent.elements().and_then(|elements| dtype.bytes_of(elements));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
             let name = show(&self.capture.components[self.component].name, name);
-            Error::invalid(format!("{name}: {dtype} of {shape:?} is no whole number of bytes"))
+            let sizes = &extent.sizes;
+            Error::invalid(format!("{name}: {dtype} of {sizes:?} is no whole number of bytes"))
         })?;
-        self.push(name, dtype, shape, extent, Data::Source(Box::new(source), bytes), true)
+        self.push(name, dtype, shape, extent, Data::Source(source, bytes), replicated)
     }
 
     /// A whole tensor of which every rank holds the same bytes; one rank stores it.

@@ -1,6 +1,7 @@
 //! safetensors: one file, shards with an index, and the shards that DCP's Hugging Face writer leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use ::safetensors::tensor::Metadata;
 use lastgood_format::layout::NdBox;
@@ -74,7 +75,7 @@ pub(super) fn note_no_sums(findings: &mut Findings, name: &str) {
 }
 
 /// A folder of safetensors files that is a checkpoint of its own.
-pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
+pub(crate) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
     checkpoint.step = checkpoint
         .path
         .file_name()
@@ -123,6 +124,19 @@ pub(super) fn weights(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Check
         note_no_sums(&mut checkpoint.findings, "*.safetensors");
     }
     some || hf::pickled_weights(audit, folder, checkpoint)
+}
+
+/// The files that an index names, all of which are beside it.
+pub(crate) fn named_by_index(folder: &Path, index: &str) -> Result<BTreeSet<String>, Flaw> {
+    let bytes = Span::open(&folder.join(index))?.all(files::JSON_BYTES_MAX)?;
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| Flaw::content(format!("it is no JSON: {e}")))?;
+    let map = value.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| Flaw::content("it has no weight_map"))?;
+    let beside = |file: &str| !file.is_empty() && !file.contains(['/', '\\']) && file != "..";
+    let name = |file: &Value| file.as_str().filter(|file| beside(file)).map(str::to_owned);
+    let names: Option<BTreeSet<String>> = map.values().map(name).collect();
+    names.ok_or_else(|| Flaw::content("it names files that are not beside it"))
 }
 
 /// The shards that an index names.

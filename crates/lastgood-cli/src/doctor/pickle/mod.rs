@@ -135,6 +135,14 @@ impl Pickle {
         }
     }
 
+    /// Opaque bytes.
+    pub(crate) fn blob(&self, id: Id) -> Option<&[u8]> {
+        match self.node(id) {
+            Node::Bytes(range) => Some(&self.bytes[range.clone()]),
+            _ => None,
+        }
+    }
+
     pub(crate) fn int(&self, id: Id) -> Option<i64> {
         match self.node(id) {
             Node::Int(int) => Some(*int),

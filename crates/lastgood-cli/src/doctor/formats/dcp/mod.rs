@@ -43,7 +43,7 @@ pub(super) fn step_in_name(name: &str) -> Option<u64> {
 }
 
 /// Checks one folder of DCP; `prefix` is where it is below its checkpoint, with a slash, or nothing.
-pub(super) fn audit_folder(
+pub(crate) fn audit_folder(
     audit: &Audit<'_>,
     path: &Path,
     prefix: &str,
