@@ -68,4 +68,4 @@ pub(crate) fn examine(audit: &Audit<'_>, path: &Path) -> Result<Vec<Series>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -260,3 +260,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let word = bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
     word.map_or(0, u64::from_le_bytes)
 }
+
+#[cfg(test)]
+mod tests;

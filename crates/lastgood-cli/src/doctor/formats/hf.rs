@@ -163,7 +163,7 @@ fn optimizer_steps(file: &TorchFile) -> Option<u64> {
     let state = pickle.get(pickle.root()?, "state")?;
     let of = |id: Id| -> Option<u64> {
         let number = file.scalar(step_of(pickle, id)?)?;
-        (number >= 0.0 && number < 1e15).then_some(number as u64)
+        (0.0..1e15).contains(&number).then_some(number as u64)
     };
     let parameters = pickle.pairs(state)?.iter().take(PARAMETERS_MAX);
     parameters.filter_map(|(_, parameter)| of(*parameter)).max()

@@ -242,8 +242,10 @@ pub(crate) fn judge(name: &Name, allowed: &[String]) -> Standing {
     if vouched || FRAMEWORK.contains(&full.as_str()) || is_framework_class(module, name) {
         return Standing::Framework;
     }
-    let top = module.split('.').next().unwrap_or(module);
-    match module == "builtins" || DANGEROUS.contains(&module) || DANGEROUS.contains(&top) {
+    let below = |of: &str| {
+        module.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    match module == "builtins" || DANGEROUS.iter().any(|of| below(of)) {
         true => Standing::Dangerous,
         false => Standing::Unknown,
     }

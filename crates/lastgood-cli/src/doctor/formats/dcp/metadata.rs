@@ -43,6 +43,9 @@ pub(crate) struct Item {
     pub(crate) transformed: bool,
 }
 
+/// What is stored: a name, and where in the tensor it begins; nothing for what is no tensor.
+type Key = (String, Option<Vec<u64>>);
+
 /// The table.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata {
@@ -50,12 +53,11 @@ pub(crate) struct Metadata {
     by_name: BTreeMap<String, usize>,
     /// What is no tensor.
     pub(crate) objects: Vec<String>,
-    items: BTreeMap<(String, Option<Vec<u64>>), Item>,
+    items: BTreeMap<Key, Item>,
 }
 
 impl Metadata {
     /// Reads the table, and gives the pickle that it is with it.
-    #[expect(clippy::type_complexity, reason = "a stream that can be read may be no table")]
     pub(crate) fn read(span: &Span) -> Result<(Pickle, Result<Self, Flaw>), Flaw> {
         let pickle = Pickle::read(span.all(STREAM_BYTES_MAX)?, 0);
         let table = Reader { pickle: &pickle, chunks: 0, name_bytes: 0 }.table();
@@ -173,7 +175,7 @@ impl Reader<'_> {
         Ok(described())
     }
 
-    fn item(&self, index: Id, place: Id) -> Option<((String, Option<Vec<u64>>), Item)> {
+    fn item(&self, index: Id, place: Id) -> Option<(Key, Item)> {
         let pickle = self.pickle;
         let name = self.name(pickle.attribute(index, "fqn")?)?;
         let offsets = match pickle.attribute(index, "offset") {
