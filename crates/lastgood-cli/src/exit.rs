@@ -1,7 +1,5 @@
 //! Exit codes: stable, so that scripts can act on them.
 
-use std::process::ExitCode;
-
 use lastgood::{Error, ErrorKind};
 
 /// How a command ended.
@@ -23,12 +21,6 @@ pub(crate) enum Exit {
     Diverged,
     /// 7: the store does not answer or has no room.
     Unavailable,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
 }
 
 /// The exit code of an error.

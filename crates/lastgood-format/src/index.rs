@@ -8,7 +8,7 @@ mod rules;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-pub use agreement::check_agreement;
+pub use agreement::{check_agreement, check_complete};
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Codec;

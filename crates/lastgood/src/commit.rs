@@ -5,7 +5,7 @@
 //! `checkpoint.committed`. Racing ranks build the same bytes and agree; a dead rank leaves an
 //! uncommitted save and holds up nobody.
 
-use lastgood_format::index::ShardIndex;
+use lastgood_format::index::{ShardIndex, check_complete};
 use lastgood_format::key::{self, SaveKey};
 use lastgood_format::ledger::Kind;
 use lastgood_format::manifest::Manifest;
@@ -124,10 +124,13 @@ async fn gather(ledger: &Ledger, save: &SaveKey, world_size: u32) -> Result<Mani
         indexes.push((index, bytes, hash));
     }
     // Each index is whole, so that a contradiction is what the ranks said and no damage.
-    Manifest::build(&indexes).map_err(|error| {
+    let built = Manifest::build(&indexes).and_then(|manifest| {
+        check_complete(indexes.iter().map(|(index, ..)| index)).map(|()| manifest)
+    });
+    built.map_err(|error| {
         Error::invalid(error.message()).with_remedy(
             "every rank names the same tensors, of the same dtype and shape, and shards that do not \
-             overlap",
+             overlap and leave nothing out",
         )
     })
 }

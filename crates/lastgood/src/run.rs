@@ -60,6 +60,8 @@ pub struct Run {
     io: StoreIo,
     ledger: Ledger,
     attempt: Attempt,
+    /// What the next restore begins with: the attempt's checkpoint, until it is found damaged.
+    next: Option<Hash>,
     writer: Writer,
     world: World,
     heartbeat: OptionalHeartbeat,
@@ -116,7 +118,8 @@ impl Run {
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
-        Ok(Self { io, ledger, attempt, writer, world, heartbeat, saver })
+        let next = attempt.from;
+        Ok(Self { io, ledger, attempt, next, writer, world, heartbeat, saver })
     }
 
     /// The attempt that this process is part of.
@@ -152,35 +155,89 @@ impl Run {
         state: &mut S,
         declare: impl for<'a> Fn(&'a mut S, &mut Targets<'a>) -> Result<()>,
     ) -> Result<Option<Restored>> {
-        self.io.runtime.block_on(self.ledger.refresh())?;
         let mut notices = Vec::new();
-        let mut next = self.attempt.from;
-        while let Some(id) = next {
+        while let Some(contents) = self.candidate(&mut notices)? {
+            let mut targets = Targets::new(self.world);
+            declare(state, &mut targets)?;
+            match self.read(&contents, targets) {
+                Ok(restored) => {
+                    self.build_on(&contents);
+                    return Ok(Some(Restored { notices, ..restored }));
+                }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    self.reject(&contents.id(), error, &mut notices)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The checkpoint that [`Run::restore`] would take now, for a caller that must look into it before it can
+    /// name targets; `None` for a fresh run. Its targets are filled by [`Run::read`]; if that finds it
+    /// damaged, [`Run::reject`] comes before the next call. `notices` is told what a person should know.
+    ///
+    /// # Errors
+    /// As [`Run::restore`], but for those of the targets.
+    pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
+        self.io.runtime.block_on(self.ledger.refresh())?;
+        while let Some(id) = self.next {
             let error = match self.refusal(&id) {
                 Some(error) => error,
-                None => {
-                    self.note_standing(&id, &mut notices);
-                    let mut targets = Targets::new(self.world);
-                    declare(state, &mut targets)?;
-                    let error = match self.restore_into(&id, targets) {
-                        Ok(restored) => return Ok(Some(Restored { notices, ..restored })),
-                        Err(error) if error.kind() == ErrorKind::Corrupt => error,
-                        Err(error) => return Err(error),
-                    };
-                    self.mark(&id, Standing::Bad, &error.to_string())?;
-                    error.context(format!("checkpoint {id} is marked bad"))
-                }
+                None => match self.io.runtime.block_on(Contents::load(&self.ledger, &id)) {
+                    Ok(contents) => {
+                        self.note_standing(&id, notices);
+                        return Ok(Some(contents));
+                    }
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        self.mark_bad(&id, error)?
+                    }
+                    Err(error) => return Err(error),
+                },
             };
-            if self.world.size > 1 {
-                return Err(error.with_remedy(
-                    "start the next attempt: all ranks go back to the checkpoint before it together",
-                ));
-            }
-            notices.push(format!("skipped checkpoint {}: {error}", id.short()));
-            next = restore::choose_id(self.ledger.history());
+            self.go_back(&id, error, notices)?;
         }
-        self.check_fresh(&notices)?;
+        self.check_fresh(notices)?;
         Ok(None)
+    }
+
+    /// Reads what `contents` tells of into `targets`. Damage is an error and changes no standing.
+    ///
+    /// # Errors
+    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, `Unavailable`, `Denied`. The
+    /// memory of the targets is unspecified after an error.
+    pub fn read(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
+        restore::restore_from(&self.io, contents, targets)
+    }
+
+    /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.
+    ///
+    /// # Errors
+    /// `error` itself if there are several ranks, which go back together in the next attempt; as [`mark`].
+    pub fn reject(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
+        let error = self.mark_bad(id, error)?;
+        self.go_back(id, error, notices)
+    }
+
+    /// Lets the next save reuse the chunks of a checkpoint that was restored, and name it its parent.
+    pub fn build_on(&self, contents: &Contents) {
+        self.saver.set_base(base_of(contents));
+    }
+
+    fn mark_bad(&mut self, id: &Hash, error: Error) -> Result<Error> {
+        self.mark(id, Standing::Bad, &error.to_string())?;
+        Ok(error.context(format!("checkpoint {id} is marked bad")))
+    }
+
+    fn go_back(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
+        if self.world.size > 1 {
+            return Err(error.with_remedy(
+                "start the next attempt: all ranks go back to the checkpoint before it together",
+            ));
+        }
+        notices.push(format!("skipped checkpoint {}: {error}", id.short()));
+        self.next = restore::choose_id(self.ledger.history());
+        Ok(())
     }
 
     /// Why a checkpoint that was there when the attempt started is none to restore any more.
@@ -221,16 +278,20 @@ impl Run {
     /// # Errors
     /// As [`Run::restore`]; `NotFound` if there is no such checkpoint.
     pub fn restore_at(&mut self, selector: &Selector, targets: Targets<'_>) -> Result<Restored> {
-        self.io.runtime.block_on(self.ledger.refresh())?;
-        let id = restore::resolve(self.ledger.history(), selector)?.id;
-        self.restore_into(&id, targets)
+        let contents = self.find(selector)?;
+        let restored = self.read(&contents, targets)?;
+        self.build_on(&contents);
+        Ok(restored)
     }
 
-    fn restore_into(&mut self, id: &Hash, targets: Targets<'_>) -> Result<Restored> {
-        let contents = self.io.runtime.block_on(Contents::load(&self.ledger, id))?;
-        let restored = restore::restore_from(&self.io, &contents, targets)?;
-        self.saver.set_base(base_of(&contents));
-        Ok(restored)
+    /// The checkpoint that `selector` names.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such checkpoint; those of [`Contents::load`].
+    pub fn find(&mut self, selector: &Selector) -> Result<Contents> {
+        self.io.runtime.block_on(self.ledger.refresh())?;
+        let id = restore::resolve(self.ledger.history(), selector)?.id;
+        self.io.runtime.block_on(Contents::load(&self.ledger, &id))
     }
 
     fn note_standing(&self, id: &Hash, notices: &mut Vec<String>) {
@@ -259,6 +320,31 @@ impl Run {
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
         self.saver.save(step, &capture, mode)
+    }
+
+    /// As [`Run::save`] with [`Mode::Async`], but returns before the state is copied: a thread copies it while
+    /// nobody may change it. [`SaveHandle::wait_captured`] says when it may be changed again.
+    ///
+    /// # Errors
+    /// As [`Run::save`]; what the copying itself fails with (`Overloaded`, those of a source) is told by the
+    /// handle.
+    pub fn save_overlapped(
+        &mut self,
+        step: u64,
+        declare: impl FnOnce(&mut Capture<'static>) -> Result<()>,
+    ) -> Result<SaveHandle> {
+        let mut capture = Capture::new(self.world);
+        declare(&mut capture)?;
+        self.saver.save_overlapped(step, capture)
+    }
+
+    /// Reads the ledger to its tail.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`, `Corrupt`.
+    pub fn refresh(&mut self) -> Result<&History> {
+        self.io.runtime.block_on(self.ledger.refresh())?;
+        Ok(self.ledger.history())
     }
 
     /// Tells the supervisor, if there is one, that `step` was reached.

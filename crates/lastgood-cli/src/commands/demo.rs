@@ -17,7 +17,7 @@ use crate::demo::message::{Message, Report};
 use crate::demo::plan::{self, Kill, Moment};
 use crate::demo::rank::PAUSE;
 use crate::exit::Exit;
-use crate::{output, session};
+use crate::{output, program, session};
 
 const RUN: &str = "demo";
 
@@ -165,7 +165,7 @@ impl Training {
                 .with_remedy("give a store, or a folder or prefix of one, without such a run")
             );
         }
-        let mut command = vec![std::env::current_exe()?.into(), "__demo-rank".into()];
+        let mut command = program::with(&["__demo-rank"])?;
         for (name, value) in [("--steps", args.steps), ("--every", args.every)] {
             command.extend([name.into(), value.to_string().into()]);
         }

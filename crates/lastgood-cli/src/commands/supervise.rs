@@ -22,7 +22,7 @@ use signal_hook::iterator::Signals;
 
 use crate::args::Supervise;
 use crate::exit::Exit;
-use crate::{output, session};
+use crate::{output, program, session};
 
 pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
     check_program(args.command.first().map_or(OsStr::new(""), OsString::as_os_str))?;
@@ -99,15 +99,13 @@ pub(super) fn guard_ranks() -> Result<Exit> {
 
 /// The command line of `__guard`.
 pub(super) fn guard() -> Result<Vec<OsString>> {
-    let this = env::current_exe().context("cannot find the file of this program")?;
-    Ok(vec![this.into(), "__guard".into()])
+    program::with(&["__guard"])
 }
 
 /// The command line of `__rank` in this process.
 pub(super) fn launcher() -> Result<Vec<OsString>> {
-    let this = env::current_exe().context("cannot find the file of this program")?;
     let parent = std::process::id().to_string();
-    Ok(vec![this.into(), "__rank".into(), "--parent".into(), parent.into(), "--".into()])
+    program::with(&["__rank", "--parent", &parent, "--"])
 }
 
 /// SIGTERM, SIGINT and SIGHUP stop the job: the first one with the grace time.

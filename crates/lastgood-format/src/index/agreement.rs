@@ -51,6 +51,31 @@ pub fn check_agreement<'a>(indexes: impl IntoIterator<Item = &'a ShardIndex>) ->
     Ok(tensors.len() as u64)
 }
 
+/// Checks that the shards of all ranks hold every element of every tensor. Overlaps are not looked for:
+/// [`check_agreement`] does that.
+///
+/// # Errors
+/// `Corrupt` naming the first tensor of which nobody stores a part.
+pub fn check_complete<'a>(indexes: impl IntoIterator<Item = &'a ShardIndex>) -> Result<()> {
+    let mut missing: BTreeMap<(&str, &str), u128> = BTreeMap::new();
+    for index in indexes {
+        for tensor in index.tensors.iter().filter(|tensor| tensor.tied_to.is_none()) {
+            let component = index.components[tensor.component as usize].name.as_str();
+            let whole = NdBox::whole(&tensor.shape).elements().unwrap_or(u64::MAX);
+            let left = missing.entry((component, &tensor.name)).or_insert(u128::from(whole));
+            for shard in &index.shards[tensor.shards.start as usize..tensor.shards.end as usize] {
+                *left = left.saturating_sub(u128::from(shard.extent.elements().unwrap_or(0)));
+            }
+        }
+    }
+    match missing.iter().find(|(_, left)| **left > 0) {
+        Some(((component, name), left)) => Err(Error::corrupt(format!(
+            "{component}/{name}: no rank stores {left} of its elements"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn check_ranks(indexes: &[&ShardIndex]) -> Result<()> {
     let Some(first) = indexes.first() else {
         return Err(Error::corrupt("a save has at least one rank"));

@@ -1,7 +1,8 @@
 //! What a caller holds of a save that goes on behind it.
 
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lastgood_format::key::SaveKey;
 use lastgood_format::{Error, ErrorKind, Hash, Result};
@@ -76,6 +77,37 @@ impl SaveHandle {
         }
     }
 
+    /// Waits at most `timeout` until the state is copied; `None` if it is not yet.
+    ///
+    /// # Errors
+    /// The error that the capture failed with.
+    pub fn wait_captured(&self, timeout: Duration) -> Result<Option<()>> {
+        let status = self.wait_while(timeout, |status| matches!(status, SaveStatus::Capturing));
+        match &*status {
+            SaveStatus::Capturing => Ok(None),
+            SaveStatus::Failed(error) => Err(error.clone()),
+            _ => Ok(Some(())),
+        }
+    }
+
+    /// As [`SaveHandle::wait`], for at most `timeout`; `None` if it is not through by then.
+    ///
+    /// # Errors
+    /// As [`SaveHandle::wait`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Hash>> {
+        let is_final = self.wait_while(timeout, |status| !status.is_final()).is_final();
+        if is_final { self.wait().map(Some) } else { Ok(None) }
+    }
+
+    fn wait_while(
+        &self,
+        timeout: Duration,
+        mut pending: impl FnMut(&SaveStatus) -> bool,
+    ) -> MutexGuard<'_, SaveStatus> {
+        let wait = self.inner.1.wait_timeout_while(self.lock(), timeout, |status| pending(status));
+        wait.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     /// Goes to `status`, unless a later one is reached.
     pub(crate) fn set(&self, status: SaveStatus) {
         let mut current = self.lock();
@@ -92,7 +124,7 @@ impl SaveHandle {
         Promise(self.clone())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, SaveStatus> {
+    fn lock(&self) -> MutexGuard<'_, SaveStatus> {
         self.inner.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

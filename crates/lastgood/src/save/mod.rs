@@ -13,7 +13,7 @@ mod plan;
 mod shared;
 mod worker;
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -131,6 +131,35 @@ impl Drop for Lent {
     }
 }
 
+/// A save that the writing thread waits for.
+struct Begun {
+    plan: Arc<Plan>,
+    lent: Lent,
+    full: Sender<(usize, Segment)>,
+    handle: SaveHandle,
+}
+
+impl Begun {
+    /// Copies the state and hands it on.
+    fn fill(self, capture: &Capture<'_>) -> Result<()> {
+        // The arena last, so that a panic drops it before the sender: see below.
+        let Self { plan, full, handle, mut lent } = self;
+        let filled = lent.fill(capture, &plan, |i, segment| {
+            full.send((i, segment)).map_err(|_| shared::closed())
+        });
+        if let Err(error) = &filled {
+            handle.set(SaveStatus::Failed(error.clone()));
+        }
+        // The arena first: the writing thread looks for it as soon as the last segment is through,
+        // and an arena that comes later than that would be lost to every save after this one.
+        drop(lent);
+        drop(full);
+        filled?;
+        handle.set(SaveStatus::Captured);
+        Ok(())
+    }
+}
+
 /// The saves of one rank of one attempt.
 #[derive(Debug)]
 pub(crate) struct Saver {
@@ -159,6 +188,32 @@ impl Saver {
         capture: &Capture<'_>,
         mode: Mode,
     ) -> Result<SaveHandle> {
+        let begun = self.begin(step, capture)?;
+        let handle = begun.handle.clone();
+        begun.fill(capture)?;
+        if mode == Mode::Sync {
+            handle.wait()?;
+        }
+        Ok(handle)
+    }
+
+    /// As `save`, but a thread of its own does the copying.
+    pub(crate) fn save_overlapped(
+        &mut self,
+        step: u64,
+        capture: Capture<'static>,
+    ) -> Result<SaveHandle> {
+        let begun = self.begin(step, &capture)?;
+        let handle = begun.handle.clone();
+        std::thread::Builder::new()
+            .name("lastgood-capture".into())
+            .spawn(move || begun.fill(&capture).ok())
+            .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread to copy: {e}")))?;
+        Ok(handle)
+    }
+
+    /// Queues a save whose bytes are not copied yet.
+    fn begin(&mut self, step: u64, capture: &Capture<'_>) -> Result<Begun> {
         self.shared.refuse(self.options.failures_max)?;
         let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
         let mut arena = self.shared.take_arena()?;
@@ -177,23 +232,7 @@ impl Saver {
             metadata: capture.metadata.clone(),
             handle: handle.promise(),
         });
-        let mut lent = Lent { arena: Some(arena), slot };
-        let filled = lent.fill(capture, &plan, |i, segment| {
-            full.send((i, segment)).map_err(|_| shared::closed())
-        });
-        if let Err(error) = &filled {
-            handle.set(SaveStatus::Failed(error.clone()));
-        }
-        // The arena first: the writing thread looks for it as soon as the last segment is through,
-        // and an arena that comes later than that would be lost to every save after this one.
-        drop(lent);
-        drop(full);
-        filled?;
-        handle.set(SaveStatus::Captured);
-        if mode == Mode::Sync {
-            handle.wait()?;
-        }
-        Ok(handle)
+        Ok(Begun { plan, lent: Lent { arena: Some(arena), slot }, full, handle })
     }
 
     /// The chunks that the next save may reuse, and its parent.

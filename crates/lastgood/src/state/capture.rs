@@ -155,11 +155,10 @@ impl<'a> Part<'_, 'a> {
         self.push_source(name, dtype, shape, NdBox::whole(shape), Box::new(source), true)
     }
 
-    /// The part `extent` of a tensor of global shape `shape`, read from `source` while it is captured.
-    /// One rank may hold several parts of one tensor; parts must not overlap.
+    /// As [`Part::shard`], read from `source` while it is captured.
     ///
     /// # Errors
-    /// As [`Part::shard`]; `Invalid` if dtype and sizes have no number of bytes that fits memory.
+    /// As [`Part::shard`]; `Invalid` if dtype and extent have no number of bytes that fits memory.
     pub fn shard_source(
         &mut self,
         name: &str,
@@ -183,8 +182,10 @@ impl<'a> Part<'_, 'a> {
         let bytes = extent.elements().and_then(|elements| dtype.bytes_of(elements));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
             let name = show(&self.capture.components[self.component].name, name);
-            let sizes = &extent.sizes;
-            Error::invalid(format!("{name}: {dtype} of {sizes:?} is no whole number of bytes"))
+            Error::invalid(format!(
+                "{name}: {dtype} of {:?} is no whole number of bytes",
+                extent.sizes
+            ))
         })?;
         self.push(name, dtype, shape, extent, Data::Source(source, bytes), replicated)
     }
@@ -217,6 +218,14 @@ impl<'a> Part<'_, 'a> {
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Result<()> {
         self.push_bytes(name, dtype, shape, extent, data.into(), false)
+    }
+
+    /// Opaque bytes of this rank alone.
+    ///
+    /// # Errors
+    /// As [`Part::tensor`].
+    pub fn rank_blob(&mut self, name: &str, data: impl Into<Cow<'a, [u8]>>) -> Result<()> {
+        self.push_blob(rank_name(name, self.capture.world.rank), data.into(), false)
     }
 
     /// A plain value that is the same on every rank, stored as JSON.

@@ -8,7 +8,7 @@ use lastgood_format::Result;
 
 /// Bytes that lie somewhere else than in this process's memory, or that nobody may borrow: they are read
 /// once, straight into the arena, while the state is captured.
-pub trait Source: fmt::Debug {
+pub trait Source: fmt::Debug + Send + Sync {
     /// Fills `into` with the bytes from `offset` on, counted from the first one of the tensor.
     ///
     /// # Errors

@@ -241,6 +241,16 @@ fn save_boxes(repository: &Repository, written: &[NdBox]) -> Result<Hash> {
     })
 }
 
+/// Saves one chunk of 4 bytes, which forgeries name again and again.
+fn save_row(repository: &Repository) {
+    let mut runs = open_all(repository, 1, "save");
+    save_all(&mut runs, 1, |capture| {
+        let mut part = capture.component("m", "t", Durability::Durable)?;
+        part.tensor("row", Dtype::U8, &[4], vec![7; 4])
+    })
+    .unwrap();
+}
+
 fn at(offsets: [u64; 2], sizes: [u64; 2]) -> NdBox {
     NdBox { offsets: offsets.into(), sizes: sizes.into() }
 }
@@ -260,10 +270,25 @@ fn refused(repository: &Repository, extent: &NdBox) -> Error {
 }
 
 #[test]
-fn a_gap_is_named_and_harms_no_checkpoint() {
-    let (_store, repository) = in_memory();
+fn a_gap_is_never_committed() {
+    let (store, repository) = in_memory();
     // The last row is nobody's.
-    let id = save_boxes(&repository, &[at([0, 0], [2, 4]), at([2, 0], [1, 4])]).unwrap();
+    let error = save_boxes(&repository, &[at([0, 0], [2, 4]), at([2, 0], [1, 4])]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("m/w: no rank stores 4 of its elements"), "{error}");
+    assert!(!store.keys().iter().any(|key| key.contains("/checkpoints/")), "{:?}", store.keys());
+}
+
+#[test]
+fn a_gap_is_named_and_harms_no_checkpoint() {
+    let (store, repository) = in_memory();
+    save_row(&repository);
+    // The last row is nobody's.
+    let rows = [at([0, 0], [1, 4]), at([1, 0], [1, 4])];
+    let id = forge(
+        &repository,
+        &[index_of(&store, 0, &rows), index_of(&store, 1, &[at([2, 0], [1, 4])])],
+    );
     for (asked, gap) in [
         (at([0, 0], [4, 4]), at([3, 0], [1, 4])),
         (at([3, 3], [1, 1]), at([3, 3], [1, 1])),
@@ -280,6 +305,7 @@ fn a_gap_is_named_and_harms_no_checkpoint() {
     let checkpoint = ledger.history().checkpoint(&id).unwrap();
     assert_eq!(checkpoint.standing, lastgood::ledger::Standing::Committed);
     let mut run = open_alone(&repository, "again");
+    assert_eq!(run.attempt().from, Some(id));
     let mut found = vec![0; 12];
     run.restore(&mut found, |memory, targets| {
         let mut slots = targets.component("m", "t", Durability::Durable)?;
@@ -423,8 +449,7 @@ fn index_of(store: &MemoryStore, rank: u32, boxes: &[NdBox]) -> ShardIndex {
 #[test]
 fn a_forged_checkpoint_with_an_overlap_is_damage() {
     let (store, repository) = in_memory();
-    // One chunk of 4 bytes, which the forgeries name again and again.
-    save_boxes(&repository, &[at([0, 0], [1, 4])]).unwrap();
+    save_row(&repository);
     let forged = forge(
         &repository,
         &[
@@ -438,7 +463,7 @@ fn a_forged_checkpoint_with_an_overlap_is_damage() {
     assert!(error.to_string().contains("m/w"), "{error}");
     // The same without the overlap can be read, which shows what the first one failed by.
     let (store, repository) = in_memory();
-    save_boxes(&repository, &[at([0, 0], [1, 4])]).unwrap();
+    save_row(&repository);
     let whole = [
         index_of(&store, 0, &[at([0, 0], [1, 4]), at([1, 0], [1, 4])]),
         index_of(&store, 1, &[at([2, 0], [1, 4]), at([3, 0], [1, 4])]),

@@ -32,7 +32,7 @@ const OWNER: &str = "import";
 const LEFT_OUT_TOLD: usize = 20;
 
 /// What another tool saved: its tables are read, its tensors are not yet.
-trait Package: fmt::Debug {
+trait Package: fmt::Debug + Send + Sync {
     /// The bytes of its tensors.
     fn bytes(&self) -> u64;
     /// Declares everything as one component.

@@ -1,8 +1,7 @@
 //! The bytes of a tensor in a file, in row-major order whatever its strides are.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 use lastgood::state::Source;
@@ -35,7 +34,7 @@ struct Strides {
     element: usize,
     shape: Vec<u64>,
     strides: Vec<u64>,
-    memory: RefCell<Vec<u8>>,
+    memory: Mutex<Vec<u8>>,
 }
 
 impl Stored {
@@ -59,7 +58,7 @@ impl Stored {
             element: element as usize,
             shape: view.shape.clone(),
             strides: view.strides.clone(),
-            memory: RefCell::default(),
+            memory: Mutex::default(),
         });
         if strides.is_some() && end - begin > (bytes * 2).max(SPREAD_BYTES) {
             return Err(Error::incompatible(format!(
@@ -96,7 +95,7 @@ impl Source for &Stored {
         let Some(strides) = &self.strides else {
             return Stored::read_file(&self.path, self.begin + offset as u64, into);
         };
-        let mut memory = strides.memory.borrow_mut();
+        let mut memory = strides.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if memory.is_empty() && self.extent > 0 {
             memory.resize(self.extent as usize, 0);
             Stored::read_file(&self.path, self.begin, &mut memory)?;

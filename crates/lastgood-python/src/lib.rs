@@ -1,0 +1,45 @@
+//! The Python module `lastgood._lastgood`: the library and the command behind the package in `python/lastgood`.
+//!
+//! It holds no logic of its own: what is saved and restored is named by Python, and everything else is the
+//! library's. Private to the package, whose public names are in `python/lastgood/__init__.py`.
+
+mod errors;
+mod memory;
+mod run;
+mod state;
+
+use pyo3::prelude::*;
+
+/// The engine behind the package.
+#[pymodule]
+mod _lastgood {
+    use std::collections::BTreeMap;
+    use std::ffi::OsString;
+
+    use pyo3::prelude::*;
+
+    use crate::errors::Raise;
+    #[pymodule_export]
+    use crate::run::{Checkpoint, Run, SaveHandle};
+    #[pymodule_export]
+    use crate::state::{Capture, Targets};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        crate::errors::add(module)
+    }
+
+    /// Runs the `lastgood` command with `args`, and gives its exit code. `program` is how it is started again.
+    #[pyfunction]
+    fn main(py: Python<'_>, program: Vec<OsString>, args: Vec<OsString>) -> u8 {
+        py.detach(|| lastgood_cli::main(program, &args))
+    }
+
+    /// The names of the runs in the store `url`, sorted.
+    #[pyfunction]
+    fn runs(py: Python<'_>, url: &str, options: BTreeMap<String, String>) -> PyResult<Vec<String>> {
+        let runs = py.detach(|| crate::run::repository(url, &options, false)?.runs()).or_raise()?;
+        Ok(runs.iter().map(ToString::to_string).collect())
+    }
+}

@@ -1,0 +1,456 @@
+//! A run, its saves and its checkpoints.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lastgood::ledger::{self, Ledger, Standing};
+use lastgood::restore::{Contents, Selector};
+use lastgood::save::{Compression, Mode, SaveHandle as RustHandle, SaveOptions, SaveStatus};
+use lastgood::state::World;
+use lastgood::{Error, ErrorKind, Hash, Repository, Result, RunName, RunOptions};
+use lastgood_store::{Env, SystemEnv};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::errors::{Raise, raise};
+use crate::state::{Capture, Targets};
+
+/// How often a wait looks whether Ctrl-C was pressed.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
+#[pyclass(module = "lastgood._lastgood", frozen)]
+#[derive(Debug)]
+pub(crate) struct Run {
+    repository: Repository,
+    name: RunName,
+    world: World,
+    #[pyo3(get)]
+    attempt: u64,
+    /// `None` once it is closed.
+    inner: Arc<Mutex<Option<lastgood::Run>>>,
+}
+
+/// The settings of saves, by the names that `SaveOptions` has.
+fn save_options(settings: &Bound<'_, PyDict>) -> PyResult<SaveOptions> {
+    let mut options = SaveOptions::default();
+    for (name, value) in settings {
+        match name.extract::<String>()?.as_str() {
+            "chunk_bytes" => options.chunk_bytes = value.extract()?,
+            "arena_bytes_max" => options.arena_bytes_max = value.extract()?,
+            "in_flight_max" => options.in_flight_max = value.extract()?,
+            "commit_wait" => options.commit_wait = seconds(value.extract()?).or_raise()?,
+            "failures_max" => options.failures_max = value.extract()?,
+            "compression" => {
+                options.compression = compression(&value.extract::<String>()?).or_raise()?
+            }
+            other => {
+                let error = Error::invalid(format!("there is no setting {other:?} of saves"));
+                return Err(raise(error));
+            }
+        }
+    }
+    Ok(options)
+}
+
+fn seconds(seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|e| Error::invalid(format!("{seconds} seconds are no duration: {e}")))
+}
+
+fn compression(text: &str) -> Result<Compression> {
+    let level = |text: &str| text.strip_prefix("zstd:")?.parse().ok();
+    match text {
+        "off" => Ok(Compression::Off),
+        "auto" => Ok(Compression::Auto),
+        _ => level(text).map(Compression::Zstd).ok_or_else(|| {
+            Error::invalid(format!("{text:?} is no compression"))
+                .with_remedy("use off, auto or zstd:LEVEL")
+        }),
+    }
+}
+
+/// Opens the repository that `url` names; with `create`, a store without one becomes one.
+pub(crate) fn repository(
+    url: &str,
+    options: &BTreeMap<String, String>,
+    create: bool,
+) -> Result<Repository> {
+    let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
+    let store = lastgood_store::open_url(url, options, &env)?;
+    if create { Repository::create(store, env) } else { Repository::open(store, env) }
+}
+
+#[pymethods]
+impl Run {
+    /// Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
+    #[new]
+    #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
+    fn new(
+        py: Python<'_>,
+        url: String,
+        options: BTreeMap<String, String>,
+        run: &str,
+        rank: u32,
+        world_size: u32,
+        incarnation: Option<String>,
+        settings: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let name: RunName = run.parse().or_raise()?;
+        let save = save_options(settings)?;
+        let world = World { rank, size: world_size };
+        let options_of_run = RunOptions { world, incarnation, save, heartbeat: None };
+        py.detach(|| {
+            let repository = repository(&url, &options, true)?;
+            let inner = lastgood::Run::open(&repository, &name, options_of_run)?;
+            let attempt = inner.attempt().number;
+            Ok(Self { repository, name, world, attempt, inner: Arc::new(Mutex::new(Some(inner))) })
+        })
+        .or_raise()
+    }
+
+    /// The checkpoint to restore, or None for a fresh run. Damaged ones that it finds are marked bad.
+    fn candidate(&self, py: Python<'_>) -> PyResult<Option<Checkpoint>> {
+        let mut notices = Vec::new();
+        let found = py.detach(|| self.with(|run| run.candidate(&mut notices))).or_raise()?;
+        Ok(found.map(|contents| Checkpoint { contents: Arc::new(contents), notices }))
+    }
+
+    /// The checkpoint that `selector` names.
+    fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
+        let selector: Selector = selector.parse().or_raise()?;
+        let contents = py.detach(|| self.with(|run| run.find(&selector))).or_raise()?;
+        Ok(Checkpoint { contents: Arc::new(contents), notices: Vec::new() })
+    }
+
+    /// Marks a damaged checkpoint bad, so that `candidate` goes back; raises Corrupt if several ranks must go
+    /// back together. Gives what a person should know.
+    fn reject(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        reason: String,
+    ) -> PyResult<Vec<String>> {
+        let mut notices = Vec::new();
+        let id = checkpoint.contents.id();
+        py.detach(|| self.with(|run| run.reject(&id, Error::corrupt(reason), &mut notices)))
+            .or_raise()?;
+        Ok(notices)
+    }
+
+    /// Reads into `targets`, and gives the bytes that were placed and those that were read.
+    fn read(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        targets: Py<Targets>,
+    ) -> PyResult<(u64, u64)> {
+        let (repository, world) = (self.repository.clone(), self.world);
+        let contents = Arc::clone(&checkpoint.contents);
+        interruptible(py, move || {
+            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
+            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
+            Python::attach(|py| *targets.borrow_mut(py) = taken);
+            read.map(|restored| (restored.bytes, restored.bytes_read))
+        })
+    }
+
+    /// Lets the next save reuse the chunks of a checkpoint that was restored.
+    fn build_on(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<()> {
+        py.detach(|| {
+            self.with(|run| {
+                run.build_on(&checkpoint.contents);
+                Ok(())
+            })
+        })
+        .or_raise()
+    }
+
+    /// Saves what `capture` names, which is empty after. `overlapped`: returns before the copy is done.
+    fn save(
+        &self,
+        py: Python<'_>,
+        step: u64,
+        mut capture: PyRefMut<'_, Capture>,
+        overlapped: bool,
+    ) -> PyResult<SaveHandle> {
+        let mut taken = std::mem::take(&mut *capture);
+        drop(capture);
+        let handle = py.detach(|| {
+            self.with(|run| match overlapped {
+                true => run.save_overlapped(step, |capture| taken.declare(capture)),
+                false => run.save(step, Mode::Async, |capture| taken.declare(capture)),
+            })
+        });
+        handle.map(SaveHandle).or_raise()
+    }
+
+    /// The failures of saves since they were last asked for, as exceptions.
+    fn take_failures(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
+        let failures = py
+            .detach(|| self.with(|run| Ok(run.take_failures())))
+            .or_else(|e| if e.kind() == ErrorKind::Closed { Ok(Vec::new()) } else { Err(e) })
+            .or_raise()?;
+        Ok(failures.into_iter().map(|e| raise(e).into_value(py).into_any()).collect())
+    }
+
+    /// Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+    fn mark(
+        &self,
+        py: Python<'_>,
+        selector: &str,
+        standing: &str,
+        reason: String,
+    ) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        let standing = standing_of(standing).or_raise()?;
+        py.detach(|| {
+            self.with(|run| {
+                let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
+                run.mark(&id, standing, &reason)?;
+                Ok(id.to_string())
+            })
+        })
+        .or_raise()
+    }
+
+    /// Reads and verifies every byte of a checkpoint, and gives their number; `progress` is called with the
+    /// bytes so far and in all.
+    #[pyo3(signature = (checkpoint, progress=None))]
+    fn verify(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<u64> {
+        let repository = self.repository.clone();
+        let contents = Arc::clone(&checkpoint.contents);
+        interruptible(py, move || {
+            repository.verify_packs(&contents, &|done, all| {
+                let Some(progress) = &progress else { return };
+                // What a display raises is no reason to stop verifying.
+                Python::attach(|py| progress.call1(py, (done, all)).map(drop).ok());
+            })
+        })
+    }
+
+    /// Every checkpoint of the run, oldest first, as a dict each.
+    fn history<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
+        history_of(py, &ledger)
+    }
+
+    /// Waits for every save that is under way; raises what failed and nobody has asked for.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let inner = Arc::clone(&self.inner);
+        interruptible(py, move || {
+            let run = inner.lock().unwrap_or_else(PoisonError::into_inner).take();
+            run.map_or(Ok(()), lastgood::Run::close)
+        })
+    }
+}
+
+impl Run {
+    fn with<T>(&self, work: impl FnOnce(&mut lastgood::Run) -> Result<T>) -> Result<T> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = || {
+            Error::new(ErrorKind::Closed, format!("run {} is closed", self.name))
+                .with_remedy("open it again")
+        };
+        work(inner.as_mut().ok_or_else(closed)?)
+    }
+}
+
+fn standing_of(text: &str) -> Result<Standing> {
+    match text {
+        "good" => Ok(Standing::Good),
+        "bad" => Ok(Standing::Bad),
+        "verified" => Ok(Standing::Verified),
+        _ => Err(Error::invalid(format!("{text:?} is no standing"))
+            .with_remedy("use good, bad or verified")),
+    }
+}
+
+/// Runs `work` on a thread of its own, so that Ctrl-C ends the wait for it. What it holds it keeps until it
+/// is through.
+fn interruptible<T: Send + 'static>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> PyResult<T> {
+    let (sender, mut receiver) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("lastgood-python".into())
+        .spawn(move || sender.send(work()).ok())
+        .map_err(|e| raise(Error::new(ErrorKind::Overloaded, format!("no thread: {e}"))))?;
+    loop {
+        let (answer, back) = py.detach(move || {
+            let answer = receiver.recv_timeout(LOOK);
+            (answer, receiver)
+        });
+        match answer {
+            Ok(result) => return result.or_raise(),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(raise(Error::internal("a thread of lastgood panicked")));
+            }
+        }
+        receiver = back;
+    }
+}
+
+/// The checkpoints of a ledger, oldest first.
+fn history_of<'py>(py: Python<'py>, ledger: &Ledger) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
+}
+
+fn row<'py>(py: Python<'py>, checkpoint: &ledger::Checkpoint) -> PyResult<Bound<'py, PyDict>> {
+    let row = PyDict::new(py);
+    row.set_item("id", checkpoint.id.to_string())?;
+    row.set_item("step", checkpoint.step)?;
+    row.set_item("standing", checkpoint.standing.name())?;
+    row.set_item("reason", checkpoint.reason.as_deref())?;
+    row.set_item("at", &checkpoint.at)?;
+    row.set_item("attempt", checkpoint.attempt)?;
+    row.set_item("world_size", checkpoint.world_size)?;
+    row.set_item("parent", checkpoint.parent.map(|id| id.to_string()))?;
+    row.set_item("bytes", checkpoint.bytes)?;
+    row.set_item("new_bytes", checkpoint.new_bytes)?;
+    row.set_item("expired", checkpoint.expired)?;
+    Ok(row)
+}
+
+/// What a checkpoint holds, by name; its tables are verified.
+#[pyclass(module = "lastgood._lastgood", frozen)]
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    contents: Arc<Contents>,
+    /// What a person should know of how it was chosen.
+    #[pyo3(get)]
+    notices: Vec<String>,
+}
+
+/// Name, owner, durability.
+type ComponentRow = (String, String, &'static str);
+/// Component, name, dtype, global shape, what it is tied to.
+type TensorRow = (String, String, &'static str, Vec<u64>, Option<String>);
+
+#[pymethods]
+impl Checkpoint {
+    /// The id: 64 hexadecimal digits.
+    #[getter]
+    fn id(&self) -> String {
+        self.contents.id().to_string()
+    }
+
+    /// The step.
+    #[getter]
+    fn step(&self) -> u64 {
+        self.contents.manifest().step
+    }
+
+    /// The number of ranks that saved it.
+    #[getter]
+    fn world_size(&self) -> u32 {
+        self.contents.manifest().world_size
+    }
+
+    /// The bytes of all ranks' tensors and values.
+    #[getter]
+    fn bytes(&self) -> u64 {
+        self.contents.manifest().bytes
+    }
+
+    /// The components: name, owner, durability.
+    fn components(&self) -> Vec<ComponentRow> {
+        let all = self.contents.components();
+        all.into_values()
+            .map(|c| (c.name.clone(), c.owner.clone(), durability_name(c.durability)))
+            .collect()
+    }
+
+    /// Tensors and values: component, name, dtype, global shape, the name that it is tied to.
+    fn tensors(&self) -> Vec<TensorRow> {
+        let all = self.contents.tensors().iter();
+        all.map(|((component, name), info)| {
+            let (component, name) = (component.clone(), name.clone());
+            (component, name, info.dtype.name(), info.shape.clone(), info.tied_to.clone())
+        })
+        .collect()
+    }
+
+    /// The text that travels with it.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let all = self.contents.metadata().into_iter();
+        all.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+}
+
+fn durability_name(durability: lastgood::state::Durability) -> &'static str {
+    match durability {
+        lastgood::state::Durability::Durable => "durable",
+        lastgood::state::Durability::Derived => "derived",
+        lastgood::state::Durability::Volatile => "volatile",
+    }
+}
+
+/// A save on its way.
+#[pyclass(module = "lastgood._lastgood", frozen)]
+#[derive(Debug)]
+pub(crate) struct SaveHandle(RustHandle);
+
+#[pymethods]
+impl SaveHandle {
+    /// The step that is saved.
+    #[getter]
+    fn step(&self) -> u64 {
+        self.0.step()
+    }
+
+    /// How far it is: capturing, captured, written, committed, superseded or failed.
+    fn status(&self) -> &'static str {
+        match self.0.status() {
+            SaveStatus::Capturing => "capturing",
+            SaveStatus::Captured => "captured",
+            SaveStatus::Durable => "written",
+            SaveStatus::Committed(_) => "committed",
+            SaveStatus::Superseded => "superseded",
+            SaveStatus::Failed(_) => "failed",
+        }
+    }
+
+    /// Waits at most `timeout` seconds (None: for ever) until the state is copied; False if it is not yet.
+    #[pyo3(signature = (timeout=None))]
+    fn wait_captured(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        Ok(poll(py, timeout, |wait| self.0.wait_captured(wait))?.is_some())
+    }
+
+    /// Waits at most `timeout` seconds until it is a checkpoint, and gives its id; None if it is not yet.
+    #[pyo3(signature = (timeout=None))]
+    fn wait_committed(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<String>> {
+        let id: Option<Hash> = poll(py, timeout, |wait| self.0.wait_timeout(wait))?;
+        Ok(id.map(|id| id.to_string()))
+    }
+}
+
+/// Waits in pieces, so that Ctrl-C is heard.
+fn poll<T: Send>(
+    py: Python<'_>,
+    timeout: Option<f64>,
+    wait: impl Fn(Duration) -> Result<Option<T>> + Sync,
+) -> PyResult<Option<T>> {
+    let mut left = timeout.map(|timeout| seconds(timeout.max(0.0))).transpose().or_raise()?;
+    loop {
+        let piece = left.map_or(LOOK, |left| left.min(LOOK));
+        if let Some(value) = py.detach(|| wait(piece)).or_raise()? {
+            return Ok(Some(value));
+        }
+        py.check_signals()?;
+        if let Some(left) = &mut left {
+            *left = left.saturating_sub(piece);
+            if left.is_zero() {
+                return Ok(None);
+            }
+        }
+    }
+}

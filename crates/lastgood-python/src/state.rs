@@ -1,0 +1,277 @@
+//! What is saved and where it is restored to, as Python names it.
+
+use std::sync::{Mutex, PoisonError};
+
+use lastgood::state::{self, Durability, Targets as RustTargets};
+use lastgood::{Dtype, Error, Result};
+use lastgood_format::layout::NdBox;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::errors::Raise;
+use crate::memory::Memory;
+
+/// A component by name, owner and durability.
+#[derive(Clone, Debug)]
+struct Component {
+    name: String,
+    owner: String,
+    durability: Durability,
+}
+
+impl Component {
+    fn new(name: String, owner: String, durability: &str) -> Result<Self> {
+        let durability = match durability {
+            "durable" => Durability::Durable,
+            "derived" => Durability::Derived,
+            "volatile" => Durability::Volatile,
+            other => {
+                return Err(Error::invalid(format!("{other:?} is no durability"))
+                    .with_remedy("use durable, derived or volatile"));
+            }
+        };
+        Ok(Self { name, owner, durability })
+    }
+}
+
+/// One tensor or part of one, or bytes.
+#[derive(Debug)]
+struct Piece {
+    component: usize,
+    name: String,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Tensor { dtype: Dtype, shape: Vec<u64>, extent: NdBox, replicated: bool, memory: Memory },
+    Bytes { data: Vec<u8>, replicated: bool },
+    Tied(String),
+}
+
+/// The state of one rank at one step, for `Run.save`.
+#[pyclass(module = "lastgood._lastgood")]
+#[derive(Debug, Default)]
+pub(crate) struct Capture {
+    components: Vec<Component>,
+    pieces: Vec<Piece>,
+    metadata: Vec<(String, String)>,
+}
+
+#[pymethods]
+impl Capture {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Declares a component and gives its number; `durability` is durable, derived or volatile.
+    fn component(&mut self, name: String, owner: String, durability: &str) -> PyResult<usize> {
+        self.components.push(Component::new(name, owner, durability).or_raise()?);
+        Ok(self.components.len() - 1)
+    }
+
+    /// The part at `offsets` of size `sizes` of a tensor of global shape `shape`: `bytes` bytes at `address`,
+    /// row-major and little-endian, which `owner` keeps alive. `replicated`: every rank holds the same whole.
+    #[pyo3(signature = (component, name, dtype, shape, offsets, sizes, address, bytes, owner, replicated))]
+    #[expect(clippy::too_many_arguments, reason = "one call a tensor, positional")]
+    fn tensor(
+        &mut self,
+        component: usize,
+        name: String,
+        dtype: &str,
+        shape: Vec<u64>,
+        offsets: Vec<u64>,
+        sizes: Vec<u64>,
+        address: usize,
+        bytes: usize,
+        owner: Py<PyAny>,
+        replicated: bool,
+    ) -> PyResult<()> {
+        let memory = Memory::new(address, bytes, owner).or_raise()?;
+        let dtype: Dtype = dtype.parse().or_raise()?;
+        let extent = NdBox { offsets, sizes };
+        let what = What::Tensor { dtype, shape, extent, replicated, memory };
+        self.pieces.push(Piece { component, name, what });
+        Ok(())
+    }
+
+    /// Bytes that are the same on every rank (`replicated`), or of this rank alone under `name@rankN`.
+    fn blob(&mut self, component: usize, name: String, data: &[u8], replicated: bool) {
+        let what = What::Bytes { data: data.to_vec(), replicated };
+        self.pieces.push(Piece { component, name, what });
+    }
+
+    /// Tensor `name` is the same memory as `of`, which was named before.
+    fn tied(&mut self, component: usize, name: String, of: String) {
+        self.pieces.push(Piece { component, name, what: What::Tied(of) });
+    }
+
+    /// Text that travels with the checkpoint.
+    fn metadata(&mut self, key: String, value: String) {
+        self.metadata.push((key, value));
+    }
+
+    /// The bytes of this rank's tensors and values.
+    #[getter]
+    fn bytes(&self) -> usize {
+        let bytes = |piece: &Piece| match &piece.what {
+            What::Tensor { memory, .. } => memory.len(),
+            What::Bytes { data, .. } => data.len(),
+            What::Tied(_) => 0,
+        };
+        self.pieces.iter().map(bytes).sum()
+    }
+}
+
+impl Capture {
+    /// Names everything in `capture`, and is empty after.
+    pub(crate) fn declare(&mut self, capture: &mut state::Capture<'static>) -> Result<()> {
+        let mut pieces: Vec<Vec<Piece>> = self.components.iter().map(|_| Vec::new()).collect();
+        for piece in self.pieces.drain(..) {
+            let of = pieces.get_mut(piece.component);
+            of.ok_or_else(|| Error::invalid(format!("{}: no such component", piece.name)))?
+                .push(piece);
+        }
+        for (component, pieces) in self.components.iter().zip(pieces) {
+            let mut part =
+                capture.component(&component.name, &component.owner, component.durability)?;
+            for Piece { name, what, .. } in pieces {
+                match what {
+                    What::Tensor { dtype, shape, replicated: true, memory, extent } => {
+                        check_whole(&name, &shape, &extent)?;
+                        part.source(&name, dtype, &shape, memory)?;
+                    }
+                    What::Tensor { dtype, shape, extent, replicated: false, memory } => {
+                        part.shard_source(&name, dtype, &shape, extent, memory)?;
+                    }
+                    What::Bytes { data, replicated: true } => part.blob(&name, data)?,
+                    What::Bytes { data, replicated: false } => part.rank_blob(&name, data)?,
+                    What::Tied(of) => part.tied(&name, &of)?,
+                }
+            }
+        }
+        for (key, value) in self.metadata.drain(..) {
+            capture.metadata(key, value);
+        }
+        Ok(())
+    }
+}
+
+fn check_whole(name: &str, shape: &[u64], extent: &NdBox) -> Result<()> {
+    if *extent == NdBox::whole(shape) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{name}: what every rank holds is whole, given {extent}")))
+}
+
+/// The memory that a checkpoint is read into, for `Run.read`.
+#[pyclass(module = "lastgood._lastgood")]
+#[derive(Debug, Default)]
+pub(crate) struct Targets {
+    requests: Vec<Request>,
+    blobs: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Request {
+    component: String,
+    name: String,
+    into: Into,
+}
+
+#[derive(Debug)]
+enum Into {
+    Tensor {
+        dtype: Dtype,
+        shape: Vec<u64>,
+        extent: NdBox,
+        memory: Memory,
+    },
+    /// Into the blob of this number.
+    Blob(usize),
+}
+
+#[pymethods]
+impl Targets {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// The part at `offsets` of size `sizes` of a tensor, into `bytes` bytes at `address`, which `owner` keeps
+    /// alive and nobody else uses.
+    #[expect(clippy::too_many_arguments, reason = "one call a tensor, positional")]
+    fn tensor(
+        &mut self,
+        component: String,
+        name: String,
+        dtype: &str,
+        shape: Vec<u64>,
+        offsets: Vec<u64>,
+        sizes: Vec<u64>,
+        address: usize,
+        bytes: usize,
+        owner: Py<PyAny>,
+    ) -> PyResult<()> {
+        let memory = Memory::new(address, bytes, owner).or_raise()?;
+        let dtype: Dtype = dtype.parse().or_raise()?;
+        let into = Into::Tensor { dtype, shape, extent: NdBox { offsets, sizes }, memory };
+        self.requests.push(Request { component, name, into });
+        Ok(())
+    }
+
+    /// Bytes, by the full name that they have in the checkpoint; gives the number for `take`.
+    fn blob(&mut self, component: String, name: String) -> usize {
+        self.blobs.push(Vec::new());
+        let number = self.blobs.len() - 1;
+        self.requests.push(Request { component, name, into: Into::Blob(number) });
+        number
+    }
+
+    /// The bytes of blob `number`, once they are read.
+    fn take<'py>(&mut self, py: Python<'py>, number: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let blob = self.blobs.get_mut(number).map(std::mem::take);
+        let blob =
+            blob.ok_or_else(|| Error::invalid(format!("there is no blob {number}"))).or_raise()?;
+        Ok(PyBytes::new(py, &blob))
+    }
+}
+
+impl Targets {
+    /// Lets `read` fill everything that is named.
+    pub(crate) fn fill<T>(
+        &mut self,
+        world: state::World,
+        read: impl FnOnce(RustTargets<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let blobs: Vec<Mutex<&mut Vec<u8>>> = self.blobs.iter_mut().map(Mutex::new).collect();
+        let mut targets = RustTargets::new(world);
+        // What is missing and what is left over is judged in Python, by component.
+        targets.partial();
+        let mut by_component: std::collections::BTreeMap<&str, Vec<(&str, &mut Into)>> =
+            std::collections::BTreeMap::new();
+        for request in &mut self.requests {
+            let of = by_component.entry(&request.component).or_default();
+            of.push((&request.name, &mut request.into));
+        }
+        for (component, requests) in by_component {
+            let mut slots = targets.component(component, "python", Durability::Durable)?;
+            for (name, into) in requests {
+                match into {
+                    Into::Tensor { dtype, shape, extent, memory } => {
+                        slots.shard(name, *dtype, shape, extent.clone(), memory.target())?;
+                    }
+                    Into::Blob(number) => {
+                        let blob = &blobs[*number];
+                        slots.blob(name, move |data| {
+                            **blob.lock().unwrap_or_else(PoisonError::into_inner) = data;
+                            Ok(())
+                        })?;
+                    }
+                }
+            }
+        }
+        read(targets)
+    }
+}

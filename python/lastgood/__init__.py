@@ -1,0 +1,106 @@
+"""lastgood keeps the state of a running model recoverable.
+
+Atomic, verified checkpoints of sharded state, and recovery from the last good one:
+
+    import lastgood as lg
+
+    run = lg.open("s3://bucket/llm", {"model": model, "optimizer": optimizer, "loader": loader})
+    step = run.restore()
+    for step in range(step, steps):
+        train_step()
+        run.step(step + 1, loss=loss)
+    run.close()
+
+Frameworks are imported when they are used: `lastgood.torch`, `lastgood.jax`, `lastgood.orbax`, `lastgood.hf`,
+`lastgood.accelerate`, `lastgood.lightning`, `lastgood.data`, `lastgood.fs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lastgood._handle import SaveHandle
+from lastgood._lastgood import (
+    Closed,
+    Conflict,
+    Corrupt,
+    Denied,
+    Diverged,
+    Fenced,
+    Incompatible,
+    Internal,
+    Invalid,
+    LastgoodError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    __version__,
+)
+from lastgood._policy import Policy
+from lastgood._restore import Report
+from lastgood._run import Checkpoint, Restored, Run, SaveWarning, open, runs
+from lastgood._state import Derived, Durable, Volatile
+from lastgood._tree import register
+
+if TYPE_CHECKING:
+    from lastgood import accelerate, data, fs, hf, jax, lightning, orbax, torch
+
+__all__ = [
+    "Checkpoint",
+    "Closed",
+    "Conflict",
+    "Corrupt",
+    "Denied",
+    "Derived",
+    "Diverged",
+    "Durable",
+    "Fenced",
+    "Incompatible",
+    "Internal",
+    "Invalid",
+    "LastgoodError",
+    "NotFound",
+    "Overloaded",
+    "Policy",
+    "Report",
+    "Restored",
+    "Run",
+    "SaveHandle",
+    "SaveWarning",
+    "Unavailable",
+    "Volatile",
+    "__version__",
+    "open",
+    "register",
+    "runs",
+]
+
+#: Submodules that import a framework, and what that is called on PyPI.
+_FRAMEWORKS = {
+    "torch": "torch",
+    "jax": "jax",
+    "orbax": "orbax-checkpoint",
+    "hf": "transformers",
+    "accelerate": "accelerate",
+    "lightning": "lightning",
+    "data": None,
+    "fs": "fsspec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FRAMEWORKS:
+        raise AttributeError(f"module 'lastgood' has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"lastgood.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lastgood"):
+            raise
+        raise Invalid(
+            f"lastgood.{name} needs {error.name}, which is not installed: pip install {_FRAMEWORKS[name]}"
+        ) from None
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_FRAMEWORKS])

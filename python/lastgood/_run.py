@@ -1,0 +1,527 @@
+"""Opening a run, saving and restoring its state."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from lastgood import _lastgood, _rng, _state, _world
+from lastgood._handle import SaveHandle
+from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
+from lastgood._policy import as_policy
+from lastgood._restore import Plan, Report
+from lastgood._state import World
+
+_open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+class SaveWarning(UserWarning):
+    """A save failed. Training goes on; the checkpoints before it are unharmed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint, as the run's ledger tells of it.
+
+    ``id``: 64 hexadecimal digits. ``standing``: committed, verified, good or bad, with the ``reason``. ``at``: when, in
+    RFC 3339. ``bytes``: of all ranks' state. ``new_bytes``: of these, what had to be written.
+    """
+
+    id: str
+    step: int
+    standing: str
+    reason: str | None
+    at: str
+    attempt: int
+    world_size: int
+    parent: str | None
+    bytes: int
+    new_bytes: int
+    expired: bool
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore did: the checkpoint, its step, the bytes that were placed, and what a person should know."""
+
+    checkpoint: str
+    step: int
+    world_size: int
+    bytes: int
+    notices: list[str] = field(default_factory=list)
+
+
+def open(
+    store: str | os.PathLike[str] | None = None,
+    state: MutableMapping[str, Any] | None = None,
+    *,
+    run: str | None = None,
+    policy: Any = None,
+    rng: bool = True,
+    overlap: bool = True,
+    failures_max: int | None = None,
+    incarnation: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Opens a run in ``store`` as this process's rank, and fences every earlier attempt of it.
+
+    Args:
+        store: a folder, ``file:///…``, ``s3://bucket/prefix``, ``gs://…`` or ``az://…``; default ``LASTGOOD_STORE``.
+        state: what is saved, by name: modules, optimizers, schedulers, scalers, loaders and everything else with
+            ``state_dict`` and ``load_state_dict``; generators; torch tensors, numpy and jax arrays; numbers, strings,
+            and nested containers of all these. It is looked at anew at every save, and values that cannot be changed
+            in place are replaced in it by a restore. Wrap in `Durable`, `Derived` or `Volatile` to say more.
+        run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
+        policy: when `Run.step` saves; default every 100 steps.
+        rng: capture the generators of python, numpy, torch and CUDA too.
+        overlap: saves of parameters and of optimizer state are copied behind the call, while nothing changes them;
+            the optimizer waits before its next step. Everything else is copied in the call.
+        failures_max: after so many failed saves in a row a save is an error; default none: failed saves warn.
+        incarnation: names this start for all its ranks; found by itself under torch.distributed and ``lastgood run``.
+        settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``
+            (``off``, ``auto``, ``zstd:LEVEL``).
+
+    Raises:
+        Invalid: if an argument is wrong or an object cannot be stored.
+        Unavailable, Denied, Corrupt, Incompatible: as the store and the run say.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> state = {"counter": {"seen": 0}}
+        >>> with lg.open(tempfile.mkdtemp(), state) as run:
+        ...     start = run.restore()
+        ...     state["counter"]["seen"] = 7
+        ...     _ = run.save(1, block=True)
+        >>> start
+        0
+    """
+    store = os.fspath(store) if store is not None else os.environ.get("LASTGOOD_STORE")
+    if not store:
+        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
+    name = run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
+    _warn_of_supervisor(store, name)
+    world = _world.find_world()
+    decides = as_policy(policy)
+    if world.size > 1 and decides.seconds is not None:
+        raise Invalid("a policy by seconds is for a rank alone: several ranks must save the same steps; use steps")
+    if failures_max is not None:
+        settings["failures_max"] = failures_max
+    opened = Run(
+        _lastgood.Run(
+            store,
+            _world.store_options(),
+            name,
+            world.rank,
+            world.size,
+            incarnation or _world.find_incarnation(world),
+            settings,
+        ),
+        {} if state is None else state,
+        world,
+        decides,
+        rng=rng,
+        overlap=overlap,
+    )
+    _open_runs.add(opened)
+    return opened
+
+
+def _warn_of_supervisor(store: str, run: str) -> None:
+    for variable, given in (("LASTGOOD_STORE", store), ("LASTGOOD_RUN", run)):
+        told = os.environ.get(variable)
+        if told is not None and _place(told) != _place(given):
+            warnings.warn(
+                f"lastgood: {variable} is {told!r} and the program opens {given!r}: whoever supervises it looks for "
+                "checkpoints elsewhere",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _place(url: str) -> str:
+    return os.path.abspath(url.removeprefix("file://")) if "://" not in url.removeprefix("file://") else url
+
+
+class Run:
+    """One rank of one attempt of a run: made by `lg.open`, closed by `close` or at the end of a ``with``."""
+
+    def __init__(
+        self,
+        native: _lastgood.Run,
+        state: MutableMapping[str, Any],
+        world: World,
+        policy: Any,
+        *,
+        rng: bool,
+        overlap: bool,
+    ) -> None:
+        self._native = native
+        self._state = state
+        self._world = world
+        self._policy = policy
+        self._rng = rng
+        self._overlap = overlap
+        self._copying: SaveHandle | None = None
+        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.RLock()
+        self._heartbeat = _heartbeat()
+        self._closed = False
+        self.last_restore: Restored | None = None
+        self._adapters()
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt, from 1."""
+        return self._native.attempt
+
+    @property
+    def rank(self) -> int:
+        """This rank among all, from 0."""
+        return self._world.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self._world.size
+
+    def _adapters(self) -> dict[str, tuple[_state._Declared, _state.Adapter | None]]:
+        """Every component with its adapter; those that are not durable have none."""
+        if _state.RNG in self._state and self._rng:
+            raise Invalid(
+                f"the name {_state.RNG!r} is taken by the generators; give the component another one, or rng=False"
+            )
+        found: dict[str, tuple[_state._Declared, _state.Adapter | None]] = {}
+        for name, obj in self._state.items():
+            if not isinstance(name, str) or not name:
+                raise Invalid(f"a component's name is a string, given {name!r}")
+            declared = _state.as_declared(obj)
+            durable = isinstance(declared, _state.Durable)
+            adapter = _state.adapter_for(name, self._state, declared) if durable else None
+            found[name] = (declared, adapter)
+        if self._rng:
+            found[_state.RNG] = (_state.Durable(None, owner="lastgood"), _rng.GlobalRng())
+        return found
+
+    def save(self, step: int, *, block: bool = False) -> SaveHandle:
+        """Saves the state at ``step``. Returns when it is copied or, of what only an optimizer of the state changes,
+        before that: the optimizer's next step then waits for the copy. With ``block``, returns when the checkpoint
+        is committed.
+
+        Raises:
+            Invalid: if something cannot be stored; nothing is saved then.
+            Overloaded: if the state does not fit the memory that saves may take.
+            Fenced: if a newer attempt owns the run.
+            Closed: after `close`.
+            With ``block`` whatever the save fails with; without, a failure warns at the next call and is raised by
+            `close` and by the handle.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> run = lg.open(tempfile.mkdtemp(), {"x": {"y": 1}})
+            >>> len(run.save(1, block=True).durable.result())
+            64
+            >>> run.close()
+        """
+        self._tell_failures()
+        with self._lock:
+            self.wait_captured()
+            deferred = self._overlap and not block
+            capture = _lastgood.Capture()
+            guarded = False
+            for name, (declared, adapter) in self._adapters().items():
+                component = capture.component(name, declared.owner, declared.durability)
+                if adapter is None:
+                    continue
+                snapshot = adapter.capture(self._world, deferred)
+                guarded |= self._declare(capture, component, snapshot)
+            capture.metadata("lastgood.python", _lastgood.__version__)
+            handle = SaveHandle(self, self._native.save(step, capture, deferred))
+            self._copying = handle if deferred else None
+            if deferred:
+                self._guard()
+            self._policy.saved()
+        if block:
+            handle.durable.result()
+        return handle
+
+    def _declare(self, capture: Any, component: int, snapshot: _state.Snapshot) -> bool:
+        own = []
+        for shard in snapshot.shards:
+            name = shard.name
+            if shard.role == "own":
+                own.append(name)
+                name = f"{name}@rank{self._world.rank}"
+            memory = shard.memory
+            capture.tensor(
+                component,
+                name,
+                shard.dtype,
+                shard.shape,
+                shard.offsets,
+                shard.sizes,
+                memory.address,
+                memory.bytes,
+                memory.owner,
+                shard.role == "same",
+            )
+        for name, of in snapshot.ties.items():
+            capture.tied(component, name, of)
+        tree = {"tree": snapshot.tree, "own": own}
+        capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
+        return bool(snapshot.shards)
+
+    def _guard(self) -> None:
+        """Lets every optimizer of the state wait for the copy before it steps."""
+        import sys
+
+        if "torch" not in sys.modules:
+            return
+        from lastgood.torch import _state as torch_state
+
+        this = weakref.ref(self)
+
+        def wait(*_: Any) -> None:
+            run = this()
+            if run is not None:
+                run.wait_captured()
+
+        for optimizer in torch_state.optimizers_of(self._state):
+            if optimizer not in self._hooked:
+                optimizer.register_step_pre_hook(wait)
+                self._hooked.add(optimizer)
+
+    def wait_captured(self) -> None:
+        """Waits until the last save is copied, so that everything may be changed."""
+        copying = self._copying
+        if copying is not None:
+            # What the capture failed with is told by the handle and at the next call.
+            with contextlib.suppress(LastgoodError):
+                copying.captured.result()
+            self._copying = None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Guards code that changes parameters or optimizer state without an optimizer of the state: waits for the
+        copy of the last save, and holds up saves from other threads.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> run = lg.open(tempfile.mkdtemp(), {"x": {"y": 1}})
+            >>> with run.lock():
+            ...     pass  # weights.mul_(0.99)
+            >>> run.close()
+        """
+        with self._lock:
+            self.wait_captured()
+            yield
+
+    def step(self, step: int, **metrics: Any) -> SaveHandle | None:
+        """Says that ``step`` is done: tells the supervisor, and saves if the policy says so. ``step`` is what
+        `restore` will give back: the number of finished steps.
+
+        Raises:
+            As `save`.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat(step)
+        if self._policy.due(step):
+            return self.save(step)
+        return None
+
+    def restore(
+        self, at: str | int | None = None, *, only: Iterable[str] | None = None
+    ) -> int:
+        """Restores the last good checkpoint, or the one that ``at`` names, and gives its step; 0 for a fresh run.
+
+        Everything is read and verified before the first live object changes. A damaged checkpoint is marked bad, and
+        a rank alone goes back to the one before it by itself; several ranks go back together in their next start.
+
+        Args:
+            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default what the attempt began with.
+            only: the components to restore; default all, and every one must be there.
+
+        Raises:
+            NotFound: if there is no such checkpoint, or it lacks a component.
+            Incompatible: if components or tensors are missing, left over, or of another shape or dtype: each is
+                named, and nothing is changed.
+            Corrupt: if it is damaged, and there is nothing to go back to.
+        """
+        with self._lock:
+            self.wait_captured()
+            notices: list[str] = []
+            if at is not None:
+                checkpoint = self._native.find(str(at))
+                return self._restore_from(checkpoint, only, notices)
+            while (checkpoint := self._native.candidate()) is not None:
+                notices += checkpoint.notices
+                try:
+                    return self._restore_from(checkpoint, only, notices)
+                except Corrupt as error:
+                    notices += self._native.reject(checkpoint, str(error))
+            return 0
+
+    def _restore_from(self, checkpoint: Any, only: Iterable[str] | None, notices: list[str]) -> int:
+        plan = self._plan(checkpoint, only)
+        plan.check()
+        placed, _ = plan.read()
+        plan.apply()
+        notices += plan.notices
+        self._native.build_on(checkpoint)
+        self.last_restore = Restored(
+            checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
+        )
+        step: int = checkpoint.step
+        return step
+
+    def _plan(self, checkpoint: Any, only: Iterable[str] | None) -> Plan:
+        components = self._adapters()
+        if only is not None:
+            wanted = set(only)
+            unknown = wanted - set(components)
+            if unknown:
+                raise NotFound(f"there is no component {sorted(unknown)}; there are {sorted(components)}")
+            components = {k: v for k, v in components.items() if k in wanted}
+        return Plan(self._native, checkpoint, components, self._world, partial=only is not None)
+
+    def preflight(self, at: str | int | None = None) -> Report:
+        """Says whether a restore would succeed, and what it would do, and changes nothing: what is missing, left
+        over, reshaped or retyped, the bytes to read, and the memory that it needs.
+
+        Raises:
+            NotFound: if there is no checkpoint.
+            Corrupt, Unavailable, Denied: if its tables cannot be read.
+        """
+        selector = "last-good" if at is None else str(at)
+        return self._plan(self._native.find(selector), None).report()
+
+    def verify(
+        self, at: str | int = "last-good", *, progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Reads and verifies every byte of a checkpoint, marks it verified, and gives the number of bytes.
+        ``progress`` is called with the bytes so far and in all.
+
+        Raises:
+            NotFound: if there is no such checkpoint.
+            Corrupt: naming the first object that is damaged; the checkpoint is marked bad.
+        """
+        checkpoint = self._native.find(str(at))
+        try:
+            read = self._native.verify(checkpoint, progress)
+        except Corrupt as error:
+            self._native.mark(f"id:{checkpoint.id}", "bad", str(error))
+            raise
+        standings = {c.id: c.standing for c in self.history()}
+        if standings.get(checkpoint.id) == "committed":
+            self._native.mark(f"id:{checkpoint.id}", "verified", "every byte was read and verified")
+        return read
+
+    def mark(self, at: str | int, standing: str, reason: str) -> str:
+        """Gives a checkpoint a standing (``good``, ``bad`` or ``verified``) with the reason, and gives its id.
+
+        Raises:
+            NotFound: if there is no such checkpoint.
+            Conflict: if it is bad and is to become merely verified.
+        """
+        return self._native.mark(str(at), standing, reason)
+
+    def history(self) -> list[Checkpoint]:
+        """Every checkpoint of the run, oldest first.
+
+        Raises:
+            Unavailable, Denied, Corrupt: if the ledger cannot be read.
+        """
+        return [Checkpoint(**row) for row in self._native.history()]
+
+    def _tell_failures(self) -> None:
+        for failure in self._native.take_failures():
+            warnings.warn(f"lastgood: {failure}", SaveWarning, stacklevel=3)
+
+    def close(self) -> None:
+        """Waits for every save that is under way, and ends the run's threads. A second call does nothing.
+
+        Raises:
+            The failures of saves that nobody has been told of.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self.wait_captured()
+        self._native.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # What ended the block is what must be seen.
+        with contextlib.suppress(LastgoodError):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"lg.Run(attempt={self.attempt}, rank={self.rank} of {self.world_size})"
+
+
+def _heartbeat() -> Callable[[int], None] | None:
+    """Tells a supervisor of steps, if there is one."""
+    path = os.environ.get("LASTGOOD_HEARTBEAT")
+    if path is None:
+        return None
+    try:
+        file = os.open(path, os.O_WRONLY)
+    except OSError as error:
+        raise Invalid(
+            f"the file of LASTGOOD_HEARTBEAT cannot be written: {error}; leave it to `lastgood run`, or unset it"
+        ) from None
+
+    def beat(step: int) -> None:
+        # A heart that cannot be heard must not stop the training; the supervisor then sees a stall.
+        with contextlib.suppress(OSError, OverflowError):
+            os.pwrite(file, (step + 1).to_bytes(8, "little"), 0)
+
+    return beat
+
+
+@atexit.register
+def _close_all() -> None:
+    """A process does not end with a save unwritten or a failure untold."""
+    import sys
+
+    for run in list(_open_runs):
+        try:
+            run.close()
+        except LastgoodError as error:
+            print(f"lastgood: {error}", file=sys.stderr)
+
+
+def runs(store: str | os.PathLike[str]) -> list[str]:
+    """The names of the runs in ``store``, sorted.
+
+    Raises:
+        NotFound: if the store is no repository.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> lg.open(folder, {}, run="first").close()
+        >>> lg.runs(folder)
+        ['first']
+    """
+    return _lastgood.runs(os.fspath(store), _world.store_options())
+
+

@@ -1,0 +1,496 @@
+"""What a run saves: components, and the adapters that know how each kind of object is captured and restored.
+
+An adapter turns an object into a [`Snapshot`], and plans how a checkpoint's bytes get back into it. Planning changes
+nothing: everything that does not fit is a named problem before the first live object is touched. Then all bytes are
+read into memory of their own and verified, and only then each `Loading` is applied, with a way back.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lastgood import _memory, _tree
+from lastgood._lastgood import Invalid
+from lastgood._memory import Memory
+
+#: The name of the component with the generators' states.
+RNG = "rng"
+#: The stored name of a component's tree, before ``@rankN``.
+TREE = "tree"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train one model together."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a tensor, or the memory for a part of one.
+
+    ``shape`` is global; ``offsets`` and ``sizes`` say which part ``memory`` holds. ``role`` is ``same`` (every rank
+    holds these bytes: one stores them), ``shard`` (a part that nobody else stores) or ``own`` (each rank stores its
+    own whole, as ``name@rankN``).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    memory: Memory
+    role: str = "same"
+
+
+def whole(name: str, dtype: str, shape: Iterable[int], memory: Memory, role: str) -> Shard:
+    """A shard that is the whole tensor."""
+    shape = tuple(shape)
+    return Shard(name, dtype, shape, (0,) * len(shape), shape, memory, role)
+
+
+@dataclass
+class Snapshot:
+    """A component at one step: JSON, shards, and which names are the same memory as which."""
+
+    tree: _tree.Json = None
+    shards: list[Shard] = field(default_factory=list)
+    ties: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """A tensor of a checkpoint: dtype and global shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Saved:
+    """What a checkpoint holds of one component. ``trees`` are by rank: only this rank's if the world is as large as
+    it was, else all. ``tensors`` are by stored name, without those of other ranks' own."""
+
+    component: str
+    world_size: int
+    trees: dict[int, _tree.Json]
+    tensors: dict[str, SavedTensor]
+    #: For each tensor that every rank stored for itself, the number of ranks that did.
+    own: dict[str, int]
+    #: What a person should know, for the report.
+    notices: list[str] = field(default_factory=list)
+
+    def tree(self, world: World) -> _tree.Json:
+        """The tree for this rank.
+
+        Raises:
+            Mismatch: if the ranks' trees differ and the world has another size now.
+        """
+        if world.rank in self.trees and self.world_size == world.size:
+            return self.trees[world.rank]
+        first = self.trees[min(self.trees)]
+        if all(tree == first for tree in self.trees.values()):
+            return first
+        raise Mismatch(
+            [
+                f"component {self.component!r} differs between the {self.world_size} ranks that saved it, and there "
+                f"are {world.size} now: nothing says which values each gets; save a state that is the same on all"
+            ]
+        )
+
+
+class Mismatch(Exception):
+    """A checkpoint does not fit the live objects: one line for each problem. Never leaves the package."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass
+class Loading:
+    """How one component is restored: memory to fill, then ``apply``; ``undo`` takes it back."""
+
+    targets: list[Shard]
+    apply: Callable[[], Any]
+    undo: Callable[[], Any]
+    #: Generators are restored after everything else: what builds or loads objects may draw from them.
+    last: bool = False
+
+
+class Adapter(Protocol):
+    """How a kind of object is captured and restored."""
+
+    def capture(self, world: World, deferred: bool) -> Snapshot:
+        """The object's state now. With ``deferred``, memory that is known to stay unchanged until the optimizer's
+        next step may be given as it is, and is copied later; everything else is copied here."""
+
+    def load(self, saved: Saved, world: World) -> Loading:
+        """Plans a restore, and changes nothing.
+
+        Raises:
+            Mismatch: naming everything that does not fit.
+        """
+
+
+class _Declared:
+    """An object with its owner and class of durability."""
+
+    durability = ""
+
+    def __init__(self, obj: Any, *, owner: str = "trainer") -> None:
+        if not owner:
+            raise Invalid("an owner is a name; who answers for this component?")
+        self.obj = obj
+        self.owner = owner
+
+    def __repr__(self) -> str:
+        return f"lg.{type(self).__name__}({type(self.obj).__name__}, owner={self.owner!r})"
+
+
+class Durable(_Declared):
+    """State that must survive: it is in every checkpoint. What is given to `lg.open` bare is this, of owner
+    ``trainer``.
+
+    Args:
+        obj: any state that `lg.open` takes.
+        owner: who answers for it: stored with the checkpoint, shown by ``lastgood show``.
+        ranks: for plain arrays in a job of several ranks. ``same``: every rank holds the same bytes, one stores
+            them. ``own``: each stores its own. ``auto`` (the default): parameters of modules and the state of
+            optimizers are the same, everything else is each rank's own.
+
+    Raises:
+        Invalid: if the owner is empty, or ``ranks`` none of these.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.Durable({"best": 0.9}, owner="metrics")
+        lg.Durable(dict, owner='metrics')
+    """
+
+    durability = "durable"
+
+    def __init__(self, obj: Any, *, owner: str = "trainer", ranks: str = "auto") -> None:
+        super().__init__(obj, owner=owner)
+        if ranks not in ("auto", "same", "own"):
+            raise Invalid(f"ranks is auto, same or own, given {ranks!r}")
+        self.ranks = ranks
+
+
+class Derived(_Declared):
+    """State that is made again from durable state: never stored; ``rebuild()`` is called after a restore.
+
+    Example:
+        >>> import lastgood as lg
+        >>> cache = {}
+        >>> lg.Derived(cache, owner="tokenizer", rebuild=cache.clear)
+        lg.Derived(dict, owner='tokenizer')
+    """
+
+    durability = "derived"
+
+    def __init__(
+        self, obj: Any, *, owner: str = "trainer", rebuild: Callable[[], Any] | None = None
+    ) -> None:
+        super().__init__(obj, owner=owner)
+        self.after = rebuild
+
+
+class Volatile(_Declared):
+    """State that may be lost: never stored; ``reset()`` is called after a restore.
+
+    Example:
+        >>> import lastgood as lg
+        >>> recent = []
+        >>> lg.Volatile(recent, owner="profiler", reset=recent.clear)
+        lg.Volatile(list, owner='profiler')
+    """
+
+    durability = "volatile"
+
+    def __init__(
+        self, obj: Any, *, owner: str = "trainer", reset: Callable[[], Any] | None = None
+    ) -> None:
+        super().__init__(obj, owner=owner)
+        self.after = reset
+
+
+def as_declared(obj: Any) -> _Declared:
+    """What was given to `lg.open`, with its class."""
+    return obj if isinstance(obj, _Declared) else Durable(obj)
+
+
+def adapter_for(name: str, state: MutableMapping[str, Any], declared: Durable) -> Adapter:
+    """The adapter for the object of component ``name``.
+
+    Raises:
+        Invalid: if it can be stored by none, naming the remedy.
+    """
+    obj = declared.obj
+    if sys.modules.get("torch") is not None:
+        from lastgood.torch import _state as torch_state
+
+        found = torch_state.adapter_for(name, state, obj)
+        if found is not None:
+            return found
+    from lastgood import _rng
+
+    generator = _rng.adapter_for(name, obj)
+    if generator is not None:
+        return generator
+    from lastgood import data
+
+    loader = data.adapt(obj)
+    if loader is not None:
+        return StatefulAdapter(name, loader, declared.ranks)
+    if hasattr(obj, "state_dict") and hasattr(obj, "load_state_dict"):
+        return StatefulAdapter(name, obj, declared.ranks)
+    if sys.modules.get("jax") is not None:
+        from lastgood import jax as lg_jax
+
+        tree = lg_jax.adapter_for(name, state, obj)
+        if tree is not None:
+            return tree
+    return ValueAdapter(name, state, declared)
+
+
+def shards_of(arrays: dict[str, Any], where: str, role: str) -> list[Shard]:
+    """Copies of ``arrays``, by name; a DTensor is a shard whatever ``role`` says."""
+    shards = []
+    for name, array in arrays.items():
+        if _memory.is_torch(array):
+            from lastgood.torch import _state as torch_state
+
+            shards += torch_state.shards_of(name, array, f"{where}[{name!r}]", role, copy=True)
+        elif _memory.is_jax(array):
+            from lastgood import jax as lg_jax
+
+            shards += lg_jax.shards_of(name, array, f"{where}[{name!r}]", role)
+        else:
+            plain = _memory.plain_numpy(array, copy=True)
+            dtype = _memory.numpy_dtype_name(plain.dtype, f"{where}[{name!r}]")
+            shards.append(whole(name, dtype, plain.shape, _memory.of_numpy(plain), role))
+    return shards
+
+
+@dataclass
+class _Staged:
+    """Memory for the arrays of a tree, and what they are once it is filled."""
+
+    targets: list[Shard] = field(default_factory=list)
+    arrays: dict[str, Callable[[], Any]] = field(default_factory=dict)
+
+    def finish(self) -> dict[str, Any]:
+        return {name: make() for name, make in self.arrays.items()}
+
+
+def stage(saved: Saved, kinds: dict[str, str], world: World, like: dict[str, Any]) -> _Staged:
+    """Memory for the arrays that a tree names. ``like`` are live arrays of the same names: a DTensor among them says
+    which part this rank wants.
+
+    Raises:
+        Mismatch: if the checkpoint lacks one.
+    """
+    staged = _Staged()
+    problems = []
+    for name, kind in kinds.items():
+        if name not in saved.tensors:
+            problems.append(f"{saved.component}/{name} is missing in the checkpoint")
+            continue
+        tensor = saved.tensors[name]
+        if kind == "torch":
+            from lastgood.torch import _state as torch_state
+
+            target, make = torch_state.stage(saved, name, tensor, world, like.get(name))
+        else:
+            target, make = _stage_numpy(saved, name, tensor, world, kind)
+        staged.targets.append(target)
+        staged.arrays[name] = make
+    if problems:
+        raise Mismatch(problems)
+    return staged
+
+
+def role_of(saved: Saved, name: str, world: World) -> str:
+    """Whether ``name`` is read as this rank's own or as what all ranks share.
+
+    Raises:
+        Mismatch: if every rank stored its own and there are other ranks now.
+    """
+    ranks = saved.own.get(name)
+    if ranks is None:
+        return "same"
+    if ranks == world.size:
+        return "own"
+    raise Mismatch(
+        [
+            f"{saved.component}/{name}: each of {ranks} ranks stored its own, and there are {world.size} now; if all "
+            "hold the same, save it as lg.Durable(…, ranks='same')"
+        ]
+    )
+
+
+def _stage_numpy(
+    saved: Saved, name: str, tensor: SavedTensor, world: World, kind: str
+) -> tuple[Shard, Callable[[], Any]]:
+    import numpy
+
+    array = numpy.empty(tensor.shape, _memory.numpy_dtype(tensor.dtype))
+    role = role_of(saved, name, world)
+    target = whole(name, tensor.dtype, tensor.shape, _memory.of_numpy(array), role)
+
+    def make() -> Any:
+        if kind != "jax":
+            return array
+        from lastgood import jax as lg_jax
+
+        return lg_jax.from_numpy(array)
+
+    return target, make
+
+
+class StatefulAdapter:
+    """Objects with ``state_dict`` and ``load_state_dict``: loaders, schedulers, scalers, the user's own."""
+
+    def __init__(self, name: str, obj: Any, ranks: str = "auto") -> None:
+        self.name = name
+        self.obj = obj
+        self.role = "same" if ranks == "same" else "own"
+
+    def capture(self, world: World, deferred: bool) -> Snapshot:
+        encoded = _tree.encode(self.obj.state_dict(), self.name)
+        role = self.role if world.size > 1 else "same"
+        return Snapshot(encoded.tree, shards_of(encoded.arrays, self.name, role))
+
+    def load(self, saved: Saved, world: World) -> Loading:
+        tree = saved.tree(world)
+        before = _tree.encode(self.obj.state_dict(), self.name)
+        staged = stage(saved, _tree.arrays_of(tree), world, before.arrays)
+
+        def apply() -> None:
+            self.obj.load_state_dict(_tree.decode(tree, staged.finish(), self.name))
+
+        def undo() -> None:
+            self.obj.load_state_dict(_tree.decode(before.tree, kept, self.name))
+
+        kept = {name: _clone(array) for name, array in before.arrays.items()}
+        return Loading(staged.targets, apply, undo)
+
+
+def _clone(array: Any) -> Any:
+    if _memory.is_torch(array):
+        return array.detach().clone()
+    return array if _memory.is_jax(array) else array.copy()
+
+
+class ValueAdapter:
+    """Plain values and nested containers of arrays. Dicts and lists are changed in place, and so are the torch
+    tensors and numpy arrays in them; everything else is replaced in the container that holds it, at last in the
+    mapping that was given to `lg.open`."""
+
+    def __init__(self, name: str, state: MutableMapping[str, Any], declared: Durable) -> None:
+        self.name = name
+        self.state = state
+        self.declared = declared
+        self.role = "same" if declared.ranks == "same" else "own"
+
+    def capture(self, world: World, deferred: bool) -> Snapshot:
+        encoded = _tree.encode(self.declared.obj, self.name)
+        role = self.role if world.size > 1 else "same"
+        return Snapshot(encoded.tree, shards_of(encoded.arrays, self.name, role))
+
+    def load(self, saved: Saved, world: World) -> Loading:
+        tree = saved.tree(world)
+        live = _tree.encode(self.declared.obj, self.name)
+        kinds = _tree.arrays_of(tree)
+        self.check(saved, live, kinds)
+        staged = stage(saved, kinds, world, live.arrays)
+        kept = {name: _clone(array) for name, array in live.arrays.items()}
+
+        def put(tree: _tree.Json, arrays: dict[str, Any]) -> None:
+            merged = {n: _in_place(live.arrays.get(n), array) for n, array in arrays.items()}
+            value = _tree.decode(tree, merged, self.name, self.declared.obj)
+            self.replace(_refill(self.declared.obj, value))
+
+        return Loading(
+            staged.targets, lambda: put(tree, staged.finish()), lambda: put(live.tree, kept)
+        )
+
+    def check(self, saved: Saved, live: _tree.Encoded, kinds: dict[str, str]) -> None:
+        problems = []
+        for name, array in live.arrays.items():
+            if name not in kinds:
+                problems.append(f"{self.name}/{name} is not in the checkpoint")
+                continue
+            tensor = saved.tensors.get(name)
+            if tensor is not None and tuple(array.shape) != tensor.shape:
+                problems.append(
+                    f"{self.name}/{name} has shape {list(array.shape)}, in the checkpoint {list(tensor.shape)}"
+                )
+            elif tensor is not None and dtype_name(array, name) != tensor.dtype:
+                problems.append(
+                    f"{self.name}/{name} is {dtype_name(array, name)}, in the checkpoint {tensor.dtype}"
+                )
+        extra = sorted(set(kinds) - set(live.arrays)) if live.arrays else []
+        problems += [f"{self.name}/{name} is only in the checkpoint" for name in extra]
+        if problems:
+            raise Mismatch(problems)
+
+    def replace(self, value: Any) -> None:
+        if value is self.declared.obj:
+            return
+        self.declared.obj = value
+        if self.state.get(self.name) is not self.declared:
+            self.state[self.name] = value
+
+
+def dtype_name(array: Any, path: str) -> str:
+    """The stored name of an array's dtype."""
+    if _memory.is_torch(array):
+        return _memory.torch_dtype_name(array.dtype, path)
+    import numpy
+
+    return _memory.numpy_dtype_name(numpy.dtype(array.dtype), path)
+
+
+def _in_place(live: Any, array: Any) -> Any:
+    """``array``'s elements in ``live``, if they fit there; else ``array``."""
+    if live is None or tuple(live.shape) != tuple(array.shape):
+        return array
+    if _memory.is_torch(live) and _memory.is_torch(array):
+        import torch
+
+        with torch.no_grad():
+            live.copy_(array)
+        return live
+    if _memory.is_numpy(live) and hasattr(live, "setflags") and live.shape and live.flags.writeable:
+        live[...] = array
+        return live
+    return array
+
+
+def _refill(live: Any, value: Any) -> Any:
+    """``value`` in the containers of ``live`` where they are of its type, since others may hold them too."""
+    if type(live) is not type(value):
+        return value
+    if isinstance(live, dict):
+        merged = {k: _refill(live.get(k), v) for k, v in value.items()}
+        live.clear()
+        live.update(merged)
+        return live
+    if isinstance(live, list):
+        old = [*live, *([None] * (len(value) - len(live)))]
+        live[:] = [_refill(o, v) for o, v in zip(old, value, strict=False)]
+        return live
+    return value
+
+
+def stored_tree(tree: _tree.Json) -> bytes:
+    """The bytes of a tree."""
+    return json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()

@@ -1,0 +1,78 @@
+"""Which process this is: from torch.distributed, else from the environment of torchrun or ``lastgood run``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import sys
+
+from lastgood._lastgood import Invalid
+from lastgood._state import World
+
+#: Variables that stores take credentials and endpoints from.
+_STORE_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
+
+_opened = itertools.count()
+
+
+def store_options() -> dict[str, str]:
+    """The options of stores in the environment, by lower-case name."""
+    return {k.lower(): v for k, v in os.environ.items() if k.startswith(_STORE_PREFIXES)}
+
+
+def _distributed() -> object | None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed
+    return None
+
+
+def find_world() -> World:
+    """This process among all.
+
+    Raises:
+        Invalid: if the environment contradicts itself.
+    """
+    distributed = _distributed()
+    if distributed is not None:
+        return World(distributed.get_rank(), distributed.get_world_size())  # type: ignore[attr-defined]
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and size is None:
+        return World()
+    try:
+        world = World(int(rank or ""), int(size or ""))
+    except ValueError:
+        raise Invalid(f"RANK is {rank!r} and WORLD_SIZE {size!r}; set both to numbers") from None
+    if not 0 <= world.rank < world.size:
+        raise Invalid(f"RANK is {rank} and WORLD_SIZE {size}; ranks count from 0")
+    return world
+
+
+def find_incarnation(world: World) -> str | None:
+    """The name that all ranks of this start share; None for a rank alone, which needs none.
+
+    Raises:
+        Invalid: if there are several ranks and nothing tells them a name.
+    """
+    number = next(_opened)
+    given = os.environ.get("LASTGOOD_INCARNATION")
+    if given is not None:
+        # Ranks that torchrun starts again by itself are a new incarnation.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        parts = [given, *([restarts] if restarts != "0" else []), *([f"open{number}"] if number else [])]
+        return ".".join(parts)
+    if world.size == 1:
+        return None
+    if _distributed() is None:
+        raise Invalid(
+            f"there are {world.size} ranks, and nothing names their start: call torch.distributed.init_process_group "
+            "before lg.open, or start the job by `lastgood run`"
+        )
+    from torch.distributed import distributed_c10d
+
+    store = distributed_c10d._get_default_store()
+    key = f"lastgood/incarnation/{number}"
+    if world.rank == 0:
+        store.set(key, secrets.token_hex(16))
+    return bytes(store.get(key)).decode()

@@ -1,0 +1,3 @@
+"""lastgood for PyTorch."""
+
+from __future__ import annotations

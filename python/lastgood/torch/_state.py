@@ -1,0 +1,447 @@
+"""Modules, optimizers and tensors of torch as components.
+
+Names are fully qualified names without what wrappers add (``module.`` of DDP, ``_orig_mod.`` of compile), so that a
+checkpoint of a wrapped model restores into a bare one. A DTensor is the shard that this rank holds, whatever the mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lastgood import _memory, _state, _tree
+from lastgood._lastgood import Invalid
+from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, Shard, Snapshot, World
+
+#: What wrappers put between the parts of a name.
+_WRAPPERS = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+
+def adapter_for(name: str, state: MutableMapping[str, Any], obj: Any) -> Adapter | None:
+    """The adapter for a module, an optimizer or a bare tensor; None for everything else."""
+    if isinstance(obj, nn.Module):
+        if _is_fsdp1(obj):
+            raise Invalid(
+                f"{name} is wrapped by FullyShardedDataParallel, whose flat parameters cannot be restored on other "
+                "ranks; use fully_shard (FSDP2), or save get_model_state_dict() of it through lg.torch.Writer"
+            )
+        return ModuleAdapter(name, obj, state)
+    plain = isinstance(obj, torch.optim.Optimizer) and (
+        type(obj).load_state_dict is torch.optim.Optimizer.load_state_dict
+    )
+    if plain:
+        return OptimizerAdapter(name, obj, state)
+    return None
+
+
+def _is_fsdp1(module: nn.Module) -> bool:
+    return any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
+
+
+def clean(name: str) -> str:
+    """A qualified name without what wrappers add."""
+    for wrapper in _WRAPPERS:
+        name = name.replace("." + wrapper, ".").removeprefix(wrapper)
+    return name
+
+
+def modules_of(state: MutableMapping[str, Any]) -> dict[str, nn.Module]:
+    """The modules among the components."""
+    found = {name: _state.as_declared(obj).obj for name, obj in state.items()}
+    return {name: obj for name, obj in found.items() if isinstance(obj, nn.Module)}
+
+
+def optimizers_of(state: MutableMapping[str, Any]) -> list[torch.optim.Optimizer]:
+    """The optimizers among the components."""
+    found = [_state.as_declared(obj).obj for obj in state.values()]
+    return [obj for obj in found if isinstance(obj, torch.optim.Optimizer)]
+
+
+def _is_dtensor(tensor: Any) -> bool:
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local_shard(tensor: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...], bool]:
+    """Of a DTensor: the local tensor, its offsets and sizes in the global one, and whether this rank is the one that
+    stores it (of the ranks that hold the same part, the one at the beginning of every replicated mesh dimension)."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if any(placement.is_partial() for placement in placements):
+        raise Invalid("a DTensor with partial sums is no state; redistribute it first")
+    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        empty = tensor.to_local()
+        return empty, (0,) * tensor.ndim, (0,) * tensor.ndim, False
+    stores = all(
+        place == 0 or not placement.is_replicate()
+        for place, placement in zip(coordinate, placements, strict=True)
+    )
+    return tensor.to_local(), tuple(offsets), tuple(sizes), stores
+
+
+def shards_of(name: str, tensor: Any, path: str, role: str, copy: bool) -> list[Shard]:
+    """What this rank stores of ``tensor``: nothing, if another one stores the same part of a DTensor."""
+    dtype = _dtype_name(tensor, path)
+    if not _is_dtensor(tensor):
+        plain = _real(_memory.plain_torch(tensor, path, copy))
+        return [_state.whole(name, dtype, plain.shape, _memory.of_torch(plain), role)]
+    local, offsets, sizes, stores = local_shard(tensor)
+    shape = tuple(tensor.shape)
+    if not stores or (0 in sizes and 0 not in shape):
+        return []
+    plain = _memory.plain_torch(local, path, copy)
+    return [Shard(name, dtype, shape, offsets, sizes, _memory.of_torch(plain), "shard")]
+
+
+def _dtype_name(tensor: Any, path: str) -> str:
+    # There is no stored name for complex128: it is two float64.
+    if tensor.dtype == torch.complex128 and not _is_dtensor(tensor):
+        return "F64"
+    return _memory.torch_dtype_name(tensor.dtype, path)
+
+
+def _real(tensor: Any) -> Any:
+    return torch.view_as_real(tensor) if tensor.dtype == torch.complex128 else tensor
+
+
+def stage(
+    saved: Saved, name: str, tensor: SavedTensor, world: World, like: Any
+) -> tuple[Shard, Callable[[], Any]]:
+    """Memory for a tensor of a checkpoint, or for the part of it that ``like`` holds, and how to get the tensor."""
+    dtype = _memory.torch_dtype(tensor.dtype)
+    if like is not None and _is_dtensor(like):
+        _, offsets, sizes, _ = local_shard(like)
+        memory = torch.empty(sizes, dtype=dtype)
+        target = Shard(
+            name, tensor.dtype, tensor.shape, offsets, sizes, _memory.of_torch(memory), "shard"
+        )
+        return target, lambda: _as_dtensor(memory, like)
+    memory = torch.empty(tensor.shape, dtype=dtype)
+    role = _state.role_of(saved, name, world)
+    target = _state.whole(name, tensor.dtype, tensor.shape, _memory.of_torch(memory), role)
+    complex128 = like is not None and like.dtype == torch.complex128
+
+    return target, lambda: torch.view_as_complex(memory) if complex128 else memory
+
+
+def _as_dtensor(local: Any, like: Any) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
+
+
+def _fits(component: str, name: str, tensor: Any, saved: SavedTensor) -> str | None:
+    shape, dtype = tuple(tensor.shape), _memory.torch_dtype_name(tensor.dtype, name)
+    if shape != saved.shape:
+        return f"{component}/{name} has shape {list(shape)}, in the checkpoint {list(saved.shape)}"
+    if dtype != saved.dtype:
+        return f"{component}/{name} is {dtype}, in the checkpoint {saved.dtype}"
+    return None
+
+
+def _swap(live: Any, staged: Any) -> None:
+    """Exchanges what ``live`` and ``staged`` hold, so that a second call takes the first back."""
+    live = _local(live)
+    with torch.no_grad():
+        before = live.detach().to("cpu", copy=True)
+        live.copy_(staged)
+        staged.copy_(before)
+
+
+class ModuleAdapter:
+    """A module: parameters, persistent buffers, extra state, which parameters are trained, which parts evaluate."""
+
+    def __init__(self, name: str, module: nn.Module, state: MutableMapping[str, Any]) -> None:
+        self.name = name
+        self.module = module
+        self.state = state
+
+    def tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The tensors of the state dict by clean name, and its other values."""
+        tensors, extra = {}, {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            # What get_extra_state gives may be a tensor, and is set by set_extra_state all the same.
+            is_extra = name.rpartition(".")[2] == "_extra_state"
+            (extra if is_extra else tensors)[clean(name)] = value
+        return tensors, extra
+
+    def capture(self, world: World, deferred: bool) -> Snapshot:
+        tensors, extra = self.tensors()
+        guarded = _guarded(self.state) if deferred else set()
+        snapshot = Snapshot()
+        first: dict[int, str] = {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter) and id(tensor) in first:
+                snapshot.ties[name] = first[id(tensor)]
+                continue
+            first[id(tensor)] = name
+            is_buffer = not isinstance(tensor, nn.Parameter)
+            role = "own" if is_buffer and world.size > 1 else "same"
+            copy = id(tensor) not in guarded
+            snapshot.shards += shards_of(name, tensor, f"{self.name}[{name!r}]", role, copy)
+        encoded = _tree.encode(extra, self.name)
+        snapshot.shards += _state.shards_of(encoded.arrays, self.name, "own" if world.size > 1 else "same")
+        snapshot.tree = {
+            "extra": encoded.tree,
+            "frozen": [clean(n) for n, p in self.module.named_parameters() if not p.requires_grad],
+            "evaluates": [clean(n) for n, m in self.module.named_modules() if not m.training],
+        }
+        return snapshot
+
+    def load(self, saved: Saved, world: World) -> Loading:
+        tree = saved.tree(world)
+        tensors, extra = self.tensors()
+        kinds = _tree.arrays_of(tree["extra"])
+        problems = self._problems(saved, tensors, extra, tree, kinds)
+        if problems:
+            raise Mismatch(problems)
+        targets, swaps = [], []
+        seen: set[int] = set()
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter) and id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            source = self._of_rank_0(saved, name, world)
+            target, make = stage(source, name, saved.tensors[name], world, tensor)
+            targets.append(target)
+            swaps.append((tensor, make))
+        staged_extra = _state.stage(saved, kinds, world, {})
+        before = self._flags()
+        kept = _tree.encode(extra, self.name)
+
+        def apply() -> None:
+            for tensor, make in swaps:
+                _swap(tensor, _local(make()))
+            self._set_flags(set(tree["frozen"]), set(tree["evaluates"]))
+            self._set_extra(_tree.decode(tree["extra"], staged_extra.finish(), self.name))
+
+        def undo() -> None:
+            for tensor, make in swaps:
+                _swap(tensor, _local(make()))
+            self._set_flags(*before)
+            self._set_extra(_tree.decode(kept.tree, kept.arrays, self.name))
+
+        return Loading(targets + staged_extra.targets, apply, undo)
+
+    def _of_rank_0(self, saved: Saved, name: str, world: World) -> Saved:
+        """In a world of another size, a buffer that every rank stored for itself is taken from rank 0, which is
+        whose buffers DDP gives to all ranks."""
+        ranks = saved.own.get(name)
+        if ranks is None or ranks == world.size:
+            return saved
+        saved.notices.append(f"{self.name}/{name}: taken from rank 0 of {ranks}")
+        own = {key: value for key, value in saved.own.items() if key != name}
+        return Saved(self.name, saved.world_size, saved.trees, saved.tensors, own, saved.notices)
+
+    def _problems(
+        self,
+        saved: Saved,
+        tensors: dict[str, Any],
+        extra: dict[str, Any],
+        tree: Any,
+        kinds: dict[str, str],
+    ) -> list[str]:
+        problems = []
+        for name, tensor in tensors.items():
+            if name not in saved.tensors:
+                problems.append(f"{self.name}/{name} is not in the checkpoint")
+                continue
+            problem = _fits(self.name, name, tensor, saved.tensors[name])
+            problems += [problem] if problem else []
+        gone = set(saved.tensors) - set(tensors) - set(kinds)
+        problems += [f"{self.name}/{name} is only in the checkpoint" for name in sorted(gone)]
+        if set(tree["extra"]) != set(extra):
+            both = f"{sorted(extra)}, in the checkpoint {sorted(tree['extra'])}"
+            problems.append(f"{self.name} has extra state {both}")
+        return problems
+
+    def _flags(self) -> tuple[set[str], set[str]]:
+        frozen = {clean(n) for n, p in self.module.named_parameters() if not p.requires_grad}
+        return frozen, {clean(n) for n, m in self.module.named_modules() if not m.training}
+
+    def _set_flags(self, frozen: set[str], evaluates: set[str]) -> None:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad == (clean(name) in frozen):
+                parameter.requires_grad_(clean(name) not in frozen)
+        for name, module in self.module.named_modules():
+            module.training = clean(name) not in evaluates
+
+    def _set_extra(self, extra: dict[str, Any]) -> None:
+        for key, value in extra.items():
+            path = key.removesuffix("_extra_state").removesuffix(".")
+            for name, module in self.module.named_modules():
+                if clean(name) == path:
+                    module.set_extra_state(value)
+
+
+def _guarded(state: MutableMapping[str, Any]) -> set[int]:
+    """The parameters that only an optimizer of ours changes."""
+    parameters = set()
+    for optimizer in optimizers_of(state):
+        for group in optimizer.param_groups:
+            parameters.update(id(p) for p in group["params"])
+    return parameters
+
+
+class OptimizerAdapter:
+    """An optimizer: the state of each parameter by the parameter's name, and the groups."""
+
+    def __init__(
+        self, name: str, optimizer: torch.optim.Optimizer, state: MutableMapping[str, Any]
+    ) -> None:
+        self.name = name
+        self.optimizer = optimizer
+        self.state = state
+
+    def names(self) -> dict[int, str]:
+        """What each parameter is called: as in the module that it belongs to, else by its place."""
+        modules = modules_of(self.state)
+        known: dict[int, str] = {}
+        for component, module in modules.items():
+            for name, parameter in module.named_parameters(remove_duplicate=True):
+                prefix = f"{component}." if len(modules) > 1 else ""
+                known.setdefault(id(parameter), prefix + clean(name))
+        place = 0
+        names = {}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                names[id(parameter)] = known.get(id(parameter), f"#{place}")
+                place += 1
+        return names
+
+    def groups(self, names: dict[int, str]) -> list[dict[str, Any]]:
+        return [
+            {k: ([names[id(p)] for p in v] if k == "params" else v) for k, v in group.items()}
+            for group in self.optimizer.param_groups
+        ]
+
+    def capture(self, world: World, deferred: bool) -> Snapshot:
+        names = self.names()
+        snapshot = Snapshot()
+        per_parameter: dict[str, Any] = {}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                name = names[id(parameter)]
+                values = self.optimizer.state.get(parameter)
+                if values:
+                    per_parameter[name] = self._values(snapshot, name, values, deferred)
+        encoded = _tree.encode({"groups": self.groups(names), "state": per_parameter}, self.name)
+        snapshot.shards += _state.shards_of(encoded.arrays, self.name, "same")
+        snapshot.tree = encoded.tree
+        return snapshot
+
+    def _values(
+        self, snapshot: Snapshot, name: str, values: dict[str, Any], deferred: bool
+    ) -> dict[str, Any]:
+        """The values of one parameter that are no tensors; the tensors go to the snapshot."""
+        plain = {}
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                stored = f"state.{name}.{key}"
+                path = f"{self.name}[{stored!r}]"
+                snapshot.shards += shards_of(stored, value, path, "same", not deferred)
+                plain[key] = {"tensor": stored}
+            else:
+                plain[key] = {"value": value}
+        return plain
+
+    def load(self, saved: Saved, world: World) -> Loading:
+        tree = saved.tree(world)
+        names = self.names()
+        parameters = {
+            names[id(p)]: p for group in self.optimizer.param_groups for p in group["params"]
+        }
+        staged_groups = _state.stage(saved, _tree.arrays_of(tree["groups"]), world, {})
+        staged_values = _state.stage(saved, _tree.arrays_of(tree["state"]), world, {})
+        self._check(tree, names, parameters)
+        targets = staged_groups.targets + staged_values.targets
+        tensors: dict[str, Any] = {}
+        problems = []
+        for name, values in tree["state"].items():
+            for value in values.values():
+                stored = value.get("tensor")
+                if stored is None:
+                    continue
+                if stored not in saved.tensors:
+                    problems.append(f"{self.name}/{stored} is missing in the checkpoint")
+                    continue
+                like = parameters[name] if _is_dtensor(parameters[name]) else None
+                whole = like is not None and saved.tensors[stored].shape != tuple(like.shape)
+                target, make = stage(
+                    saved, stored, saved.tensors[stored], world, None if whole else like
+                )
+                targets.append(target)
+                tensors[stored] = make
+        if problems:
+            raise Mismatch(problems)
+        before = (dict(self.optimizer.state), [dict(g) for g in self.optimizer.param_groups])
+        on_device = {
+            names[id(p)]: bool(group.get("capturable") or group.get("fused"))
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+        }
+
+        def apply() -> None:
+            groups = _tree.decode(tree["groups"], staged_groups.finish(), self.name)
+            plain = _tree.decode(tree["state"], staged_values.finish(), self.name)
+            for live, group in zip(self.optimizer.param_groups, groups, strict=True):
+                for key, value in group.items():
+                    if key != "params":
+                        live[key] = value
+            self.optimizer.state.clear()
+            for name, values in plain.items():
+                self.optimizer.state[parameters[name]] = {
+                    key: _placed(key, tensors[value["tensor"]](), parameters[name], on_device[name])
+                    if "tensor" in value
+                    else value["value"]
+                    for key, value in values.items()
+                }
+
+        def undo() -> None:
+            self.optimizer.state.clear()
+            self.optimizer.state.update(before[0])
+            for live, group in zip(self.optimizer.param_groups, before[1], strict=True):
+                live.clear()
+                live.update(group)
+
+        return Loading(targets, apply, undo)
+
+    def _check(self, tree: Any, names: dict[int, str], parameters: dict[str, Any]) -> None:
+        problems = []
+        live, there = self.groups(names), tree["groups"]
+        if len(live) != len(there):
+            problems.append(
+                f"{self.name} has {len(live)} parameter groups, in the checkpoint {len(there)}"
+            )
+        for i, (ours, theirs) in enumerate(zip(live, there, strict=False)):
+            missing = sorted(set(ours["params"]) - set(theirs["params"]))
+            extra = sorted(set(theirs["params"]) - set(ours["params"]))
+            problems += [f"{self.name}: group {i} of the checkpoint lacks {n}" for n in missing]
+            problems += [f"{self.name}: group {i} of the checkpoint holds {n} as well" for n in extra]
+        unknown = sorted(set(tree["state"]) - set(parameters))
+        problems += [f"{self.name}/state.{name} is only in the checkpoint" for name in unknown]
+        if problems:
+            raise Mismatch(problems)
+
+
+def _placed(key: str, value: Any, parameter: Any, on_device: bool) -> Any:
+    """On the parameter's device, but for the count of steps where the optimizer keeps that on the host."""
+    if _is_dtensor(value) or (key == "step" and value.ndim == 0 and not on_device):
+        return value
+    return value.to(parameter.device)
