@@ -493,11 +493,12 @@ def test_checkpoints_of_orbax(orbax_root: Path, tmp_path: Path, layout: str) -> 
     assert report.stock == ("3", "it resumes")
     (root / "3").rename(root / "3.orbax-checkpoint-tmp")
     data = largest(root / "2")
-    data.write_bytes(data.read_bytes()[:-100])
+    # The end of a tree's file holds nodes that nothing names any more.
+    data.write_bytes(data.read_bytes()[:-1000])
     report = Report(root)
     assert report.kinds("3.orbax-checkpoint-tmp") == {"uncommitted"}
-    assert report.verdict("2") == "broken" or layout == "zarr3"
-    assert report.last == ("2" if layout == "zarr3" and report.verdict("2") == "trusted" else "1")
+    assert report.verdict("2") == "broken"
+    assert report.last == "1"
     assert report.stock[0] == "2"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DTensor imports it in each rank otherwise, which costs seconds.
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
@@ -30,6 +31,7 @@ def state(step: int) -> dict[str, Any]:
 
 def rank(rank: int, root: Path, rendezvous: str) -> None:
     """One rank."""
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS)
     for step in (1, 2):
         dcp.save(state(step), checkpoint_id=root / f"step-{step}")
@@ -73,5 +75,6 @@ def old_prefix(rank: int) -> Any:
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     rendezvous = f"file://{root}/rendezvous"
-    mp.spawn(rank, args=(root, rendezvous), nprocs=RANKS)
+    # Forked ranks share the import of torch, which costs more than all else here.
+    mp.start_processes(rank, args=(root, rendezvous), nprocs=RANKS, start_method="fork")
     (root / "rendezvous").unlink(missing_ok=True)

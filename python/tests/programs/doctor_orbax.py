@@ -17,7 +17,7 @@ def tree(step: int) -> dict[str, object]:
     """Arrays of several dtypes, nested, and a number."""
     return {
         "w": jnp.asarray(noise) + step,
-        "b": {"c": jnp.ones(7, jnp.bfloat16), "empty": jnp.zeros((0, 3))},
+        "b": {"c": jnp.ones(7, jnp.bfloat16)},
         "step": step,
     }
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value as Json;
 
@@ -17,6 +17,7 @@ use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 
 const STEP_METADATA: &str = "_CHECKPOINT_METADATA";
 const TREE_METADATA: &str = "_METADATA";
+const OF_PROCESS: &str = "ocdbt.process_";
 const MANIFEST: &str = "manifest.ocdbt";
 /// What the name of a folder has until it is renamed to its own.
 pub(super) const TEMPORARY: &str = ".orbax-checkpoint-tmp";
@@ -64,14 +65,15 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
                 .remedy("take an older checkpoint"),
         );
     }
-    let mut items: Vec<(PathBuf, String)> = Vec::new();
+    let mut items: Vec<String> = Vec::new();
     if folder.has(TREE_METADATA) || folder.has(MANIFEST) {
-        items.push((path.clone(), String::new()));
+        items.push(String::new());
     }
-    for inner in &folder.folders {
+    // What each process wrote is a tree of its own, which the item's own names.
+    for inner in folder.folders.iter().filter(|inner| !inner.starts_with(OF_PROCESS)) {
         let below = Folder::read(&path.join(inner)).unwrap_or_default();
         if below.has(TREE_METADATA) || below.has(MANIFEST) {
-            items.push((path.join(inner), format!("{inner}/")));
+            items.push(format!("{inner}/"));
         }
     }
     let expected = handlers(path, findings);
@@ -92,8 +94,9 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         );
     }
     let work = Cell::new(bytes.saturating_mul(WORK_PER_BYTE).saturating_add(WORK_MIN));
-    for (path, prefix) in items {
-        Item { audit, path: &path, prefix: &prefix, work: &work }.check(findings, coverage);
+    for prefix in items {
+        let (root, path) = (path.as_path(), path.join(&prefix));
+        Item { audit, root, path: &path, prefix: &prefix, work: &work }.check(findings, coverage);
     }
     findings.add(
         Finding::note("no-checksum", "arrays")
@@ -121,6 +124,8 @@ fn handlers(path: &Path, findings: &mut Findings) -> BTreeSet<String> {
 /// One item: a tree of arrays.
 struct Item<'a> {
     audit: &'a Audit<'a>,
+    /// The checkpoint that it is in.
+    root: &'a Path,
     path: &'a Path,
     prefix: &'a str,
     /// How much work may still be done: hostile tables name one chunk a million times, or a chunk that
@@ -134,7 +139,7 @@ impl Item<'_> {
     }
 
     fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
-        let metadata = files::json(self.path, TREE_METADATA, findings);
+        let metadata = files::json(self.root, &self.named(TREE_METADATA), findings);
         let flag = |name: &str| metadata.as_ref().and_then(|m| m.get(name)?.as_bool());
         let in_tree = flag("use_ocdbt").unwrap_or_else(|| self.path.join(MANIFEST).exists());
         let entries = match in_tree {
