@@ -117,14 +117,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME")]
         allow: Vec<String>,
     },
-    /// Save a safetensors file as a checkpoint
+    /// Save what another tool saved as a checkpoint: safetensors, torch.save, Lightning, DCP
     #[command(after_help = examples::IMPORT)]
     Import {
-        /// The file
+        /// A file of safetensors or torch.save; or a folder of DCP, or of safetensors with an index
+        #[arg(value_name = "PATH")]
         file: PathBuf,
         #[command(flatten)]
         run: RunArgs,
-        /// The step that the file is the state of
+        /// The step that it is the state of
         #[arg(long)]
         step: u64,
         /// The component that gets the tensors

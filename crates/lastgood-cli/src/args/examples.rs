@@ -77,9 +77,17 @@ pub(super) const IMPORT: &str = "\
 Examples:
   lastgood import model.safetensors --store /data/ckpt --run llm --step 0
   lastgood import adapter.safetensors --store s3://bucket/ckpt --run llm --step 10 --component adapter
+  lastgood import ./checkpoint-500 --store /data/ckpt --run llm --step 500
+  lastgood import ./dcp/step-100 --store /data/ckpt --run llm --step 100
+  lastgood import last.ckpt --store /data/ckpt --run llm --step 800
 
-Every dtype of safetensors, and its metadata, is kept. An import is an attempt of its own: it fences a job
-of the same run that is still running. It needs the memory of the file once.";
+Every dtype of safetensors, and its metadata, is kept. Of pickles, which are read and never run, tensors are
+kept under the path that leads to them (state_dict.layer.weight), numbers and texts as values, bytes as blobs;
+objects are left out, and named. Of a folder with weights only the weights are taken. What is damaged as far as
+its format can show is refused, and what was written is read back.
+
+An import is an attempt of its own: it fences a job of the same run that is still running. It needs the memory
+of its tensors once.";
 
 pub(super) const EXPORT: &str = "\
 Examples:

@@ -13,6 +13,41 @@ const TOLD_OF_A_KIND: u64 = 10;
 /// Characters of a text that came from a file.
 const TEXT_CHARS_MAX: usize = 300;
 
+/// Every kind of finding. They are stable: `docs/reference/json.md` lists them.
+const KINDS: &[&str] = &[
+    "checksum",
+    "coverage",
+    "empty",
+    "incomplete",
+    "leftover",
+    "missing",
+    "missing-chunk",
+    "missing-shard",
+    "missing-tensor",
+    "missing-tracker",
+    "newer-than-index",
+    "no-checksum",
+    "no-commit-mark",
+    "not-read",
+    "optimizer-step",
+    "overlap",
+    "pickled-class",
+    "pickled-code",
+    "pickled-danger",
+    "scheduler-step",
+    "stale-tracker",
+    "state-missing",
+    "step",
+    "tensor",
+    "torchscript",
+    "torn",
+    "total-size",
+    "truncated",
+    "uncommitted",
+    "unfinished-save",
+    "unreadable",
+];
+
 /// What a finding does to the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +99,7 @@ pub(crate) struct Finding {
 
 impl Finding {
     pub(crate) fn new(severity: Severity, kind: &'static str, object: impl AsRef<str>) -> Self {
+        debug_assert!(KINDS.contains(&kind), "{kind} is no kind of finding");
         Self {
             severity,
             kind,
@@ -103,6 +139,12 @@ impl Finding {
                 .found(found)
                 .remedy("run doctor as a user who can read it; an I/O error is a sick disk"),
         }
+    }
+
+    /// The same, of another kind.
+    pub(crate) fn of_kind(self, kind: &'static str) -> Self {
+        debug_assert!(KINDS.contains(&kind), "{kind} is no kind of finding");
+        Self { kind, ..self }
     }
 
     pub(crate) fn expected(mut self, text: impl AsRef<str>) -> Self {
@@ -268,3 +310,6 @@ impl Series {
         folder && self.checkpoints.iter().all(|c| c.verdict() == Verdict::Trusted)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -421,7 +421,7 @@ fn storages(name: &str, file: &TorchFile, findings: &mut Findings) {
         };
         if let Some(flaw) = flaw {
             let finding = Finding::flaw(name, "tensors that are in the file", &flaw);
-            findings.add(Finding { kind: "tensor", ..finding });
+            findings.add(finding.of_kind("tensor"));
         }
     }
 }

@@ -289,10 +289,10 @@ impl Item<'_> {
                 )),
                 Err(flaw) => flaw.clone(),
             };
-            findings.add(Finding {
-                kind: "truncated",
-                ..Finding::flaw(self.named(key), "bytes that are in a data file", &flaw)
-            });
+            findings.add(
+                Finding::flaw(self.named(key), "bytes that are in a data file", &flaw)
+                    .of_kind("truncated"),
+            );
         }
     }
 }

@@ -212,10 +212,9 @@ impl Payload<'_> {
                 Ok(part) => {
                     self.check_item(&about, name, *offsets, item, &part, findings, coverage)
                 }
-                Err(flaw) => findings.add(Finding {
-                    kind: "truncated",
-                    ..Finding::flaw(about, "bytes that are in the file", &flaw)
-                }),
+                Err(flaw) => findings.add(
+                    Finding::flaw(about, "bytes that are in the file", &flaw).of_kind("truncated"),
+                ),
             }
         }
         if free < span.len() {
