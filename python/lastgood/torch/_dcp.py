@@ -8,6 +8,7 @@ error of its rank, and the checkpoint then does not exist.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import secrets
@@ -67,8 +68,8 @@ class _Process:
                 same = (was.incarnation, was.rank, was.size)
                 if same == (ticket.incarnation, ticket.rank, ticket.size):
                     return known[1]
-                known[1].abandon()
                 del self.runs[place]
+                _let_go(*known)
             options = {"commit_wait": COMMIT_WAIT, **settings}
             native = _lastgood.Run(
                 place[0],
@@ -86,7 +87,16 @@ class _Process:
         with self.lock:
             known = self.runs.pop(place, None)
             if known is not None:
-                known[1].abandon()
+                _let_go(*known)
+
+
+def _let_go(ticket: Ticket, native: Any) -> None:
+    """Ends a run of which nothing more comes: alone nothing is under way; among several it would be waited for."""
+    if ticket.size > 1:
+        native.abandon()
+        return
+    with contextlib.suppress(LastgoodError):
+        native.close()
 
 
 _process = _Process()
