@@ -532,7 +532,7 @@ class Run:
             ...     run.history()
             []
         """
-        return [Checkpoint(*row) for row in self._native.history()]
+        return [Checkpoint(**row) for row in self._native.history()]
 
     def _tell_failures(self) -> None:
         for failure in self._native.take_failures():
