@@ -121,7 +121,7 @@ impl Run {
     fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
         let selector: Selector = selector.parse().or_raise()?;
         let contents = py.detach(|| self.with(|run| run.find(&selector))).or_raise()?;
-        Ok(Checkpoint { contents: Arc::new(contents), notices: Vec::new() })
+        Ok(Checkpoint::new(contents))
     }
 
     /// Marks a damaged checkpoint bad, so that `candidate` goes back; raises Corrupt if several ranks must go
@@ -146,14 +146,7 @@ impl Run {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let (repository, world) = (self.repository.clone(), self.world);
-        let contents = Arc::clone(&checkpoint.contents);
-        interruptible(py, move || {
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
@@ -209,6 +202,19 @@ impl Run {
             self.with(|run| {
                 let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
                 run.mark(&id, standing, &reason)?;
+                Ok(id.to_string())
+            })
+        })
+        .or_raise()
+    }
+
+    /// Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+    fn expire(&self, py: Python<'_>, selector: &str, reason: String) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        py.detach(|| {
+            self.with(|run| {
+                let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
+                run.expire(&id, &reason)?;
                 Ok(id.to_string())
             })
         })
@@ -299,8 +305,28 @@ fn interruptible<T: Send + 'static>(
     }
 }
 
+/// Reads into `targets`, and gives the bytes that were placed and those that were read.
+pub(crate) fn read(
+    py: Python<'_>,
+    repository: &Repository,
+    world: World,
+    checkpoint: &Checkpoint,
+    targets: Py<Targets>,
+) -> PyResult<(u64, u64)> {
+    let (repository, contents) = (repository.clone(), Arc::clone(&checkpoint.contents));
+    interruptible(py, move || {
+        let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
+        let read = taken.fill(world, |targets| repository.restore(&contents, targets));
+        Python::attach(|py| *targets.borrow_mut(py) = taken);
+        read.map(|restored| (restored.bytes, restored.bytes_read))
+    })
+}
+
 /// The checkpoints of a ledger, oldest first.
-fn history_of<'py>(py: Python<'py>, ledger: &Ledger) -> PyResult<Vec<Bound<'py, PyDict>>> {
+pub(crate) fn history_of<'py>(
+    py: Python<'py>,
+    ledger: &Ledger,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
     ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
 }
 
@@ -328,6 +354,12 @@ pub(crate) struct Checkpoint {
     /// What a person should know of how it was chosen.
     #[pyo3(get)]
     notices: Vec<String>,
+}
+
+impl Checkpoint {
+    pub(crate) fn new(contents: Contents) -> Self {
+        Self { contents: Arc::new(contents), notices: Vec::new() }
+    }
 }
 
 /// Name, owner, durability.
