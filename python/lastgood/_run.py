@@ -252,7 +252,7 @@ class Run:
             self._copying = handle if deferred else None
             if deferred:
                 self._guard()
-            self._policy.saved()
+            self._policy.saved(step)
         if block:
             handle.durable.result()
         return handle
@@ -384,6 +384,7 @@ class Run:
             checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
         )
         step: int = checkpoint.step
+        self._policy.saved(step)
         return step
 
     def _plan(self, checkpoint: Any, only: Iterable[str] | None) -> Plan:
