@@ -10,7 +10,7 @@ use lastgood::{Repository, RunName};
 use pyo3::prelude::*;
 
 use crate::errors::Raise;
-use crate::run::{Checkpoint, Row, history_of, interruptible, repository, standing_of};
+use crate::run::{Checkpoint, Row, history_of, interruptible, read, repository, standing_of};
 use crate::state::Targets;
 
 /// The checkpoints of a run, for whoever is no rank of it.
@@ -19,21 +19,27 @@ use crate::state::Targets;
 pub(crate) struct Reader {
     repository: Repository,
     name: RunName,
+    world: World,
 }
 
 #[pymethods]
 impl Reader {
-    /// Run `run` in the store `url`; it need not exist, and has no checkpoint then.
+    /// Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
+    /// then.
     #[new]
+    #[pyo3(signature = (url, options, run, rank=0, world_size=1))]
     fn new(
         py: Python<'_>,
         url: String,
         options: BTreeMap<String, String>,
         run: &str,
+        rank: u32,
+        world_size: u32,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
+        let world = World { rank, size: world_size };
         let repository = py.detach(|| repository(&url, &options, false)).or_raise()?;
-        Ok(Self { repository, name })
+        Ok(Self { repository, name, world })
     }
 
     /// Every checkpoint, oldest first.
@@ -60,15 +66,7 @@ impl Reader {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let repository = self.repository.clone();
-        let contents = checkpoint.contents();
-        interruptible(py, move || {
-            let world = World { rank: 0, size: 1 };
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
     /// Reads and verifies every byte of a checkpoint, and gives their number.

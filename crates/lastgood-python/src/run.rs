@@ -147,14 +147,7 @@ impl Run {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let (repository, world) = (self.repository.clone(), self.world);
-        let contents = Arc::clone(&checkpoint.contents);
-        interruptible(py, move || {
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
@@ -210,6 +203,19 @@ impl Run {
             self.with(|run| {
                 let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
                 run.mark(&id, standing, &reason)?;
+                Ok(id.to_string())
+            })
+        })
+        .or_raise()
+    }
+
+    /// Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+    fn expire(&self, py: Python<'_>, selector: &str, reason: String) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        py.detach(|| {
+            self.with(|run| {
+                let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
+                run.expire(&id, &reason)?;
                 Ok(id.to_string())
             })
         })
@@ -306,6 +312,23 @@ pub(crate) fn interruptible<T: Send + 'static>(
         }
         receiver = back;
     }
+}
+
+/// Reads into `targets`, and gives the bytes that were placed and those that were read.
+pub(crate) fn read(
+    py: Python<'_>,
+    repository: &Repository,
+    world: World,
+    checkpoint: &Checkpoint,
+    targets: Py<Targets>,
+) -> PyResult<(u64, u64)> {
+    let (repository, contents) = (repository.clone(), Arc::clone(&checkpoint.contents));
+    interruptible(py, move || {
+        let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
+        let read = taken.fill(world, |targets| repository.restore(&contents, targets));
+        Python::attach(|py| *targets.borrow_mut(py) = taken);
+        read.map(|restored| (restored.bytes, restored.bytes_read))
+    })
 }
 
 /// A checkpoint as the ledger tells of it, by the names that `lastgood._run.Checkpoint` has.
