@@ -121,7 +121,7 @@ impl Run {
     fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
         let selector: Selector = selector.parse().or_raise()?;
         let contents = py.detach(|| self.with(|run| run.find(&selector))).or_raise()?;
-        Ok(Checkpoint { contents: Arc::new(contents), notices: Vec::new() })
+        Ok(Checkpoint::new(contents))
     }
 
     /// Marks a damaged checkpoint bad, so that `candidate` goes back; raises Corrupt if several ranks must go
@@ -274,7 +274,7 @@ fn standing_of(text: &str) -> Result<Standing> {
 
 /// Runs `work` on a thread of its own, so that Ctrl-C ends the wait for it. What it holds it keeps until it
 /// is through.
-fn interruptible<T: Send + 'static>(
+pub(crate) fn interruptible<T: Send + 'static>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> PyResult<T> {
@@ -300,7 +300,10 @@ fn interruptible<T: Send + 'static>(
 }
 
 /// The checkpoints of a ledger, oldest first.
-fn history_of<'py>(py: Python<'py>, ledger: &Ledger) -> PyResult<Vec<Bound<'py, PyDict>>> {
+pub(crate) fn history_of<'py>(
+    py: Python<'py>,
+    ledger: &Ledger,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
     ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
 }
 
@@ -334,6 +337,16 @@ pub(crate) struct Checkpoint {
 type ComponentRow = (String, String, &'static str);
 /// Component, name, dtype, global shape, what it is tied to.
 type TensorRow = (String, String, &'static str, Vec<u64>, Option<String>);
+
+impl Checkpoint {
+    pub(crate) fn new(contents: Contents) -> Self {
+        Self { contents: Arc::new(contents), notices: Vec::new() }
+    }
+
+    pub(crate) fn contents(&self) -> &Arc<Contents> {
+        &self.contents
+    }
+}
 
 #[pymethods]
 impl Checkpoint {
