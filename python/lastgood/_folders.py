@@ -39,9 +39,10 @@ class File:
 
 @dataclass(frozen=True)
 class Stored:
-    """A folder in a checkpoint of the run."""
+    """A folder in a checkpoint of the run: what it was called, and its files."""
 
     checkpoint: Any
+    name: str
     files: tuple[File, ...]
 
     @property
@@ -114,7 +115,7 @@ def ingest(run: Run, folder: Path, step: int, owner: str, peers: Peers) -> SaveH
         files.append(File(path, data.nbytes, digest(data), pieces is not None))
         for piece in pieces or _tensorfile.opaque(data.nbytes):
             _declare(capture, component, path, piece, data)
-    tree = {"kind": KIND, "files": [asdict(file) for file in files]}
+    tree = {"kind": KIND, "name": folder.name, "files": [asdict(file) for file in files]}
     capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
     capture.metadata("lastgood.python", _lastgood.__version__)
     # The files' bytes are in memory that nobody else has: they may be copied behind the call.
@@ -146,7 +147,7 @@ def stored(run: Run, notices: list[str]) -> Iterator[Stored]:
         # A folder of a trainer is verified and rarely marked good: that it is not is no news.
         notices += [] if checkpoint.id in verified else checkpoint.notices
         try:
-            yield Stored(checkpoint, _files_of(run, checkpoint))
+            yield _stored(run, checkpoint)
         except Corrupt as error:
             reject(run, checkpoint, str(error), notices)
 
@@ -160,7 +161,7 @@ def reject(run: Run, checkpoint: Any, reason: str, notices: list[str]) -> None:
     notices += run._native.reject(checkpoint, reason)
 
 
-def _files_of(run: Run, checkpoint: Any) -> tuple[File, ...]:
+def _stored(run: Run, checkpoint: Any) -> Stored:
     names = {name for name, _, _ in checkpoint.components()}
     if names != {COMPONENT}:
         raise Incompatible(
@@ -172,21 +173,23 @@ def _files_of(run: Run, checkpoint: Any) -> tuple[File, ...]:
     numbers = [targets.blob(COMPONENT, f"{_state.TREE}@rank{rank}") for rank in ranks]
     run._native.read(checkpoint, targets)
     files: list[File] = []
+    folder = ""
     for number in numbers:
         try:
             tree = json.loads(targets.take(number))
             if tree["kind"] != KIND:
                 raise ValueError(f"its kind is {tree['kind']!r}")
+            folder = folder or str(tree["name"])
             files += [File(**file) for file in tree["files"]]
         except (ValueError, KeyError, TypeError) as error:
             raise Incompatible(
                 f"checkpoint {checkpoint.id[:16]}: its list of files is none of this version: {error!r}"
             ) from None
-    for file in files:
-        path = Path(file.path)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise Incompatible(f"checkpoint {checkpoint.id[:16]} names a file outside of its folder: {file.path!r}")
-    return tuple(sorted(files, key=lambda file: file.path))
+    for name in (folder, *(file.path for file in files)):
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or len(Path(folder).parts) != 1:
+            raise Incompatible(f"checkpoint {checkpoint.id[:16]} names what is not in its folder: {name!r}")
+    return Stored(checkpoint, folder, tuple(sorted(files, key=lambda file: file.path)))
 
 
 def difference(stored: Stored, folder: Path) -> str | None:

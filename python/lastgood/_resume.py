@@ -56,7 +56,9 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
 
 
 def _alone(place: str, name: str) -> Run:
-    native = _lastgood.Run(place, _world.store_options(), name, 0, 1, None, {})
+    # Under a supervisor a job of one rank is its attempt; one of several ranks is not, if only one of them saves.
+    incarnation = _world.find_incarnation(World()) if _world.find_world().size == 1 else None
+    native = _lastgood.Run(place, _world.store_options(), name, 0, 1, incarnation, {})
     opened = Run(native, {}, World(), _Never(), rng=False, overlap=True)
     _run._open_runs.add(opened)
     return opened
@@ -85,15 +87,13 @@ def tell_failure(error: Exception, what: str, strict: bool) -> None:
 
 @dataclass
 class Resume:
-    """How to find the folder to go on from. ``folders``: those on the disk, by step. ``name``: what the folder of a
-    step is called. ``doubt``: why an unknown folder is not proven whole, given its step and the files that the last
-    stored one had; None if it is."""
+    """How to find the folder to go on from. ``folders``: those on the disk, by step. ``doubt``: why an unknown folder
+    is not proven whole, given its step and the files that the last stored one had; None if it is."""
 
     run: Run
     parent: Path
     owner: str
     folders: Callable[[], dict[int, Path]]
-    name: Callable[[int], str]
     doubt: Callable[[int, Path, set[str]], str | None]
     adopt: bool = True
     notices: list[str] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Resume:
         self.notices.append(f"{folder.name} is not resumed from: {reason}; it is kept as {aside}")
 
     def _materialize(self, stored: _folders.Stored) -> dict[str, Any]:
-        folder = self.parent / self.name(stored.step)
+        folder = self.parent / stored.name
         differs = _folders.difference(stored, folder)
         try:
             self.run._native.verify(stored.checkpoint, None)

@@ -22,17 +22,17 @@ def doubt(path: Path) -> str | None:
     elif path.suffix == ".safetensors":
         if _tensorfile.pieces(_folders.read_file(path)) is None:
             return f"{path.name} is not as long as its header says, or no safetensors file"
-    elif path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".distcp"):
+    elif path.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".distcp"):
         return _torch_doubt(path)
     return None
 
 
 def _torch_doubt(path: Path) -> str | None:
-    if path.name == "training_args.bin" or path.suffix != ".distcp":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            return f"{path.name} is no whole torch file: {error}"
-        return f"{path.name}: the checksum of {broken} does not match" if broken else None
-    return f"{path.name} has no checksum that could prove it whole"
+    if path.suffix == ".distcp":
+        return f"{path.name} has no checksum that could prove it whole"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return f"{path.name} is no whole torch file: {error}"
+    return f"{path.name}: the checksum of {broken} does not match" if broken else None

@@ -197,9 +197,7 @@ def last_good(
     """
     parent = Path(output_dir)
     opened = _resume.open_run(_resume.place_of(store, parent), run)
-    return _resume.Resume(
-        opened, parent, _OWNER, lambda: _folders_of(parent), "checkpoint-{}".format, _doubt, adopt
-    ).find()
+    return _resume.Resume(opened, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt).find()
 
 
 def _folders_of(parent: Path) -> dict[int, Path]:

@@ -309,8 +309,7 @@ class LastGood(_callback_base()):  # type: ignore[misc]
             return load(checkpoint_path, **kwargs)
         run = _resume.open_run(self._place, self._name)
         parent = Path(trainer.default_root_dir) / "_lastgood-resume"
-        name = "step-{}.ckpt".format
-        found = _resume.Resume(run, parent, _OWNER, dict, name, lambda *_: "it is no checkpoint of ours", adopt=False)
+        found = _resume.Resume(run, parent, _OWNER, dict, lambda *_: "it is not asked for", adopt=False)
         folder = found.find()
         if folder is None:
             raise NotFound(f"run {self._name} has no checkpoint to go on from")
