@@ -139,26 +139,28 @@ def _declare(capture: Any, component: int, path: str, piece: _tensorfile.Piece, 
     )
 
 
-def stored(run: Run, notices: list[str]) -> Iterator[Stored]:
-    """The folders that the run can go back to, best first. If what was given turns out damaged, the next one comes
-    after `reject`."""
-    verified = {known.id for known in run.history() if known.standing == "verified"}
-    while (checkpoint := run._native.candidate()) is not None:
-        # A folder of a trainer is verified and rarely marked good: that it is not is no news.
-        notices += [] if checkpoint.id in verified else checkpoint.notices
+def stored(run: Run, damaged: set[int]) -> Iterator[Stored]:
+    """The folders that the run can go back to, best first: those marked good, then the others, the newest of each
+    first. Whoever resumes reads every byte, so that one which nobody has verified yet is no worse than another.
+    ``damaged`` gets the steps of those whose list of files is damaged."""
+    usable = [known for known in run.history() if known.standing != "bad" and not known.expired]
+    for known in sorted(reversed(usable), key=lambda known: known.standing != "good"):
         try:
-            yield _stored(run, checkpoint)
+            yield _stored(run, run._native.find(f"id:{known.id}"))
         except Corrupt as error:
-            reject(run, checkpoint, str(error), notices)
+            damaged.add(known.step)
+            reject(run, known.id, error)
 
 
-def reject(run: Run, checkpoint: Any, reason: str, notices: list[str]) -> None:
+def reject(run: Run, checkpoint: str, error: Corrupt) -> None:
     """Marks a damaged checkpoint bad.
 
     Raises:
         Corrupt: if there are several ranks, which go back together in their next start.
     """
-    notices += run._native.reject(checkpoint, reason)
+    run.mark(f"id:{checkpoint}", "bad", str(error))
+    if run.world_size > 1:
+        raise error
 
 
 def _stored(run: Run, checkpoint: Any) -> Stored:

@@ -13,7 +13,7 @@ from lastgood import _folders, _lastgood, _run, _world
 from lastgood._lastgood import Corrupt, LastgoodError
 from lastgood._peers import Peers
 from lastgood._policy import Policy
-from lastgood._run import Run, SaveWarning
+from lastgood._run import Checkpoint, Run, SaveWarning
 from lastgood._state import World
 
 #: The runs that this process has open, so that asking for the last good one and saving are one attempt.
@@ -121,27 +121,30 @@ class Resume:
 
     def _choose(self, world: World) -> dict[str, Any] | None:
         self.parent.mkdir(parents=True, exist_ok=True)
-        for stored in _folders.stored(self.run, self.notices):
+        damaged: set[int] = set()
+        for stored in _folders.stored(self.run, damaged):
             if world.rank == 0:
-                adopted = self._newer(stored, world)
+                adopted = self._newer(stored, world, damaged)
                 if adopted is not None:
                     return adopted
             try:
                 return self._materialize(stored)
             except Corrupt as error:
-                _folders.reject(self.run, stored.checkpoint, str(error), self.notices)
+                self.notices.append(f"the checkpoint of step {stored.step} is damaged: {error}")
+                damaged.add(stored.step)
+                _folders.reject(self.run, stored.checkpoint.id, error)
         return self._first(world) if world.rank == 0 else None
 
-    def _newer(self, stored: _folders.Stored, world: World) -> dict[str, Any] | None:
+    def _newer(self, stored: _folders.Stored, world: World, damaged: set[int]) -> dict[str, Any] | None:
         """A folder newer than what is stored, if it is proven whole; the others are set aside, since a step that is
-        done again would be mixed with what they hold."""
+        done again would be mixed with what they hold. That the stored copy is ``damaged`` says nothing of a folder."""
         names = {file.path for file in stored.files}
-        bad = {known.step: known.reason for known in self.run.history() if known.standing == "bad"}
+        known = {found.step: found for found in self.run.history()}
         for step, folder in sorted(self.folders().items(), reverse=True):
             if step <= stored.step:
                 break
-            doubt = f"its checkpoint was marked bad: {bad[step]}" if step in bad else None
-            doubt = doubt or self._doubt(step, folder, names, world)
+            refused = _refused(known[step]) if step in known and step not in damaged else None
+            doubt = refused or self._doubt(step, folder, names, world)
             doubt = doubt or _written_before_boot(folder)
             if doubt is None:
                 return self._adopted(step, folder)
@@ -165,7 +168,7 @@ class Resume:
         return self.doubt(step, folder, names)
 
     def _adopted(self, step: int, folder: Path) -> dict[str, Any]:
-        self.notices.append(f"{folder.name} was never saved to the store; it is whole, and is saved now")
+        self.notices.append(f"{folder.name} is not whole in the store, and is whole here: it is saved now")
         return {"name": folder.name, "adopt": step}
 
     def _set_aside(self, folder: Path, reason: str) -> None:
@@ -191,6 +194,12 @@ class Resume:
             self.notices.append(f"{folder.name} is written back from the store")
         self.run._native.build_on(stored.checkpoint)
         return {"name": folder.name, "adopt": None}
+
+
+def _refused(known: Checkpoint) -> str:
+    if known.standing == "bad":
+        return f"its checkpoint was marked bad: {known.reason}"
+    return "its checkpoint is in the store, and an older one is marked good"
 
 
 def _written_before_boot(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from lastgood import _batches, _folders, _resume, _whole
 from lastgood._handle import SaveHandle
-from lastgood._lastgood import LastgoodError
+from lastgood._lastgood import Closed, LastgoodError
 from lastgood._peers import Peers
 from lastgood._run import Run
 from lastgood._state import World
@@ -29,6 +29,8 @@ __all__ = ["LastGoodCallback", "last_good"]
 
 _OWNER = "transformers"
 _NAME = re.compile(r"checkpoint-(\d+)")
+#: What the trainer leaves in a folder that a preemption kept it from finishing, and never reads.
+_INCOMPLETE = "checkpoint-is-incomplete.txt"
 #: What a checkpoint must have to be resumed from, one of each line.
 _NEEDED = (
     ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "pytorch_model.bin"),
@@ -153,6 +155,8 @@ class LastGoodCallback(TrainerCallback):  # type: ignore[misc]
         def verify() -> None:
             try:
                 handle.verified.result()
+            except Closed:
+                return
             except LastgoodError as error:
                 # A save that failed is told by the handle; what was committed and is damaged is marked bad.
                 if handle.status == "committed":
@@ -212,6 +216,8 @@ def _folders_of(parent: Path) -> dict[int, Path]:
 def _doubt(step: int, folder: Path, names: set[str]) -> str | None:
     """Why the trainer's folder is not proven whole."""
     there = _folders.files_in(folder)
+    if _INCOMPLETE in there:
+        return f"{_INCOMPLETE} is there: the trainer was stopped while it saved"
     for path in sorted(names):
         if path not in there:
             return f"{path} is missing"
