@@ -60,7 +60,11 @@ def find_incarnation(world: World) -> str | None:
     if given is not None:
         # Ranks that torchrun starts again by itself are a new incarnation.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        parts = [given, *([restarts] if restarts != "0" else []), *([f"open{number}"] if number else [])]
+        parts = [
+            given,
+            *([restarts] if restarts != "0" else []),
+            *([f"open{number}"] if number else []),
+        ]
         return ".".join(parts)
     if world.size == 1:
         return None

@@ -1,1 +1,2 @@
-def adapter_for(name, state, obj): return None
+def adapter_for(name, state, obj):
+    return None

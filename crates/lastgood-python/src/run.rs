@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lastgood::ledger::{self, Ledger, Standing};
+use lastgood::ledger::{self, Standing};
 use lastgood::restore::{Contents, Selector};
 use lastgood::save::{Compression, Mode, SaveHandle as RustHandle, SaveOptions, SaveStatus};
 use lastgood::state::World;
 use lastgood::{Error, ErrorKind, Hash, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::errors::{Raise, raise};
 use crate::state::{Capture, Targets};
@@ -26,6 +25,7 @@ pub(crate) struct Run {
     repository: Repository,
     name: RunName,
     world: World,
+    /// The number of the attempt.
     #[pyo3(get)]
     attempt: u64,
     /// `None` once it is closed.
@@ -33,10 +33,10 @@ pub(crate) struct Run {
 }
 
 /// The settings of saves, by the names that `SaveOptions` has.
-fn save_options(settings: &Bound<'_, PyDict>) -> PyResult<SaveOptions> {
+fn save_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<SaveOptions> {
     let mut options = SaveOptions::default();
     for (name, value) in settings {
-        match name.extract::<String>()?.as_str() {
+        match name.as_str() {
             "chunk_bytes" => options.chunk_bytes = value.extract()?,
             "arena_bytes_max" => options.arena_bytes_max = value.extract()?,
             "in_flight_max" => options.in_flight_max = value.extract()?,
@@ -95,10 +95,10 @@ impl Run {
         rank: u32,
         world_size: u32,
         incarnation: Option<String>,
-        settings: &Bound<'_, PyDict>,
+        settings: BTreeMap<String, Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
-        let save = save_options(settings)?;
+        let save = save_options(&settings)?;
         let world = World { rank, size: world_size };
         let options_of_run = RunOptions { world, incarnation, save, heartbeat: None };
         py.detach(|| {
@@ -235,10 +235,11 @@ impl Run {
         })
     }
 
-    /// Every checkpoint of the run, oldest first, as a dict each.
-    fn history<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    /// Every checkpoint of the run, oldest first: id, step, standing, reason, at, attempt, world size, parent,
+    /// bytes, new bytes, whether it expired.
+    fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
         let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
-        history_of(py, &ledger)
+        Ok(ledger.history().checkpoints().iter().map(row).collect())
     }
 
     /// Waits for every save that is under way; raises what failed and nobody has asked for.
@@ -299,25 +300,23 @@ fn interruptible<T: Send + 'static>(
     }
 }
 
-/// The checkpoints of a ledger, oldest first.
-fn history_of<'py>(py: Python<'py>, ledger: &Ledger) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
-}
+type Row =
+    (String, u64, &'static str, Option<String>, String, u64, u32, Option<String>, u64, u64, bool);
 
-fn row<'py>(py: Python<'py>, checkpoint: &ledger::Checkpoint) -> PyResult<Bound<'py, PyDict>> {
-    let row = PyDict::new(py);
-    row.set_item("id", checkpoint.id.to_string())?;
-    row.set_item("step", checkpoint.step)?;
-    row.set_item("standing", checkpoint.standing.name())?;
-    row.set_item("reason", checkpoint.reason.as_deref())?;
-    row.set_item("at", &checkpoint.at)?;
-    row.set_item("attempt", checkpoint.attempt)?;
-    row.set_item("world_size", checkpoint.world_size)?;
-    row.set_item("parent", checkpoint.parent.map(|id| id.to_string()))?;
-    row.set_item("bytes", checkpoint.bytes)?;
-    row.set_item("new_bytes", checkpoint.new_bytes)?;
-    row.set_item("expired", checkpoint.expired)?;
-    Ok(row)
+fn row(checkpoint: &ledger::Checkpoint) -> Row {
+    (
+        checkpoint.id.to_string(),
+        checkpoint.step,
+        checkpoint.standing.name(),
+        checkpoint.reason.clone(),
+        checkpoint.at.clone(),
+        checkpoint.attempt,
+        checkpoint.world_size,
+        checkpoint.parent.map(|id| id.to_string()),
+        checkpoint.bytes,
+        checkpoint.new_bytes,
+        checkpoint.expired,
+    )
 }
 
 /// What a checkpoint holds, by name; its tables are verified.

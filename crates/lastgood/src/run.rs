@@ -141,7 +141,7 @@ impl Run {
     }
 
     /// Restores the attempt's checkpoint into what `declare` names, and gives what was restored, or
-    /// `None` for a fresh run. All ranks of an attempt restore the same one.
+    /// `None` for a fresh run. All ranks of an attempt restore the same one; a rank alone the newest.
     ///
     /// If it is damaged, it is marked bad. A rank alone then goes back to the next one by itself; a
     /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
@@ -181,6 +181,11 @@ impl Run {
     /// As [`Run::restore`], but for those of the targets.
     pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
         self.io.runtime.block_on(self.ledger.refresh())?;
+        let stands = self.next.is_none_or(|id| self.refusal(&id).is_none());
+        if self.world.size == 1 && stands {
+            // Nobody has to agree: what was committed since the attempt began counts too.
+            self.next = restore::choose_id(self.ledger.history()).or(self.next);
+        }
         while let Some(id) = self.next {
             let error = match self.refusal(&id) {
                 Some(error) => error,
