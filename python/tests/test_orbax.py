@@ -35,7 +35,9 @@ def bits(tree: Any) -> Any:
             return isinstance(value, jax.Array), host.dtype.name, host.shape, host.tobytes()
         return type(value).__name__, value
 
-    return [(jax.tree_util.keystr(p), leaf(v)) for p, v in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [
+        (jax.tree_util.keystr(p), leaf(v)) for p, v in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
 
 
 def tree_of(step: int) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def intervals_and_max_to_keep(manager: Any, folder: pathlib.Path) -> Any:
         seen += [bits(mngr.restore(step)) for step in mngr.all_steps()]
         seen.append(outcome(lambda: mngr.restore(2), FileNotFoundError))
         seen.append(outcome(lambda: mngr.save(6, args=ocp.args.StandardSave(tree_of(6)))))
-        again = outcome(lambda: mngr.save(6, args=ocp.args.StandardSave({}), force=True), ValueError)
+        again = outcome(
+            lambda: mngr.save(6, args=ocp.args.StandardSave({}), force=True), ValueError
+        )
         seen += [again, mngr.should_save(5), mngr.should_save(8), mngr.reached_preemption(1)]
         seen.append(mngr.save(7, args=ocp.args.StandardSave(tree_of(7)), force=True))
     with manager(folder, options=options) as mngr:
@@ -94,7 +98,11 @@ def abstract_trees(manager: Any, folder: pathlib.Path) -> Any:
         mngr.save(0, args=ocp.args.StandardSave(tree))
         mngr.wait_until_finished()
         restored = mngr.restore(0, args=ocp.args.StandardRestore(abstract))
-        seen = [bits(restored), str(jax.tree.structure(restored)), type(restored["opt"][0]).__name__]
+        seen = [
+            bits(restored),
+            str(jax.tree.structure(restored)),
+            type(restored["opt"][0]).__name__,
+        ]
         seen.append(bits(mngr.restore(0, args=ocp.args.StandardRestore(tree))))
         seen.append(bits(mngr.restore(0, args=ocp.args.StandardRestore())))
         metadata = mngr.item_metadata(0)
@@ -102,9 +110,13 @@ def abstract_trees(manager: Any, folder: pathlib.Path) -> Any:
         seen.append(jax.tree.map(lambda leaf: leaf.shape, metadata.tree))
         extra = {**abstract, "more": jax.ShapeDtypeStruct((2,), jnp.float32)}
         known = (ValueError, lg.Incompatible)
-        seen.append(outcome(lambda: mngr.restore(0, args=ocp.args.StandardRestore(extra)), *known) is None)
+        seen.append(
+            outcome(lambda: mngr.restore(0, args=ocp.args.StandardRestore(extra)), *known) is None
+        )
         wrong = {**abstract, "host": np.zeros(5, np.int64)}
-        seen.append(outcome(lambda: mngr.restore(0, args=ocp.args.StandardRestore(wrong)), *known) is None)
+        seen.append(
+            outcome(lambda: mngr.restore(0, args=ocp.args.StandardRestore(wrong)), *known) is None
+        )
     return seen
 
 
@@ -113,7 +125,12 @@ def shardings(manager: Any, folder: pathlib.Path) -> Any:
     with manager(folder) as mngr:
         mngr.save(0, args=ocp.args.StandardSave({"w": sharded(1, "a")}))
         mngr.wait_until_finished()
-        for like in (sharded(0, None, "a"), sharded(0, "a", devices=4), sharded(0), sharded(0, devices=1)):
+        for like in (
+            sharded(0, None, "a"),
+            sharded(0, "a", devices=4),
+            sharded(0),
+            sharded(0, devices=1),
+        ):
             abstract = {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=like.sharding)}
             found = mngr.restore(0, args=ocp.args.StandardRestore(abstract))["w"]
             seen.append((bits(found), found.sharding == like.sharding))
@@ -146,7 +163,13 @@ def composites(manager: Any, folder: pathlib.Path) -> Any:
         mngr.save(0, args=args, custom_metadata={"learning_rate": 0.001})
         mngr.wait_until_finished()
         found = mngr.restore(0)
-        seen += [type(found).__name__, sorted(found.keys()), found.meta, bits(found.state), bits(found.array)]
+        seen += [
+            type(found).__name__,
+            sorted(found.keys()),
+            found.meta,
+            bits(found.state),
+            bits(found.array),
+        ]
         seen += [bits(jax.random.key_data(found.key)), bits(list(found.np_key))]
         found = mngr.restore(0, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), state=None))
         seen += [sorted(found.keys()), found.meta, bits(found["state"])]
@@ -172,7 +195,9 @@ def best_steps(manager: Any, folder: pathlib.Path) -> Any:
         place = folder.with_name(folder.name + mode)
         with manager(place, options=options) as mngr:
             for step, loss in enumerate(losses):
-                mngr.save(step, args=ocp.args.StandardSave({"x": jnp.ones(1)}), metrics={"loss": loss})
+                mngr.save(
+                    step, args=ocp.args.StandardSave({"x": jnp.ones(1)}), metrics={"loss": loss}
+                )
                 seen.append((list(mngr.all_steps()), mngr.best_step()))
             mngr.wait_until_finished()
             seen += [mngr.metrics(step) for step in mngr.all_steps()]
@@ -207,7 +232,9 @@ POLICIES: dict[str, Any] = {
     "custom": {"preservation_policy": policies.CustomSteps([0, 4])},
     "duration": {"preservation_policy": policies.LatestDuration(datetime.timedelta(hours=1))},
     "either": {
-        "preservation_policy": policies.AnyPreservationPolicy([policies.LatestN(1), policies.EveryNSteps(3)])
+        "preservation_policy": policies.AnyPreservationPolicy(
+            [policies.LatestN(1), policies.EveryNSteps(3)]
+        )
     },
     "synchronous": {"enable_async_checkpointing": False, "max_to_keep": 1},
 }
@@ -230,7 +257,10 @@ def reading_only(manager: Any, folder: pathlib.Path) -> Any:
         trainer.save(1, args=ocp.args.StandardSave({"x": jnp.ones(2)}))
         trainer.wait_until_finished()
         with manager(folder, options=Options(read_only=True)) as mngr:
-            seen = [mngr.should_save(2), mngr.save(2, args=ocp.args.StandardSave({"x": jnp.ones(2)}))]
+            seen = [
+                mngr.should_save(2),
+                mngr.save(2, args=ocp.args.StandardSave({"x": jnp.ones(2)})),
+            ]
             mngr.delete(1)
             seen += [list(mngr.all_steps()), bits(mngr.restore(1))]
             trainer.save(2, args=ocp.args.StandardSave({"x": jnp.zeros(2)}))
@@ -299,7 +329,9 @@ def _no_new_files(folders: list[pathlib.Path]) -> Callable[[], None]:
     return undo
 
 
-def test_a_manager_that_only_reads_fences_nobody_and_the_first_save_does(tmp_path: pathlib.Path) -> None:
+def test_a_manager_that_only_reads_fences_nobody_and_the_first_save_does(
+    tmp_path: pathlib.Path,
+) -> None:
     first = lg.orbax.CheckpointManager(tmp_path)
     first.save(1, args=ocp.args.StandardSave({"x": jnp.ones(2)}))
     first.wait_until_finished()
@@ -331,7 +363,10 @@ def test_what_is_not_done_is_refused_in_a_sentence(tmp_path: pathlib.Path) -> No
         with pytest.raises(lg.Incompatible, match="is bfloat16, in the checkpoint float32"):
             mngr.restore(1, args=ocp.args.StandardRestore(half))
     lg.jax.save(tmp_path, 9, {"x": jnp.ones(1)})
-    with lg.orbax.CheckpointManager(tmp_path) as mngr, pytest.raises(lg.Invalid, match="lg.jax.restore"):
+    with (
+        lg.orbax.CheckpointManager(tmp_path) as mngr,
+        pytest.raises(lg.Invalid, match="lg.jax.restore"),
+    ):
         mngr.restore(9)
 
 

@@ -51,7 +51,11 @@ def judge(manager: Any, folder: pathlib.Path, step: int | None) -> str:
     try:
         with warnings.catch_warnings(), manager(folder) as mngr:
             warnings.simplefilter("error", lg.SaveWarning)
-            found = np.asarray(mngr.restore(step, args=ocp.args.StandardRestore({"w": jnp.zeros((256, 1024))}))["w"])
+            found = np.asarray(
+                mngr.restore(step, args=ocp.args.StandardRestore({"w": jnp.zeros((256, 1024))}))[
+                    "w"
+                ]
+            )
     except (Exception, lg.SaveWarning) as error:
         return type(error).__name__
     return "right" if found.tobytes() == weights(2).tobytes() else "wrong"
@@ -61,7 +65,10 @@ def judge(manager: Any, folder: pathlib.Path, step: int | None) -> str:
 def test_a_flipped_bit_is_restored_by_orbax_and_found_by_ours(tmp_path: pathlib.Path) -> None:
     found: dict[str, list[str]] = {}
     newest: list[str] = []
-    for name, manager in (("orbax", ocp.CheckpointManager), ("lastgood", lg.orbax.CheckpointManager)):
+    for name, manager in (
+        ("orbax", ocp.CheckpointManager),
+        ("lastgood", lg.orbax.CheckpointManager),
+    ):
         folder = tmp_path / name
         with manager(folder) as mngr:
             mngr.save(1, args=ocp.args.StandardSave({"w": jnp.asarray(weights(1))}))
@@ -69,7 +76,9 @@ def test_a_flipped_bit_is_restored_by_orbax_and_found_by_ours(tmp_path: pathlib.
             before = {p for p in folder.rglob("*") if p.is_file()}
             mngr.save(2, args=ocp.args.StandardSave({"w": jnp.asarray(weights(2))}))
         assert judge(manager, folder, 2) == "right"
-        data = max({p for p in folder.rglob("*") if p.is_file()} - before, key=lambda p: p.stat().st_size)
+        data = max(
+            {p for p in folder.rglob("*") if p.is_file()} - before, key=lambda p: p.stat().st_size
+        )
         assert data.stat().st_size > 900_000
         found[name] = []
         for i in range(FLIPS):
@@ -91,7 +100,10 @@ def test_going_back_gives_the_step_before(tmp_path: pathlib.Path) -> None:
             mngr.save(step, args=ocp.args.StandardSave({"w": jnp.asarray(weights(step))}))
             mngr.wait_until_finished()
             data = largest(tmp_path) if step == 1 else data
-        data = max((p for p in tmp_path.rglob("*") if p.is_file() and p != data), key=lambda p: p.stat().st_size)
+        data = max(
+            (p for p in tmp_path.rglob("*") if p.is_file() and p != data),
+            key=lambda p: p.stat().st_size,
+        )
         flip(data, 3)
     with lg.orbax.CheckpointManager(tmp_path) as mngr:
         with pytest.warns(lg.SaveWarning, match="went back to step 1"):

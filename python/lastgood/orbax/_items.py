@@ -47,7 +47,9 @@ def component_of(name: str, args: Any) -> tuple[_state.Durable, dict[str, str]]:
             "StandardSave or plain values by JsonSave"
         )
     if getattr(args, "save_args", None) is not None:
-        raise Invalid(f"item {name!r} has save_args, which say how orbax writes files; leave them out")
+        raise Invalid(
+            f"item {name!r} has save_args, which say how orbax writes files; leave them out"
+        )
     item = args.item
     if kind == "json":
         item = {"json": json.dumps(item)}
@@ -65,21 +67,31 @@ def template_of(name: str, kind: str, args: Any) -> Abstract:
     if args is None:
         return Abstract(name)
     if type(args) not in _RESTORES or _RESTORES[type(args)] != kind:
-        raise Invalid(f"item {name!r} was saved as {kind} and cannot be restored by {type(args).__name__}")
+        raise Invalid(
+            f"item {name!r} was saved as {kind} and cannot be restored by {type(args).__name__}"
+        )
     if getattr(args, "transforms", None) or getattr(args, "legacy_transform_fn", None):
-        raise Invalid(f"item {name!r}: transforms are not done in a restore; change the tree after it")
+        raise Invalid(
+            f"item {name!r}: transforms are not done in a restore; change the tree after it"
+        )
     item = getattr(args, "item", None) if kind == "tree" else None
     how = getattr(args, "restore_args", None)
     if how is not None and item is not None:
-        item = jax.tree.map(_asked, how, item, is_leaf=lambda leaf: isinstance(leaf, ocp.RestoreArgs))
+        item = jax.tree.map(
+            _asked, how, item, is_leaf=lambda leaf: isinstance(leaf, ocp.RestoreArgs)
+        )
     elif how is not None:
         if not isinstance(how, ocp.RestoreArgs) and any(
             getattr(leaf, "sharding", None) is not None for leaf in jax.tree.leaves(how)
         ):
-            raise Invalid(f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them")
+            raise Invalid(
+                f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them"
+            )
     item = item.tree if hasattr(item, "use_zarr3") else item
     if item is not None:
-        item = jax.tree.map(_leaf, item, is_leaf=lambda leaf: isinstance(leaf, ocp.metadata.Metadata))
+        item = jax.tree.map(
+            _leaf, item, is_leaf=lambda leaf: isinstance(leaf, ocp.metadata.Metadata)
+        )
     return Abstract(name, item, partial=bool(getattr(args, "partial_restore", False)))
 
 
@@ -114,7 +126,9 @@ def value_of(kind: str, value: Any) -> Any:
 
 def metadata_of(directory: Any, name: str, checkpoint: Any, tree: Any) -> Any:
     """orbax's metadata of a tree: shapes and dtypes in dicts and lists."""
-    shapes = {tensor: tuple(shape) for of, tensor, _, shape, _ in checkpoint.tensors() if of == name}
+    shapes = {
+        tensor: tuple(shape) for of, tensor, _, shape, _ in checkpoint.tensors() if of == name
+    }
     dtypes = {tensor: dtype for of, tensor, dtype, _, _ in checkpoint.tensors() if of == name}
 
     def entry(path: str, found: Any) -> Any:
@@ -122,12 +136,14 @@ def metadata_of(directory: Any, name: str, checkpoint: Any, tree: Any) -> Any:
         if isinstance(found, dict) and found.get("$") in ("jax", "numpy"):
             if "key" in found:
                 key = jax.eval_shape(lambda: jax.random.key(0, impl=found["key"]))
-                dtype, shape = key.dtype, shapes[found["n"]][: -1]
+                dtype, shape = key.dtype, shapes[found["n"]][:-1]
             else:
                 dtype = _memory.numpy_dtype_called(
                     found.get("dtype") or _memory.numpy_dtype(dtypes[found["n"]]).name
                 )
-                shape = shapes[found["n"]][: -1] if dtype.name == "complex128" else shapes[found["n"]]
+                shape = (
+                    shapes[found["n"]][:-1] if dtype.name == "complex128" else shapes[found["n"]]
+                )
             return ocp.metadata.ArrayMetadata(shape=shape, sharding=None, dtype=dtype, **told)
         if isinstance(found, str):
             return ocp.metadata.StringMetadata(**told)

@@ -92,7 +92,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         old["handler_registry"] = handler_registry
         given = [name for name, value in old.items() if value is not None]
         if given:
-            raise Invalid(f"{', '.join(given)} are orbax's own handlers; leave them out, and give args= to save")
+            raise Invalid(
+                f"{', '.join(given)} are orbax's own handlers; leave them out, and give args= to save"
+            )
         self._store = os.fspath(directory)
         self._directory = epath.Path(directory)
         self._options = options or ocp.CheckpointManagerOptions()
@@ -138,7 +140,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
     def _told(self, reader: Any, info: Info) -> dict[str, Any]:
         """What this file told of a checkpoint when it was saved; nothing if another wrote it, or it is damaged."""
         try:
-            found: dict[str, Any] = json.loads(reader.find(f"id:{info.id}").metadata().get(KEY, "{}"))
+            found: dict[str, Any] = json.loads(
+                reader.find(f"id:{info.id}").metadata().get(KEY, "{}")
+            )
         except Corrupt:
             return {}
         return found
@@ -268,7 +272,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         self.wait_until_finished()
         if step in self.all_steps():
             raise StepAlreadyExistsError(f"Checkpoint for step {step} already exists.")
-        kept = metrics if self._options.best_fn and not self._options.prevent_write_metrics else None
+        kept = (
+            metrics if self._options.best_fn and not self._options.prevent_write_metrics else None
+        )
         info = Info(step, _policies.now(), metrics)
         declared = {name: _items.component_of(name, part) for name, part in parts.items()}
         told = json.dumps(
@@ -361,7 +367,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
             What a save before failed with.
         """
         if items is not None or restore_kwargs is not None:
-            raise ValueError("Give `args` to `restore`, as ocp.args.StandardRestore(abstract_tree).")
+            raise ValueError(
+                "Give `args` to `restore`, as ocp.args.StandardRestore(abstract_tree)."
+            )
         if directory is not None:
             other = CheckpointManager(
                 directory, options=ocp.CheckpointManagerOptions(read_only=True), run=self._name
@@ -381,7 +389,11 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
                 self._reject(info, str(error))
                 continue
             if first is not None:
-                warnings.warn(f"lastgood: went back to step {info.step}: {first}", _run.SaveWarning, stacklevel=2)
+                warnings.warn(
+                    f"lastgood: went back to step {info.step}: {first}",
+                    _run.SaveWarning,
+                    stacklevel=2,
+                )
             return found
         assert first is not None
         raise first
@@ -424,11 +436,14 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         if unknown:
             raise NotFound(f"step {info.step} has no item {unknown}; it has {sorted(stored)}")
         templates = {
-            name: _items.template_of(name, stored[name]["kind"], part) for name, part in parts.items()
+            name: _items.template_of(name, stored[name]["kind"], part)
+            for name, part in parts.items()
         }
         world = lg_jax.open_reader(self._store, self._name)[1]
         values = lg_jax.read_into(reader, world, f"id:{info.id}", templates)
-        found = {name: _items.value_of(stored[name]["kind"], value) for name, value in values.items()}
+        found = {
+            name: _items.value_of(stored[name]["kind"], value) for name, value in values.items()
+        }
         if self._writer is not None:
             self._writer._native.build_on(reader.find(f"id:{info.id}"))
         return found[_items.SINGLE] if self._single else ocp.args.Composite(**found)
