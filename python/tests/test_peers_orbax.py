@@ -24,8 +24,9 @@ def weights(step: int) -> np.ndarray:
     return np.random.default_rng(step).standard_normal((256, 1024)).astype(np.float32)
 
 
-def largest(folder: pathlib.Path) -> pathlib.Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+def largest(folder: pathlib.Path, without: set[pathlib.Path]) -> pathlib.Path:
+    files = {p for p in folder.rglob("*") if p.is_file()} - without
+    return max(files, key=lambda p: p.stat().st_size)
 
 
 def flip(path: pathlib.Path, i: int) -> tuple[int, int]:
@@ -76,9 +77,7 @@ def test_a_flipped_bit_is_restored_by_orbax_and_found_by_ours(tmp_path: pathlib.
             before = {p for p in folder.rglob("*") if p.is_file()}
             mngr.save(2, args=ocp.args.StandardSave({"w": jnp.asarray(weights(2))}))
         assert judge(manager, folder, 2) == "right"
-        data = max(
-            {p for p in folder.rglob("*") if p.is_file()} - before, key=lambda p: p.stat().st_size
-        )
+        data = largest(folder, before)
         assert data.stat().st_size > 900_000
         found[name] = []
         for i in range(FLIPS):
@@ -96,14 +95,12 @@ def test_a_flipped_bit_is_restored_by_orbax_and_found_by_ours(tmp_path: pathlib.
 
 def test_going_back_gives_the_step_before(tmp_path: pathlib.Path) -> None:
     with lg.orbax.CheckpointManager(tmp_path) as mngr:
+        first: set[pathlib.Path] = set()
         for step in (1, 2):
             mngr.save(step, args=ocp.args.StandardSave({"w": jnp.asarray(weights(step))}))
             mngr.wait_until_finished()
-            data = largest(tmp_path) if step == 1 else data
-        data = max(
-            (p for p in tmp_path.rglob("*") if p.is_file() and p != data),
-            key=lambda p: p.stat().st_size,
-        )
+            first = first or {p for p in tmp_path.rglob("*") if p.is_file()}
+        data = largest(tmp_path, first)
         flip(data, 3)
     with lg.orbax.CheckpointManager(tmp_path) as mngr:
         with pytest.warns(lg.SaveWarning, match="went back to step 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -80,13 +81,12 @@ def template_of(name: str, kind: str, args: Any) -> Abstract:
         item = jax.tree.map(
             _asked, how, item, is_leaf=lambda leaf: isinstance(leaf, ocp.RestoreArgs)
         )
-    elif how is not None:
-        if not isinstance(how, ocp.RestoreArgs) and any(
-            getattr(leaf, "sharding", None) is not None for leaf in jax.tree.leaves(how)
-        ):
-            raise Invalid(
-                f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them"
-            )
+    elif how is not None and any(
+        getattr(leaf, "sharding", None) is not None for leaf in jax.tree.leaves(how)
+    ):
+        raise Invalid(
+            f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them"
+        )
     item = item.tree if hasattr(item, "use_zarr3") else item
     if item is not None:
         item = jax.tree.map(
@@ -158,3 +158,30 @@ def metadata_of(directory: Any, name: str, checkpoint: Any, tree: Any) -> Any:
     except ImportError:
         return plain
     return build_default_tree_metadata(plain)
+
+
+def step_metadata(told: dict[str, Any], items: dict[str, Any], committed: datetime.datetime) -> Any:
+    """orbax's ``StepMetadata``: of ``items`` what `metadata_of` gives, and what was told with the save."""
+    started = datetime.datetime.fromisoformat(told["started"])
+    return ocp.metadata.StepMetadata(
+        item_handlers={name: item["handler"] for name, item in told["items"].items()},
+        item_metadata=items[SINGLE] if told["single"] else ocp.args.Composite(**items),
+        metrics=told["metrics"] or {},
+        init_timestamp_nsecs=int(started.timestamp() * 1e9),
+        commit_timestamp_nsecs=int(committed.timestamp() * 1e9),
+        custom_metadata=told["custom"],
+    )
+
+
+class Told:
+    """Takes the stored tree of a component, and none of its bytes."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def capture(self, world: _state.World, deferred: bool) -> _state.Snapshot:
+        raise Invalid("there is nothing to save in a description")
+
+    def load(self, saved: _state.Saved, world: _state.World) -> _state.Loading:
+        self.value = saved.tree(world)
+        return _state.Loading([], lambda: None, lambda: None)

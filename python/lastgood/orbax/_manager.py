@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from lastgood import _run, _state
+from lastgood import _run
 from lastgood import jax as lg_jax
 from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
 from lastgood.orbax import _items, _policies
@@ -24,20 +24,6 @@ from lastgood.orbax._policies import Info
 
 #: The key of a checkpoint's metadata under which this file tells of items, metrics and the user's metadata.
 KEY = "lastgood.orbax"
-
-
-class _Told:
-    """Takes the stored tree of a component, and none of its bytes."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-    def capture(self, world: _state.World, deferred: bool) -> _state.Snapshot:
-        raise Invalid("there is nothing to save in a description")
-
-    def load(self, saved: _state.Saved, world: _state.World) -> _state.Loading:
-        self.value = saved.tree(world)
-        return _state.Loading([], lambda: None, lambda: None)
 
 
 class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
@@ -467,7 +453,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
             return ocp.metadata.RootMetadata(custom_metadata=self._root() or self._given or {})
         info = self._info(step)
         reader, told = self._described(info)
-        trees: dict[str, Any] = {name: _Told() for name in told["items"]}
+        trees: dict[str, Any] = {name: _items.Told() for name in told["items"]}
         world = lg_jax.open_reader(self._store, self._name)[1]
         values = lg_jax.read_into(reader, world, f"id:{info.id}", trees)
         checkpoint = reader.find(f"id:{info.id}")
@@ -479,15 +465,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         }
         if self._single is None:
             self._single = told["single"]
-        started = datetime.datetime.fromisoformat(told["started"])
-        return ocp.metadata.StepMetadata(
-            item_handlers={name: item["handler"] for name, item in told["items"].items()},
-            item_metadata=items[_items.SINGLE] if self._single else ocp.args.Composite(**items),
-            metrics=told["metrics"] or {},
-            init_timestamp_nsecs=int(started.timestamp() * 1e9),
-            commit_timestamp_nsecs=int(info.time.timestamp() * 1e9),
-            custom_metadata=told["custom"],
-        )
+        return _items.step_metadata(told, items, info.time)
 
     def _root(self) -> dict[str, Any] | None:
         """The metadata of the run, as the oldest checkpoint has them."""
