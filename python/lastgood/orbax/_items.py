@@ -12,7 +12,10 @@ import orbax.checkpoint as ocp
 
 from lastgood import _memory, _state
 from lastgood._lastgood import Invalid
-from lastgood.jax import Abstract, Tree, _pytree
+from lastgood.jax import Abstract, _pytree
+from lastgood.jax._pytree import Tree
+
+_abstract: Any = jax.ShapeDtypeStruct
 
 #: The component of an item that has no name.
 SINGLE = "default"
@@ -104,7 +107,7 @@ def _asked(how: Any, leaf: Any) -> Any:
         return leaf
     sharding = sharding.to_jax_sharding() if hasattr(sharding, "to_jax_sharding") else sharding
     dtype = how.dtype or leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+    return _abstract(leaf.shape, dtype, sharding=sharding)
 
 
 def _leaf(leaf: Any) -> Any:
@@ -113,7 +116,7 @@ def _leaf(leaf: Any) -> Any:
         return 0
     if isinstance(leaf, ocp.metadata.ArrayMetadata):
         sharding = leaf.sharding.to_jax_sharding() if leaf.sharding is not None else None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return _abstract(leaf.shape, leaf.dtype, sharding=sharding)
     return "" if isinstance(leaf, ocp.metadata.Metadata) else leaf
 
 

@@ -209,11 +209,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
             self._infos.remove(info)
 
     def _composite(self, args: Any) -> dict[str, Any]:
-        """The items of ``args`` by name.
-
-        Raises:
-            ValueError: if one item is managed and several are given, or the other way round.
-        """
+        """The items of ``args`` by name; a ValueError if one item is managed and several are given, or vice versa."""
         several = isinstance(args, ocp.args.Composite)
         if self._single is None:
             self._single = not several
@@ -398,12 +394,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         raise FileNotFoundError(f"Checkpoint of step {step} in {self.directory} not found.")
 
     def _described(self, info: Info) -> tuple[Any, dict[str, Any]]:
-        """The reader, and what was told of a checkpoint.
-
-        Raises:
-            Corrupt: if it is damaged.
-            Incompatible, NotFound: as the store says.
-        """
+        """The reader, and what was told of a checkpoint."""
         reader = self._reader()
         told = json.loads(reader.find(f"id:{info.id}").metadata().get(KEY, "null"))
         if told is None:
