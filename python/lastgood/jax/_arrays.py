@@ -19,7 +19,15 @@ from lastgood._memory import NUMPY_DTYPES
 from lastgood._state import Mismatch, Saved, Shard, World, role_of, whole
 
 #: Elements of less than a byte lie in a byte each, and are stored so; these 8-bit floats have no stored name either.
-BYTES = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
+BYTES: tuple[str, ...] = (
+    "int2",
+    "uint2",
+    "int4",
+    "uint4",
+    "float4_e2m1fn",
+    "float6_e2m3fn",
+    "float6_e3m2fn",
+)
 BYTES += ("float8_e3m4", "float8_e4m3b11fnuz")
 
 #: What a tree tells of an array beyond its name: dtype, and ``weak`` or ``key``.
@@ -36,7 +44,7 @@ class Form:
 
 def is_key(array: Any) -> bool:
     """True for an array, or the shape of one, of typed random keys."""
-    return bool(jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key))
+    return bool(jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key))
 
 
 def form_of(dtype: Any, path: str) -> Form:
@@ -69,7 +77,8 @@ def stored(array: Any, path: str) -> tuple[str, tuple[int, ...]]:
         Invalid: if it cannot be stored.
     """
     if is_key(array):
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(array.shape, array.dtype))
+        abstract: Any = jax.ShapeDtypeStruct
+        data = jax.eval_shape(jax.random.key_data, abstract(array.shape, array.dtype))
         return "U32", tuple(data.shape)
     form = form_of(numpy.dtype(array.dtype), path)
     return form.dtype, tuple(array.shape) + form.tail

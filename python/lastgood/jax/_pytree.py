@@ -318,7 +318,7 @@ class Restoring:
 
 def nested(tree: Any, values: dict[str, Any]) -> Any:
     """The leaves of a stored tree in dicts and lists: what a tree is without its own containers."""
-    root: dict[str, Any] = {}
+    root: dict[Any, Any] = {}
     for (path, _), value in zip(tree["v"], values.values(), strict=True):
         at: Any = root
         for step in [["k", ""], *path][:-1]:

@@ -1,7 +1,7 @@
 """orbax's `CheckpointManager` over lastgood: the same calls, checkpoints that are verified when they are read.
 
-    - mngr = ocp.CheckpointManager(directory, options=options)
-    + mngr = lg.orbax.CheckpointManager(directory, options=options)
+- mngr = ocp.CheckpointManager(directory, options=options)
++ mngr = lg.orbax.CheckpointManager(directory, options=options)
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -11,7 +12,10 @@ import orbax.checkpoint as ocp
 
 from lastgood import _memory, _state
 from lastgood._lastgood import Invalid
-from lastgood.jax import Abstract, Tree, _pytree
+from lastgood.jax import Abstract, _pytree
+from lastgood.jax._pytree import Tree
+
+_abstract: Any = jax.ShapeDtypeStruct
 
 #: The component of an item that has no name.
 SINGLE = "default"
@@ -47,7 +51,9 @@ def component_of(name: str, args: Any) -> tuple[_state.Durable, dict[str, str]]:
             "StandardSave or plain values by JsonSave"
         )
     if getattr(args, "save_args", None) is not None:
-        raise Invalid(f"item {name!r} has save_args, which say how orbax writes files; leave them out")
+        raise Invalid(
+            f"item {name!r} has save_args, which say how orbax writes files; leave them out"
+        )
     item = args.item
     if kind == "json":
         item = {"json": json.dumps(item)}
@@ -65,21 +71,30 @@ def template_of(name: str, kind: str, args: Any) -> Abstract:
     if args is None:
         return Abstract(name)
     if type(args) not in _RESTORES or _RESTORES[type(args)] != kind:
-        raise Invalid(f"item {name!r} was saved as {kind} and cannot be restored by {type(args).__name__}")
+        raise Invalid(
+            f"item {name!r} was saved as {kind} and cannot be restored by {type(args).__name__}"
+        )
     if getattr(args, "transforms", None) or getattr(args, "legacy_transform_fn", None):
-        raise Invalid(f"item {name!r}: transforms are not done in a restore; change the tree after it")
+        raise Invalid(
+            f"item {name!r}: transforms are not done in a restore; change the tree after it"
+        )
     item = getattr(args, "item", None) if kind == "tree" else None
     how = getattr(args, "restore_args", None)
     if how is not None and item is not None:
-        item = jax.tree.map(_asked, how, item, is_leaf=lambda leaf: isinstance(leaf, ocp.RestoreArgs))
-    elif how is not None:
-        if not isinstance(how, ocp.RestoreArgs) and any(
-            getattr(leaf, "sharding", None) is not None for leaf in jax.tree.leaves(how)
-        ):
-            raise Invalid(f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them")
+        item = jax.tree.map(
+            _asked, how, item, is_leaf=lambda leaf: isinstance(leaf, ocp.RestoreArgs)
+        )
+    elif how is not None and any(
+        getattr(leaf, "sharding", None) is not None for leaf in jax.tree.leaves(how)
+    ):
+        raise Invalid(
+            f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them"
+        )
     item = item.tree if hasattr(item, "use_zarr3") else item
     if item is not None:
-        item = jax.tree.map(_leaf, item, is_leaf=lambda leaf: isinstance(leaf, ocp.metadata.Metadata))
+        item = jax.tree.map(
+            _leaf, item, is_leaf=lambda leaf: isinstance(leaf, ocp.metadata.Metadata)
+        )
     return Abstract(name, item, partial=bool(getattr(args, "partial_restore", False)))
 
 
@@ -92,7 +107,7 @@ def _asked(how: Any, leaf: Any) -> Any:
         return leaf
     sharding = sharding.to_jax_sharding() if hasattr(sharding, "to_jax_sharding") else sharding
     dtype = how.dtype or leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+    return _abstract(leaf.shape, dtype, sharding=sharding)
 
 
 def _leaf(leaf: Any) -> Any:
@@ -101,7 +116,7 @@ def _leaf(leaf: Any) -> Any:
         return 0
     if isinstance(leaf, ocp.metadata.ArrayMetadata):
         sharding = leaf.sharding.to_jax_sharding() if leaf.sharding is not None else None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return _abstract(leaf.shape, leaf.dtype, sharding=sharding)
     return "" if isinstance(leaf, ocp.metadata.Metadata) else leaf
 
 
@@ -114,7 +129,9 @@ def value_of(kind: str, value: Any) -> Any:
 
 def metadata_of(directory: Any, name: str, checkpoint: Any, tree: Any) -> Any:
     """orbax's metadata of a tree: shapes and dtypes in dicts and lists."""
-    shapes = {tensor: tuple(shape) for of, tensor, _, shape, _ in checkpoint.tensors() if of == name}
+    shapes = {
+        tensor: tuple(shape) for of, tensor, _, shape, _ in checkpoint.tensors() if of == name
+    }
     dtypes = {tensor: dtype for of, tensor, dtype, _, _ in checkpoint.tensors() if of == name}
 
     def entry(path: str, found: Any) -> Any:
@@ -122,12 +139,14 @@ def metadata_of(directory: Any, name: str, checkpoint: Any, tree: Any) -> Any:
         if isinstance(found, dict) and found.get("$") in ("jax", "numpy"):
             if "key" in found:
                 key = jax.eval_shape(lambda: jax.random.key(0, impl=found["key"]))
-                dtype, shape = key.dtype, shapes[found["n"]][: -1]
+                dtype, shape = key.dtype, shapes[found["n"]][:-1]
             else:
                 dtype = _memory.numpy_dtype_called(
                     found.get("dtype") or _memory.numpy_dtype(dtypes[found["n"]]).name
                 )
-                shape = shapes[found["n"]][: -1] if dtype.name == "complex128" else shapes[found["n"]]
+                shape = (
+                    shapes[found["n"]][:-1] if dtype.name == "complex128" else shapes[found["n"]]
+                )
             return ocp.metadata.ArrayMetadata(shape=shape, sharding=None, dtype=dtype, **told)
         if isinstance(found, str):
             return ocp.metadata.StringMetadata(**told)
@@ -142,3 +161,30 @@ def metadata_of(directory: Any, name: str, checkpoint: Any, tree: Any) -> Any:
     except ImportError:
         return plain
     return build_default_tree_metadata(plain)
+
+
+def step_metadata(told: dict[str, Any], items: dict[str, Any], committed: datetime.datetime) -> Any:
+    """orbax's ``StepMetadata``: of ``items`` what `metadata_of` gives, and what was told with the save."""
+    started = datetime.datetime.fromisoformat(told["started"])
+    return ocp.metadata.StepMetadata(
+        item_handlers={name: item["handler"] for name, item in told["items"].items()},
+        item_metadata=items[SINGLE] if told["single"] else ocp.args.Composite(**items),
+        metrics=told["metrics"] or {},
+        init_timestamp_nsecs=int(started.timestamp() * 1e9),
+        commit_timestamp_nsecs=int(committed.timestamp() * 1e9),
+        custom_metadata=told["custom"],
+    )
+
+
+class Told:
+    """Takes the stored tree of a component, and none of its bytes."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def capture(self, world: _state.World, deferred: bool) -> _state.Snapshot:
+        raise Invalid("there is nothing to save in a description")
+
+    def load(self, saved: _state.Saved, world: _state.World) -> _state.Loading:
+        self.value = saved.tree(world)
+        return _state.Loading([], lambda: None, lambda: None)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from lastgood import _run, _state
+from lastgood import _run
 from lastgood import jax as lg_jax
 from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
 from lastgood.orbax import _items, _policies
@@ -24,20 +24,6 @@ from lastgood.orbax._policies import Info
 
 #: The key of a checkpoint's metadata under which this file tells of items, metrics and the user's metadata.
 KEY = "lastgood.orbax"
-
-
-class _Told:
-    """Takes the stored tree of a component, and none of its bytes."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-    def capture(self, world: _state.World, deferred: bool) -> _state.Snapshot:
-        raise Invalid("there is nothing to save in a description")
-
-    def load(self, saved: _state.Saved, world: _state.World) -> _state.Loading:
-        self.value = saved.tree(world)
-        return _state.Loading([], lambda: None, lambda: None)
 
 
 class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
@@ -92,7 +78,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         old["handler_registry"] = handler_registry
         given = [name for name, value in old.items() if value is not None]
         if given:
-            raise Invalid(f"{', '.join(given)} are orbax's own handlers; leave them out, and give args= to save")
+            raise Invalid(
+                f"{', '.join(given)} are orbax's own handlers; leave them out, and give args= to save"
+            )
         self._store = os.fspath(directory)
         self._directory = epath.Path(directory)
         self._options = options or ocp.CheckpointManagerOptions()
@@ -138,7 +126,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
     def _told(self, reader: Any, info: Info) -> dict[str, Any]:
         """What this file told of a checkpoint when it was saved; nothing if another wrote it, or it is damaged."""
         try:
-            found: dict[str, Any] = json.loads(reader.find(f"id:{info.id}").metadata().get(KEY, "{}"))
+            found: dict[str, Any] = json.loads(
+                reader.find(f"id:{info.id}").metadata().get(KEY, "{}")
+            )
         except Corrupt:
             return {}
         return found
@@ -219,11 +209,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
             self._infos.remove(info)
 
     def _composite(self, args: Any) -> dict[str, Any]:
-        """The items of ``args`` by name.
-
-        Raises:
-            ValueError: if one item is managed and several are given, or the other way round.
-        """
+        """The items of ``args`` by name; a ValueError if one item is managed and several are given, or vice versa."""
         several = isinstance(args, ocp.args.Composite)
         if self._single is None:
             self._single = not several
@@ -268,7 +254,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         self.wait_until_finished()
         if step in self.all_steps():
             raise StepAlreadyExistsError(f"Checkpoint for step {step} already exists.")
-        kept = metrics if self._options.best_fn and not self._options.prevent_write_metrics else None
+        kept = (
+            metrics if self._options.best_fn and not self._options.prevent_write_metrics else None
+        )
         info = Info(step, _policies.now(), metrics)
         declared = {name: _items.component_of(name, part) for name, part in parts.items()}
         told = json.dumps(
@@ -361,7 +349,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
             What a save before failed with.
         """
         if items is not None or restore_kwargs is not None:
-            raise ValueError("Give `args` to `restore`, as ocp.args.StandardRestore(abstract_tree).")
+            raise ValueError(
+                "Give `args` to `restore`, as ocp.args.StandardRestore(abstract_tree)."
+            )
         if directory is not None:
             other = CheckpointManager(
                 directory, options=ocp.CheckpointManagerOptions(read_only=True), run=self._name
@@ -381,7 +371,11 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
                 self._reject(info, str(error))
                 continue
             if first is not None:
-                warnings.warn(f"lastgood: went back to step {info.step}: {first}", _run.SaveWarning, stacklevel=2)
+                warnings.warn(
+                    f"lastgood: went back to step {info.step}: {first}",
+                    _run.SaveWarning,
+                    stacklevel=2,
+                )
             return found
         assert first is not None
         raise first
@@ -400,12 +394,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         raise FileNotFoundError(f"Checkpoint of step {step} in {self.directory} not found.")
 
     def _described(self, info: Info) -> tuple[Any, dict[str, Any]]:
-        """The reader, and what was told of a checkpoint.
-
-        Raises:
-            Corrupt: if it is damaged.
-            Incompatible, NotFound: as the store says.
-        """
+        """The reader, and what was told of a checkpoint."""
         reader = self._reader()
         told = json.loads(reader.find(f"id:{info.id}").metadata().get(KEY, "null"))
         if told is None:
@@ -424,11 +413,14 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         if unknown:
             raise NotFound(f"step {info.step} has no item {unknown}; it has {sorted(stored)}")
         templates = {
-            name: _items.template_of(name, stored[name]["kind"], part) for name, part in parts.items()
+            name: _items.template_of(name, stored[name]["kind"], part)
+            for name, part in parts.items()
         }
         world = lg_jax.open_reader(self._store, self._name)[1]
         values = lg_jax.read_into(reader, world, f"id:{info.id}", templates)
-        found = {name: _items.value_of(stored[name]["kind"], value) for name, value in values.items()}
+        found = {
+            name: _items.value_of(stored[name]["kind"], value) for name, value in values.items()
+        }
         if self._writer is not None:
             self._writer._native.build_on(reader.find(f"id:{info.id}"))
         return found[_items.SINGLE] if self._single else ocp.args.Composite(**found)
@@ -452,7 +444,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
             return ocp.metadata.RootMetadata(custom_metadata=self._root() or self._given or {})
         info = self._info(step)
         reader, told = self._described(info)
-        trees: dict[str, Any] = {name: _Told() for name in told["items"]}
+        trees: dict[str, Any] = {name: _items.Told() for name in told["items"]}
         world = lg_jax.open_reader(self._store, self._name)[1]
         values = lg_jax.read_into(reader, world, f"id:{info.id}", trees)
         checkpoint = reader.find(f"id:{info.id}")
@@ -464,15 +456,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
         }
         if self._single is None:
             self._single = told["single"]
-        started = datetime.datetime.fromisoformat(told["started"])
-        return ocp.metadata.StepMetadata(
-            item_handlers={name: item["handler"] for name, item in told["items"].items()},
-            item_metadata=items[_items.SINGLE] if self._single else ocp.args.Composite(**items),
-            metrics=told["metrics"] or {},
-            init_timestamp_nsecs=int(started.timestamp() * 1e9),
-            commit_timestamp_nsecs=int(info.time.timestamp() * 1e9),
-            custom_metadata=told["custom"],
-        )
+        return _items.step_metadata(told, items, info.time)
 
     def _root(self) -> dict[str, Any] | None:
         """The metadata of the run, as the oldest checkpoint has them."""
