@@ -415,6 +415,21 @@ def test_shards_of_dcps_hugging_face_writer_have_no_mark(tmp_path: Path) -> None
     assert report.verdict("w") == "broken"
 
 
+def test_a_state_of_accelerate(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    model, optimizer = state(0)
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(model, optimizer)
+    accelerator.save_state(str(tmp_path / "state_5"))
+    report = Report(tmp_path)
+    assert report.verdict("state_5") == "trusted", report.ran.stdout
+    assert report.checkpoints["state_5"]["step"] == 5
+    moment = optimizer.state_dict()["state"][0]["exp_avg"]
+    flip(tmp_path / "state_5" / "optimizer.bin", moment.numpy().tobytes())
+    assert Report(tmp_path).kinds("state_5") == {"checksum"}
+
+
 # --- Lightning ------------------------------------------------------------------------------
 
 
