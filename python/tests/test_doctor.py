@@ -554,9 +554,12 @@ def test_missing_files_of_orbax(orbax_root: Path, tmp_path: Path) -> None:
         data[at] ^= 1
         if at % 16 == 0:
             assert Report(tmp_path / "table").verdict("3") == "broken", at
-    # An array whose description is gone.
+    # Without the table, and without anything.
     manifest.unlink()
     assert Report(tmp_path / "table").verdict("3") == "broken"
+    shutil.rmtree(manifest.parent)
+    manifest.parent.mkdir()
+    assert Report(tmp_path / "table").kinds("3") == {"missing"}
 
 
 # --- DeepSpeed and Megatron, laid out as their documentation says -----------------------------

@@ -184,6 +184,10 @@ fn step_of(pickle: &Pickle, parameter: Id) -> Option<Id> {
 
 fn scheduler(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, step: Option<u64>) {
     if !folder.has("scheduler.pt") {
+        // DeepSpeed keeps its own schedule in its own files.
+        if folder.folders.iter().any(|inner| inner.starts_with("global_step")) {
+            return;
+        }
         return checkpoint.findings.add(lacks(
             "scheduler.pt",
             "the state of the learning rate's schedule",
