@@ -334,6 +334,20 @@ def test_checkpoints_of_the_trainer_are_trusted(hf: tuple[Path, Any]) -> None:
     assert report.stock == ("checkpoint-6", "it resumes")
 
 
+def test_the_weights_of_the_end_do_not_hide_the_checkpoints_below(
+    hf: tuple[Path, Any], tmp_path: Path
+) -> None:
+    out = hf_copy(hf, tmp_path)
+    for name in ("model.safetensors", "trainer_state.json", "training_args.bin"):
+        shutil.copy(out / "checkpoint-6" / name, out / name)
+    (out / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
+    report = Report(out)
+    assert report.verdict("out") == "trusted"
+    assert report.kinds("checkpoint-6") == {"empty"}
+    last = {x["format"]: x["last_trusted_step"] for x in report.folders}
+    assert last == {"safetensors": None, "hf-trainer": 4}
+
+
 def test_a_partial_highest_checkpoint_is_broken_and_an_older_one_named(
     hf: tuple[Path, Any], tmp_path: Path
 ) -> None:
@@ -415,6 +429,21 @@ def test_shards_of_dcps_hugging_face_writer_have_no_mark(tmp_path: Path) -> None
     assert report.verdict("w") == "broken"
 
 
+def test_a_state_of_accelerate(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    model, optimizer = state(0)
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(model, optimizer)
+    accelerator.save_state(str(tmp_path / "state_5"))
+    report = Report(tmp_path)
+    assert report.verdict("state_5") == "trusted", report.ran.stdout
+    assert report.checkpoints["state_5"]["step"] == 5
+    moment = optimizer.state_dict()["state"][0]["exp_avg"]
+    flip(tmp_path / "state_5" / "optimizer.bin", moment.numpy().tobytes())
+    assert Report(tmp_path).kinds("state_5") == {"checksum"}
+
+
 # --- Lightning ------------------------------------------------------------------------------
 
 
@@ -449,6 +478,11 @@ def test_checkpoints_of_lightning(tmp_path: Path) -> None:
     }  # fmt: skip
     assert all(x["verdict"] == "trusted" for x in report.checkpoints.values())
     assert report.stock == ("last.ckpt", "it resumes")
+    said, tensors = imported(out / "last.ckpt", tmp_path)
+    expected = flat("", torch.load(out / "last.ckpt", weights_only=False), {})
+    expected.update(optimizer_tensors(out / "last.ckpt"))
+    assert_same_bytes(expected, tensors)  # type: ignore[arg-type]
+    assert bytes(said["values"]["global_step"]) == b"8"
     assert Report(weights.parent).kinds("weights.ckpt") == {"state-missing"}
     # P1 and a cut.
     saved = torch.load(out / "last.ckpt", weights_only=False)["state_dict"]["layer.weight"]
@@ -520,9 +554,12 @@ def test_missing_files_of_orbax(orbax_root: Path, tmp_path: Path) -> None:
         data[at] ^= 1
         if at % 16 == 0:
             assert Report(tmp_path / "table").verdict("3") == "broken", at
-    # An array whose description is gone.
+    # Without the table, and without anything.
     manifest.unlink()
     assert Report(tmp_path / "table").verdict("3") == "broken"
+    shutil.rmtree(manifest.parent)
+    manifest.parent.mkdir()
+    assert Report(tmp_path / "table").kinds("3") == {"missing"}
 
 
 # --- DeepSpeed and Megatron, laid out as their documentation says -----------------------------
@@ -636,6 +673,12 @@ def flat(path: str, value: Any, into: dict[str, torch.Tensor]) -> dict[str, torc
     return into
 
 
+def optimizer_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in the list of optimizers of a Lightning checkpoint, by their paths."""
+    optimizers = torch.load(path, weights_only=False)["optimizer_states"]
+    return flat("optimizer_states", dict(enumerate(optimizers)), {})
+
+
 def assert_same_bytes(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -655,7 +698,7 @@ def test_an_import_of_torch_save_has_every_byte(torch_file: Path, tmp_path: Path
     assert said["left_out"] == ["model (attributes of an OrderedDict)"]
 
 
-def test_an_import_of_lightning_and_of_shards_has_every_byte(
+def test_an_import_of_shards_has_every_byte(
     hf: tuple[Path, Any], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file as load_torch

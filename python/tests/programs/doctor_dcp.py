@@ -1,4 +1,4 @@
-"""Saves with DCP from four ranks of a real process group: step 1; step 2, over which step 3 is cut off."""
+"""Saves with DCP from four ranks of a real process group: step 1, and step 2 with half of 3."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rank(rank: int, root: Path, rendezvous: str) -> None:
         writer.set_up_storage_writer(False, rank=rank, use_collectives=False)
         old = dcp.FileSystemReader(root / "step-2").read_metadata()
         plan = planner.create_local_plan()
-        # The plan that all ranks agreed on last time: what of the replicated tensors each one writes.
+        # The plan that all ranks agreed on last time: who writes what all have.
         name = f"__{rank}_0.distcp"
         written = {k.fqn for k, v in old.storage_data.items() if v.relative_path == name}
         items = [item for item in plan.items if item.index.fqn in written]

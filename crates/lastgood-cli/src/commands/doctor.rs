@@ -1,5 +1,6 @@
 //! `lastgood doctor`: which checkpoint of somebody else's can be trusted.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -30,7 +31,7 @@ fn print_json(series: &[Series]) -> Result<()> {
             counts[checkpoint.verdict() as usize] += 1;
             let modified =
                 checkpoint.modified.map(|time| humantime::format_rfc3339_seconds(time).to_string());
-            output::json(&json!({"checkpoint": checkpoint.path, "folder": one.path,
+            output::json(&json!({"checkpoint": text(&checkpoint.path), "folder": text(&one.path),
                 "format": checkpoint.format, "step": checkpoint.step, "bytes": checkpoint.bytes,
                 "modified": modified, "verdict": checkpoint.verdict(),
                 "checked_bytes": checkpoint.coverage.checked,
@@ -38,15 +39,20 @@ fn print_json(series: &[Series]) -> Result<()> {
                 "findings": checkpoint.findings.all()}))?;
         }
         let last = one.last_trusted();
-        output::json(&json!({"folder": one.path, "format": one.format,
-            "checkpoints": one.checkpoints.len(), "last_trusted": last.map(|c| &c.path),
+        output::json(&json!({"folder": text(&one.path), "format": one.format,
+            "checkpoints": one.checkpoints.len(), "last_trusted": last.map(|c| text(&c.path)),
             "last_trusted_step": last.and_then(|c| c.step),
-            "last_suspect": one.last_suspect().map(|c| &c.path),
+            "last_suspect": one.last_suspect().map(|c| text(&c.path)),
             "findings": one.findings.all(), "stock": one.stock}))?;
     }
     let [trusted, suspect, broken] = counts;
     output::json(&json!({"trusted": trusted, "suspect": suspect, "broken": broken,
         "ok": series.iter().all(Series::is_clean)}))
+}
+
+/// A path in JSON, which has no bytes that are no text.
+fn text(path: &Path) -> Cow<'_, str> {
+    path.to_string_lossy()
 }
 
 fn print(path: &Path, series: &[Series], quick: bool) {

@@ -136,15 +136,19 @@ fn search(
             .with_remedy("`lastgood verify` checks every byte of it"));
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-    if let Some(format) = Format::of_folder(name, &folder) {
-        groups.entry((above.to_owned(), format)).or_default().push(place(path, true));
-        return Ok(());
-    }
-    for file in &folder.files {
-        let file = path.join(file);
-        if let Some(format) = Format::of_loose_file(&file) {
-            groups.entry((path.to_owned(), format)).or_default().push(place(&file, false));
+    match Format::of_folder(name, &folder) {
+        // The weights at the end of a training, with the checkpoints on the way below.
+        Some(Format::Safetensors) => {
+            let group = groups.entry((above.to_owned(), Format::Safetensors)).or_default();
+            let sizes = folder.files.iter().map(|file| fs::metadata(path.join(file)));
+            let bytes = sizes.flatten().map(|metadata| metadata.len()).sum();
+            group.push(Place { path: path.to_owned(), is_folder: true, bytes });
         }
+        Some(format) => {
+            groups.entry((above.to_owned(), format)).or_default().push(place(path, true));
+            return Ok(());
+        }
+        None => loose_files(path, &folder, groups),
     }
     if depth < DEPTH_MAX && *left > 0 {
         for inner in &folder.folders {
@@ -152,6 +156,16 @@ fn search(
         }
     }
     Ok(())
+}
+
+/// Files that are a checkpoint each.
+fn loose_files(path: &Path, folder: &Folder, groups: &mut Groups) {
+    for file in &folder.files {
+        let file = path.join(file);
+        if let Some(format) = Format::of_loose_file(&file) {
+            groups.entry((path.to_owned(), format)).or_default().push(place(&file, false));
+        }
+    }
 }
 
 fn place(path: &Path, is_folder: bool) -> Place {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::flaw::Flaw;
 
@@ -277,9 +277,15 @@ impl Checkpoint {
 pub(crate) struct Stock {
     pub(crate) tool: &'static str,
     /// The checkpoint that it would take, if it would take one.
+    #[serde(serialize_with = "lossy")]
     pub(crate) takes: Option<PathBuf>,
     /// What happens then.
     pub(crate) outcome: String,
+}
+
+/// A path in JSON, which has no bytes that are no text.
+fn lossy<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(to)
 }
 
 /// The checkpoints of one folder that one tool wrote, the oldest first.

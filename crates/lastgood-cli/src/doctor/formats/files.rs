@@ -8,8 +8,8 @@ use crate::doctor::disk::Span;
 use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 use crate::doctor::torch::{self, TorchFile};
 
-/// The largest JSON file that is read: an index of a million tensors.
-pub(super) const JSON_BYTES_MAX: u64 = 256 << 20;
+/// The largest JSON file that is read: an index of half a million tensors.
+pub(super) const JSON_BYTES_MAX: u64 = 64 << 20;
 /// The largest file that holds one name or number.
 pub(super) const TRACKER_BYTES_MAX: u64 = 4096;
 

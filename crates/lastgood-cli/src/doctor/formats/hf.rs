@@ -15,6 +15,13 @@ use crate::doctor::torch::TorchFile;
 pub(super) const SENTINEL: &str = "checkpoint-is-incomplete.txt";
 const STATE: &str = "trainer_state.json";
 
+/// True if a folder of any name is a checkpoint of the Trainer. The folder that its checkpoints are in may
+/// have the weights and the state of the end too, but nothing to resume from.
+pub(super) fn is(folder: &Folder) -> bool {
+    let resumes = ["optimizer.pt", "scheduler.pt"].iter().any(|name| folder.has(name));
+    folder.has(SENTINEL) || (folder.has(STATE) && resumes)
+}
+
 /// Weights that are pickled.
 pub(super) fn pickled_weights(
     audit: &Audit<'_>,
@@ -177,6 +184,10 @@ fn step_of(pickle: &Pickle, parameter: Id) -> Option<Id> {
 
 fn scheduler(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, step: Option<u64>) {
     if !folder.has("scheduler.pt") {
+        // DeepSpeed keeps its own schedule in its own files.
+        if folder.folders.iter().any(|inner| inner.starts_with("global_step")) {
+            return;
+        }
         return checkpoint.findings.add(lacks(
             "scheduler.pt",
             "the state of the learning rate's schedule",

@@ -52,7 +52,7 @@ impl Format {
         if number_behind(name, "checkpoint-").is_some() && !orbax::is(name, folder) {
             return Some(Self::HfTrainer);
         }
-        if folder.has("trainer_state.json") || folder.has(hf::SENTINEL) {
+        if hf::is(folder) {
             return Some(Self::HfTrainer);
         }
         if megatron::is(name, folder) {

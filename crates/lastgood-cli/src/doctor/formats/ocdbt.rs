@@ -327,3 +327,6 @@ const fn table() -> [u32; 256] {
     }
     table
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,14 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         }
     }
     let expected = handlers(path, findings);
-    for item in expected.iter().filter(|item| !folder.has_folder(item)) {
+    for (item, has_tree) in &expected {
+        let is_there = match has_tree {
+            true => items.contains(&format!("{item}/")),
+            false => folder.has_folder(item),
+        };
+        if is_there {
+            continue;
+        }
         findings.add(
             Finding::damage("missing", item)
                 .expected("an item that the metadata of the step names")
@@ -106,19 +113,26 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
     );
 }
 
-/// The items that the metadata of a step names.
-fn handlers(path: &Path, findings: &mut Findings) -> BTreeSet<String> {
+/// The items that the metadata of a step names, and whether each is a tree of arrays.
+fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, bool> {
     if !path.join(STEP_METADATA).exists() {
-        return BTreeSet::new();
+        return BTreeMap::new();
     }
     let value = files::json(path, STEP_METADATA, &mut Findings::default());
     let items = value.as_ref().and_then(|value| value.get("item_handlers"));
-    let Some(items) = items.and_then(Json::as_object) else { return BTreeSet::new() };
+    let Some(items) = items.and_then(Json::as_object) else { return BTreeMap::new() };
     let inside = |name: &&String| !name.is_empty() && !name.contains('/') && *name != "..";
     if let Some(odd) = items.keys().find(|name| !inside(name)) {
         findings.add(Finding::damage("unreadable", STEP_METADATA).found(format!("item {odd:?}")));
     }
-    items.keys().filter(inside).cloned().collect()
+    let has_tree = |handler: &Json| {
+        let known = |name: &str| {
+            name.ends_with("StandardCheckpointHandler") || name.ends_with("PyTreeCheckpointHandler")
+        };
+        handler.as_str().is_some_and(known)
+    };
+    let named = items.iter().filter(|(name, _)| inside(name));
+    named.map(|(name, handler)| (name.clone(), has_tree(handler))).collect()
 }
 
 /// One item: a tree of arrays.

@@ -7,7 +7,7 @@ use ::safetensors::tensor::Metadata;
 use lastgood_format::layout::NdBox;
 use serde_json::Value;
 
-use super::{files, hf};
+use super::{Format, files, hf};
 use crate::doctor::Audit;
 use crate::doctor::discover::Folder;
 use crate::doctor::disk::Span;
@@ -88,6 +88,13 @@ pub(crate) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
                 .found("an index or nothing")
                 .remedy("take an older checkpoint"),
         );
+    }
+    // What Accelerate and others keep beside the weights: optimizers, schedules, random numbers.
+    let is_weights = |name: &str| name.starts_with("pytorch_model") || name == "adapter_model.bin";
+    for name in folder.files.iter().filter(|name| !is_weights(name)) {
+        if Format::of_loose_file(&checkpoint.path.join(name)) == Some(Format::Torch) {
+            files::torch(audit, checkpoint, name);
+        }
     }
 }
 
