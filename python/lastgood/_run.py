@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -251,10 +251,12 @@ class Run:
             found[_state.RNG] = (_state.Durable(None, owner="lastgood"), _rng.GlobalRng())
         return found
 
-    def save(self, step: int, *, block: bool = False) -> SaveHandle:
+    def save(
+        self, step: int, *, block: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> SaveHandle:
         """Saves the state at ``step``. Returns when it is copied or, of what only an optimizer of the state changes,
         before that: the optimizer's next step then waits for the copy. With ``block``, returns when the checkpoint
-        is committed.
+        is committed. ``metadata`` is text that travels with it; every rank gives the same.
 
         Raises:
             Invalid: if something cannot be stored; nothing is saved then.
@@ -285,12 +287,14 @@ class Run:
                 snapshot = adapter.capture(self._world, deferred)
                 self._declare(capture, component, snapshot)
             capture.metadata("lastgood.python", _lastgood.__version__)
+            for key, text in (metadata or {}).items():
+                capture.metadata(key, text)
             handle = SaveHandle(self, self._native.save(step, capture, deferred))
             self._saved = True
             self._copying = handle if deferred else None
             if deferred:
                 self._guard()
-            self._policy.saved()
+            self._policy.saved(step)
         if block:
             handle.durable.result()
         return handle
@@ -441,6 +445,7 @@ class Run:
             checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
         )
         step: int = checkpoint.step
+        self._policy.saved(step)
         return step
 
     def _plan(self, checkpoint: Any, only: Iterable[str] | None) -> Plan:
@@ -520,6 +525,26 @@ class Run:
         """
         return self._native.mark(str(at), standing, reason)
 
+    def expire(self, at: str | int, reason: str) -> str:
+        """Takes a checkpoint off the list for good, and gives its id: nothing restores it any more unless its id is
+        given, and a collection may delete what only it needs. It is for retention policies; a checkpoint that is
+        not to be trusted is marked ``bad``.
+
+        Raises:
+            NotFound: if there is no such checkpoint.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> run = lg.open(tempfile.mkdtemp(), {"x": {"y": 1}})
+            >>> for step in (1, 2):
+            ...     _ = run.save(step, block=True)
+            >>> _ = run.expire(1, "only the last is kept")
+            >>> [c.step for c in run.history() if not c.expired]
+            [2]
+            >>> run.close()
+        """
+        return self._native.expire(str(at), reason)
+
     def history(self) -> list[Checkpoint]:
         """Every checkpoint of the run, oldest first.
 
@@ -532,7 +557,7 @@ class Run:
             ...     run.history()
             []
         """
-        return [Checkpoint(*row) for row in self._native.history()]
+        return [Checkpoint(**row) for row in self._native.history()]
 
     def _tell_failures(self) -> None:
         for failure in self._native.take_failures():

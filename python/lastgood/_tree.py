@@ -168,7 +168,7 @@ class _Encoder:
         while name in self.arrays:
             name += "'"
         self.arrays[name] = value
-        return {"$": kind, "n": name}
+        return {"$": kind, "n": name, **_memory.told(value)}
 
 
 def _is_scalar(value: Any) -> bool:
@@ -227,6 +227,12 @@ class _Decoder:
     def tagged(self, kind: str, tree: Json, like: Any) -> Any:
         if kind in ("torch", "numpy", "jax"):
             array = self.arrays[tree["n"]]
+            if kind == "jax" and not _memory.is_jax(array):
+                from lastgood import jax as lg_jax
+
+                return lg_jax.from_numpy(array, tree)
+            if kind == "numpy" and "dtype" in tree and array.dtype.name != tree["dtype"]:
+                array = array.view(_memory.numpy_dtype_called(tree["dtype"]))
             return array[()] if tree.get("scalar") else array
         value = tree.get("v")
         if kind == "float":
@@ -250,6 +256,11 @@ class _Decoder:
                     "register it as when it was saved"
                 )
             return known.decode(self.node(value, None))
+        if kind == "jax.tree":
+            raise Incompatible(
+                f"{self.where} was a pytree of jax arrays when it was saved, and a {type(like).__name__} is in its "
+                "place: open the run with the tree that was saved"
+            )
         return self.sequence(kind, tree, like)
 
     def sequence(self, kind: str, tree: Json, like: Any) -> Any:

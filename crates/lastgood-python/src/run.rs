@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lastgood::ledger::{self, Standing};
+use lastgood::ledger::{self, Ledger, Standing};
 use lastgood::restore::{Contents, Selector};
 use lastgood::save::{Compression, Mode, SaveHandle as RustHandle, SaveOptions, SaveStatus};
 use lastgood::state::World;
 use lastgood::{Error, ErrorKind, Hash, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 
 use crate::errors::{Raise, raise};
@@ -121,7 +122,7 @@ impl Run {
     fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
         let selector: Selector = selector.parse().or_raise()?;
         let contents = py.detach(|| self.with(|run| run.find(&selector))).or_raise()?;
-        Ok(Checkpoint { contents: Arc::new(contents), notices: Vec::new() })
+        Ok(Checkpoint::new(contents))
     }
 
     /// Marks a damaged checkpoint bad, so that `candidate` goes back; raises Corrupt if several ranks must go
@@ -146,14 +147,7 @@ impl Run {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let (repository, world) = (self.repository.clone(), self.world);
-        let contents = Arc::clone(&checkpoint.contents);
-        interruptible(py, move || {
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
@@ -215,6 +209,19 @@ impl Run {
         .or_raise()
     }
 
+    /// Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+    fn expire(&self, py: Python<'_>, selector: &str, reason: String) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        py.detach(|| {
+            self.with(|run| {
+                let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
+                run.expire(&id, &reason)?;
+                Ok(id.to_string())
+            })
+        })
+        .or_raise()
+    }
+
     /// Reads and verifies every byte of a checkpoint, and gives their number; `progress` is called with the
     /// bytes so far and in all.
     #[pyo3(signature = (checkpoint, progress=None))]
@@ -235,11 +242,18 @@ impl Run {
         })
     }
 
-    /// Every checkpoint of the run, oldest first: id, step, standing, reason, at, attempt, world size, parent,
-    /// bytes, new bytes, whether it expired.
+    /// Every checkpoint of the run, oldest first.
     fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
         let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
-        Ok(ledger.history().checkpoints().iter().map(row).collect())
+        history_of(py, &ledger)
+    }
+
+    /// Lets go of the run without waiting: for one of several ranks after another one has failed, whose saves
+    /// cannot be committed any more. The thread that looks after them ends with the process, or as soon as a
+    /// newer attempt starts.
+    fn abandon(&self) {
+        let run = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::mem::forget(run);
     }
 
     /// Waits for every save that is under way; raises what failed and nobody has asked for.
@@ -263,7 +277,7 @@ impl Run {
     }
 }
 
-fn standing_of(text: &str) -> Result<Standing> {
+pub(crate) fn standing_of(text: &str) -> Result<Standing> {
     match text {
         "good" => Ok(Standing::Good),
         "bad" => Ok(Standing::Bad),
@@ -275,7 +289,7 @@ fn standing_of(text: &str) -> Result<Standing> {
 
 /// Runs `work` on a thread of its own, so that Ctrl-C ends the wait for it. What it holds it keeps until it
 /// is through.
-fn interruptible<T: Send + 'static>(
+pub(crate) fn interruptible<T: Send + 'static>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> PyResult<T> {
@@ -300,23 +314,45 @@ fn interruptible<T: Send + 'static>(
     }
 }
 
-type Row =
-    (String, u64, &'static str, Option<String>, String, u64, u32, Option<String>, u64, u64, bool);
+/// Reads into `targets`, and gives the bytes that were placed and those that were read.
+pub(crate) fn read(
+    py: Python<'_>,
+    repository: &Repository,
+    world: World,
+    checkpoint: &Checkpoint,
+    targets: Py<Targets>,
+) -> PyResult<(u64, u64)> {
+    let (repository, contents) = (repository.clone(), Arc::clone(&checkpoint.contents));
+    interruptible(py, move || {
+        let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
+        let read = taken.fill(world, |targets| repository.restore(&contents, targets));
+        Python::attach(|py| *targets.borrow_mut(py) = taken);
+        read.map(|restored| (restored.bytes, restored.bytes_read))
+    })
+}
 
-fn row(checkpoint: &ledger::Checkpoint) -> Row {
-    (
-        checkpoint.id.to_string(),
-        checkpoint.step,
-        checkpoint.standing.name(),
-        checkpoint.reason.clone(),
-        checkpoint.at.clone(),
-        checkpoint.attempt,
-        checkpoint.world_size,
-        checkpoint.parent.map(|id| id.to_string()),
-        checkpoint.bytes,
-        checkpoint.new_bytes,
-        checkpoint.expired,
-    )
+/// A checkpoint as the ledger tells of it, by the names that `lastgood._run.Checkpoint` has.
+pub(crate) type Row = BTreeMap<&'static str, Py<PyAny>>;
+
+/// The checkpoints of a ledger, oldest first.
+pub(crate) fn history_of(py: Python<'_>, ledger: &Ledger) -> PyResult<Vec<Row>> {
+    ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
+}
+
+fn row(py: Python<'_>, checkpoint: &ledger::Checkpoint) -> PyResult<Row> {
+    Ok(BTreeMap::from([
+        ("id", checkpoint.id.to_string().into_py_any(py)?),
+        ("step", checkpoint.step.into_py_any(py)?),
+        ("standing", checkpoint.standing.name().into_py_any(py)?),
+        ("reason", checkpoint.reason.clone().into_py_any(py)?),
+        ("at", checkpoint.at.clone().into_py_any(py)?),
+        ("attempt", checkpoint.attempt.into_py_any(py)?),
+        ("world_size", checkpoint.world_size.into_py_any(py)?),
+        ("parent", checkpoint.parent.map(|id| id.to_string()).into_py_any(py)?),
+        ("bytes", checkpoint.bytes.into_py_any(py)?),
+        ("new_bytes", checkpoint.new_bytes.into_py_any(py)?),
+        ("expired", checkpoint.expired.into_py_any(py)?),
+    ]))
 }
 
 /// What a checkpoint holds, by name; its tables are verified.
@@ -333,6 +369,16 @@ pub(crate) struct Checkpoint {
 type ComponentRow = (String, String, &'static str);
 /// Component, name, dtype, global shape, what it is tied to.
 type TensorRow = (String, String, &'static str, Vec<u64>, Option<String>);
+
+impl Checkpoint {
+    pub(crate) fn new(contents: Contents) -> Self {
+        Self { contents: Arc::new(contents), notices: Vec::new() }
+    }
+
+    pub(crate) fn contents(&self) -> Arc<Contents> {
+        Arc::clone(&self.contents)
+    }
+}
 
 #[pymethods]
 impl Checkpoint {

@@ -373,6 +373,26 @@ impl Run {
         io.runtime.block_on(mark(ledger, writer, id, standing, reason))
     }
 
+    /// Takes a checkpoint off the list, for good: no selector but its id names it any more, no new save
+    /// stands on its chunks, and a collection may delete what only it needs.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such checkpoint; `Fenced`; `Unavailable`, `Denied`.
+    pub fn expire(&mut self, id: &Hash, reason: &str) -> Result<()> {
+        let Self { io, ledger, writer, .. } = self;
+        let (checkpoint, reason) = (*id, reason.to_owned());
+        io.runtime.block_on(attempt::settle(ledger, writer, |history| {
+            match history.checkpoint(&checkpoint) {
+                None => Err(Error::not_found(format!("there is no checkpoint {checkpoint}"))),
+                Some(found) if found.expired => Ok(Decision::Nothing),
+                Some(_) => {
+                    let reason = reason.clone();
+                    Ok(Decision::Append(Kind::CheckpointExpired { checkpoint, reason }))
+                }
+            }
+        }))
+    }
+
     /// Waits for every save that is under way.
     ///
     /// # Errors
