@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import collections
+import doctest
+import importlib
+import inspect
 import itertools
 import math
+import subprocess
+import sys
 
+import lastgood as lg
 import pytest
 from lastgood.data import _permutation as permutation
 from lastgood.data._permutation import Permutation
@@ -137,3 +143,31 @@ def test_every_sample_is_as_likely_at_every_position(vary: str) -> None:
             steps[(after - before) % length] += 1
     assert excess(counts, draws / length, (length - 1) ** 2) < 5
     assert excess(steps[1:], draws, length - 2) < 5
+
+
+def test_examples_in_docstrings_run() -> None:
+    count = 0
+    for module in ("_permutation", "_sampler", "_counting", "_seeding", "_foreign"):
+        result = doctest.testmod(importlib.import_module(f"lastgood.data.{module}"))
+        assert result.failed == 0
+        count += result.attempted
+    assert count > 15
+
+
+def test_every_public_name_has_a_docstring_with_an_example() -> None:
+    for name in ("Index", "Sampler", "adapt", "loader", "seeded"):
+        assert ">>>" in (inspect.getdoc(getattr(lg.data, name)) or ""), name
+    for name in lg.data.__all__:
+        obj = getattr(lg.data, name)
+        assert inspect.getdoc(obj), name
+        for member, value in vars(obj).items():
+            if not member.startswith("_") and (
+                inspect.isfunction(value) or isinstance(value, property)
+            ):
+                assert inspect.getdoc(getattr(obj, member)), (name, member)
+
+
+def test_importing_it_imports_no_framework() -> None:
+    code = "import sys, lastgood.data; print({'torch', 'numpy', 'jax', 'grain'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
