@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lastgood import _folders, _lastgood, _run, _world
-from lastgood._lastgood import Corrupt, LastgoodError
+from lastgood._lastgood import Corrupt, LastgoodError, NotFound
 from lastgood._peers import Peers
 from lastgood._policy import Policy
 from lastgood._run import Checkpoint, Run, SaveWarning
@@ -44,12 +45,17 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
     name = run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
     key = (place, name)
     known = _opened.get(key)
+    newest = -1
     if known is not None and not known._closed:
         newest = _newest.get(id(known), -1)
         if newest < 0 or (before is not None and newest < before):
             return known
         known.close()
     opened = _run.open(place, {}, run=name, policy=_Never(), rng=False) if not alone else _alone(place, name)
+    if newest >= 0:
+        with contextlib.suppress(NotFound, Corrupt):
+            # Most of what is saved next is what was saved last.
+            opened._native.build_on(opened._native.find("latest"))
     _opened[key] = opened
     _newest[id(opened)] = -1
     return opened

@@ -26,7 +26,7 @@ def undisturbed(tmp_path_factory: Any) -> Path:
 def at_nine(undisturbed: Path, tmp_path: Path) -> Path:
     """The run after step 9, as a kill in the save of step 9 may leave it: `damage` decides."""
     out = tmp_path / "out"
-    assert trainers.run(SMALL, tmp_path / "log", "--out", out, "--kill-at", 10) == [-9]
+    assert trainers.run(SMALL, tmp_path / "log", "--out", out, "--block", "--kill-at", 10) == [-9]
     return out
 
 

@@ -73,6 +73,7 @@ def main():
     parser.add_argument("--stock", action="store_true", help="without lastgood")
     parser.add_argument("--fresh", action="store_true", help="do not resume")
     parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--block", action="store_true")
     parser.add_argument("--plain-batches", action="store_true", help="exact_batches=False")
     parser.add_argument("--keep", type=int, help="save_total_limit")
     for name in ("--kill-at", "--kill-rank", "--kill-in-save", "--break-store-at"):
@@ -95,7 +96,9 @@ def main():
         import lastgood as lg
 
         callbacks.append(
-            lg.hf.LastGoodCallback(strict=arguments.strict, exact_batches=not arguments.plain_batches)
+            lg.hf.LastGoodCallback(
+                strict=arguments.strict, block=arguments.block, exact_batches=not arguments.plain_batches
+            )
         )
     trainer = Trainer(
         model=BertForSequenceClassification(config),
