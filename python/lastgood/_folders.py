@@ -213,13 +213,13 @@ def difference(stored: Stored, folder: Path) -> str | None:
     return None
 
 
-def write(run: Run, stored: Stored, folder: Path) -> None:
-    """Writes the folder back: under a name beside it first, synced, then renamed. ``folder`` must not be there.
+def write(run: Run, stored: Stored, folder: Path, beside: Path) -> None:
+    """Writes the folder back: under a name in ``beside`` first, synced, then renamed. ``folder`` must not be there.
 
     Raises:
         Corrupt: if what is stored is damaged; nothing is left behind then.
     """
-    work = folder.parent / f"_lastgood-writing-{folder.name}-{os.getpid()}"
+    work = beside / f"_lastgood-writing-{folder.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     try:
         for file in stored.files:
@@ -296,9 +296,10 @@ def sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def set_aside(folder: Path, reason: str) -> Path:
-    """Moves a folder out of its library's sight, beside it, with the reason in a text file. Nothing is deleted."""
-    shelf = folder.parent / "_lastgood-quarantine"
+def set_aside(folder: Path, reason: str, beside: Path) -> Path:
+    """Moves a folder out of its library's sight, into a folder of ``beside``, with the reason in a text file. Nothing
+    is deleted."""
+    shelf = beside / "_lastgood-quarantine"
     shelf.mkdir(exist_ok=True)
     number = 0
     while (aside := shelf / f"{folder.name}.{number}").exists():

@@ -102,6 +102,8 @@ class Resume:
     folders: Callable[[], dict[int, Path]]
     doubt: Callable[[int, Path, set[str]], str | None]
     adopt: bool = True
+    #: Where what is set aside goes; None for ``parent``.
+    beside: Path | None = None
     notices: list[str] = field(default_factory=list)
 
     def find(self) -> str | None:
@@ -178,7 +180,7 @@ class Resume:
         return {"name": folder.name, "adopt": step}
 
     def _set_aside(self, folder: Path, reason: str) -> None:
-        aside = _folders.set_aside(folder, reason)
+        aside = _folders.set_aside(folder, reason, self.beside or self.parent)
         self.notices.append(f"{folder.name} is not resumed from: {reason}; it is kept as {aside}")
 
     def _materialize(self, stored: _folders.Stored) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class Resume:
         if differs is not None:
             if folder.exists():
                 self._set_aside(folder, differs)
-            _folders.write(self.run, stored, folder)
+            _folders.write(self.run, stored, folder, self.beside or self.parent)
             self.notices.append(f"{folder.name} is written back from the store")
         self.run._native.build_on(stored.checkpoint)
         return {"name": folder.name, "adopt": None}

@@ -49,7 +49,8 @@ def attach(
         accelerator: an `accelerate.Accelerator`, after ``prepare``.
         folder: where the checkpoint folders are, each with a name that ends in its step; default, with
             ``automatic_checkpoint_naming``, where Accelerate puts them.
-        store: as for `lg.open`; default ``LASTGOOD_STORE``, else the folder ``_lastgood`` in ``folder``.
+        store: as for `lg.open`; default ``LASTGOOD_STORE``, else the folder ``_lastgood`` in ``folder`` or, with
+            ``automatic_checkpoint_naming``, in the project's folder.
         run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
         strict: a failed save ends the training; by default it warns and training goes on.
 
@@ -72,7 +73,9 @@ def attach(
             raise Invalid("say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)")
         folder = Path(accelerator.project_dir) / "checkpoints"
     parent = Path(folder)
-    keeper = Keeper(accelerator, parent, _resume.place_of(store, parent), run, strict)
+    # Accelerate's own rotation fails if there is anything else among its folders.
+    beside = Path(accelerator.project_dir) if automatic else parent
+    keeper = Keeper(accelerator, parent, beside, _resume.place_of(store, beside), run, strict)
     accelerator.save_state = functools.partial(keeper._save, accelerator.save_state)
     return keeper
 
@@ -80,9 +83,12 @@ def attach(
 class Keeper:
     """What `attach` gives."""
 
-    def __init__(self, accelerator: Any, parent: Path, place: str, name: str | None, strict: bool) -> None:
+    def __init__(
+        self, accelerator: Any, parent: Path, beside: Path, place: str, name: str | None, strict: bool
+    ) -> None:
         self._accelerator = accelerator
         self._parent = parent
+        self._beside = beside
         self._place = place
         self._name = name
         self._strict = strict
@@ -119,8 +125,10 @@ class Keeper:
         Raises:
             Corrupt: if what is stored is damaged and there is nothing to go back to.
         """
-        parent = self._parent
-        return _resume.Resume(self._run, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt).find()
+        parent, beside = self._parent, self._beside
+        return _resume.Resume(
+            self._run, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt, beside
+        ).find()
 
     def restore(self) -> int | None:
         """Loads the last good checkpoint into what the accelerator has prepared, and gives the number that its
