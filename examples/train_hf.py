@@ -32,7 +32,15 @@ def sentences() -> list[tuple[str, int]]:
     import string
 
     found = []
-    for module, label in ((numpy, 1), (os, 0), (shutil, 0), (pathlib.Path, 0), (string, 0), (str, 0), (dict, 0)):
+    for module, label in (
+        (numpy, 1),
+        (os, 0),
+        (shutil, 0),
+        (pathlib.Path, 0),
+        (string, 0),
+        (str, 0),
+        (dict, 0),
+    ):
         for name in sorted(dir(module)):
             text = inspect.getdoc(getattr(module, name)) or ""
             first = text.split("\n\n")[0].replace("\n", " ")
@@ -44,7 +52,10 @@ def sentences() -> list[tuple[str, int]]:
 class Texts(torch.utils.data.Dataset):
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         self.rows = [
-            {"input_ids": tokenizer(text, truncation=True, max_length=24)["input_ids"], "labels": label}
+            {
+                "input_ids": tokenizer(text, truncation=True, max_length=24)["input_ids"],
+                "labels": label,
+            }
             for text, label in sentences()
         ]
 

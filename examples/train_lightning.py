@@ -63,7 +63,9 @@ def main() -> None:
 
     pl.seed_everything(7, verbose=False)
     images, labels = load_digits(return_X_y=True)
-    data = torch.utils.data.TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
+    data = torch.utils.data.TensorDataset(
+        torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    )
     model = Digits()
     trainer = pl.Trainer(
         max_epochs=3,
@@ -73,7 +75,11 @@ def main() -> None:
         callbacks=[
             KillAt(arguments.kill_at),
             lg.lightning.LastGood(),
-            ModelCheckpoint(dirpath=os.path.join(arguments.out, "checkpoints"), every_n_train_steps=8, save_top_k=-1),
+            ModelCheckpoint(
+                dirpath=os.path.join(arguments.out, "checkpoints"),
+                every_n_train_steps=8,
+                save_top_k=-1,
+            ),
         ],
         logger=False,
         enable_progress_bar=False,

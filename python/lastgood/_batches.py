@@ -64,7 +64,9 @@ def _feed(hasher: Any, value: Any) -> None:
             for item in value:
                 _feed(hasher, item)
     elif _memory.is_torch(value):
-        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy().tobytes())
+        hasher.update(
+            value.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy().tobytes()
+        )
     elif _memory.is_numpy(value):
         hasher.update(value.tobytes())
     elif isinstance(value, (str, bytes, int, float, bool, type(None))):

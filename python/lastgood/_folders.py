@@ -68,7 +68,9 @@ def files_in(folder: Path) -> dict[str, int]:
         for name in names:
             path = Path(base, name)
             if not path.is_file():
-                raise Invalid(f"{path} is no plain file; a checkpoint folder holds only files and folders")
+                raise Invalid(
+                    f"{path} is no plain file; a checkpoint folder holds only files and folders"
+                )
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
     return found
 
@@ -189,8 +191,15 @@ def _stored(run: Run, checkpoint: Any) -> Stored:
             ) from None
     for name in (folder, *(file.path for file in files)):
         path = Path(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts or len(Path(folder).parts) != 1:
-            raise Incompatible(f"checkpoint {checkpoint.id[:16]} names what is not in its folder: {name!r}")
+        if (
+            path.is_absolute()
+            or ".." in path.parts
+            or not path.parts
+            or len(Path(folder).parts) != 1
+        ):
+            raise Incompatible(
+                f"checkpoint {checkpoint.id[:16]} names what is not in its folder: {name!r}"
+            )
     return Stored(checkpoint, folder, tuple(sorted(files, key=lambda file: file.path)))
 
 
@@ -251,7 +260,9 @@ def _read(run: Run, stored: Stored, file: File) -> Any:
             _target(targets, file.path, piece, base, data)
     run._native.read(stored.checkpoint, targets)
     if digest(data) != file.digest:
-        raise Corrupt(f"{file.path} is put together from verified parts and is not what was saved; report this")
+        raise Corrupt(
+            f"{file.path} is put together from verified parts and is not what was saved; report this"
+        )
     return data
 
 

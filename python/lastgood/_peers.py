@@ -38,7 +38,9 @@ class Peers:
             return [mine]
         key = f"lastgood/{what}/{next(_rounds)}"
         self._store.set(f"{key}/{self.world.rank}", json.dumps(mine))
-        return [json.loads(bytes(self._store.get(f"{key}/{rank}"))) for rank in range(self.world.size)]
+        return [
+            json.loads(bytes(self._store.get(f"{key}/{rank}"))) for rank in range(self.world.size)
+        ]
 
     def in_turn(self, what: str, work: Callable[[], Any]) -> Any:
         """Does ``work`` on the first rank of each node, one node after the other, since they may share a disk; gives

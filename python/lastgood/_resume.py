@@ -36,7 +36,9 @@ class _Never(Policy):
 def place_of(store: str | os.PathLike[str] | None, beside: Path) -> str:
     """The store: what is given, else ``LASTGOOD_STORE``, else a folder in ``beside`` that the trainers' own look-ups,
     rotations and uploads leave alone."""
-    return os.fspath(store if store is not None else os.environ.get("LASTGOOD_STORE", beside / "_lastgood"))
+    return os.fspath(
+        store if store is not None else os.environ.get("LASTGOOD_STORE", beside / "_lastgood")
+    )
 
 
 def open_run(place: str, run: str | None, *, alone: bool = False, before: int | None = None) -> Run:
@@ -51,7 +53,11 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
         if newest < 0 or (before is not None and newest < before):
             return known
         known.close()
-    opened = _run.open(place, {}, run=name, policy=_Never(), rng=False) if not alone else _alone(place, name)
+    opened = (
+        _run.open(place, {}, run=name, policy=_Never(), rng=False)
+        if not alone
+        else _alone(place, name)
+    )
     if newest >= 0:
         with contextlib.suppress(NotFound, Corrupt):
             # Most of what is saved next is what was saved last.
@@ -143,7 +149,9 @@ class Resume:
                 _folders.reject(self.run, stored.checkpoint.id, error)
         return self._first(world) if world.rank == 0 else None
 
-    def _newer(self, stored: _folders.Stored, world: World, damaged: set[int]) -> dict[str, Any] | None:
+    def _newer(
+        self, stored: _folders.Stored, world: World, damaged: set[int]
+    ) -> dict[str, Any] | None:
         """A folder newer than what is stored, if it is proven whole; the others are set aside, since a step that is
         done again would be mixed with what they hold. That the stored copy is ``damaged`` says nothing of a folder."""
         names = {file.path for file in stored.files}
@@ -172,11 +180,15 @@ class Resume:
         if not self.adopt:
             return "it was never saved to the store, and adopt=False"
         if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) != world.size:
-            return "it was never saved to the store, and this node does not see what the others wrote"
+            return (
+                "it was never saved to the store, and this node does not see what the others wrote"
+            )
         return self.doubt(step, folder, names)
 
     def _adopted(self, step: int, folder: Path) -> dict[str, Any]:
-        self.notices.append(f"{folder.name} is not whole in the store, and is whole here: it is saved now")
+        self.notices.append(
+            f"{folder.name} is not whole in the store, and is whole here: it is saved now"
+        )
         return {"name": folder.name, "adopt": step}
 
     def _set_aside(self, folder: Path, reason: str) -> None:
@@ -193,7 +205,9 @@ class Resume:
                 raise
             # The folder has every byte that the list of files tells of, and the list is verified.
             self.run.mark(f"id:{stored.checkpoint.id}", "bad", str(error))
-            self.notices.append(f"the stored copy of {folder.name} is damaged, the folder is not: {error}")
+            self.notices.append(
+                f"the stored copy of {folder.name} is damaged, the folder is not: {error}"
+            )
             return {"name": folder.name, "adopt": stored.step}
         if differs is not None:
             if folder.exists():

@@ -70,7 +70,9 @@ def attach(
     automatic = accelerator.project_configuration.automatic_checkpoint_naming
     if folder is None:
         if not automatic:
-            raise Invalid("say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)")
+            raise Invalid(
+                "say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)"
+            )
         folder = Path(accelerator.project_dir) / "checkpoints"
     parent = Path(folder)
     # Accelerate's own rotation fails if there is anything else among its folders.
@@ -84,7 +86,13 @@ class Keeper:
     """What `attach` gives."""
 
     def __init__(
-        self, accelerator: Any, parent: Path, beside: Path, place: str, name: str | None, strict: bool
+        self,
+        accelerator: Any,
+        parent: Path,
+        beside: Path,
+        place: str,
+        name: str | None,
+        strict: bool,
     ) -> None:
         self._accelerator = accelerator
         self._parent = parent
@@ -97,7 +105,9 @@ class Keeper:
     def __repr__(self) -> str:
         return f"lg.accelerate.Keeper({str(self._parent)!r})"
 
-    def _save(self, save: Callable[..., Any], output_dir: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def _save(
+        self, save: Callable[..., Any], output_dir: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         written = save(output_dir, *args, **kwargs)
         folder = Path(written if written is not None else output_dir)
         try:
@@ -152,7 +162,9 @@ class Keeper:
 def _step_of(folder: Path) -> int:
     match = _NUMBER.fullmatch(folder.name)
     if match is None:
-        raise Invalid(f"the name of the folder {folder.name!r} does not end in a step; call it checkpoint-STEP")
+        raise Invalid(
+            f"the name of the folder {folder.name!r} does not end in a step; call it checkpoint-STEP"
+        )
     return int(match[1])
 
 

@@ -22,8 +22,12 @@ def test_killed_and_resumed_every_step_is_bit_identical(
 ) -> None:
     naming = ["--automatic"] if automatic else []
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
-    assert trainers.run(SMALL, log, "--out", whole, *naming, ranks=ranks) == [0] * ranks, trainers.output(log)
-    codes = trainers.run(SMALL, log, "--out", out, *naming, "--kill-at", 8, "--kill-rank", ranks - 1, ranks=ranks)
+    assert trainers.run(SMALL, log, "--out", whole, *naming, ranks=ranks) == [0] * ranks, (
+        trainers.output(log)
+    )
+    codes = trainers.run(
+        SMALL, log, "--out", out, *naming, "--kill-at", 8, "--kill-rank", ranks - 1, ranks=ranks
+    )
     assert codes[-1] == -9, trainers.output(log)
     newest = out / "checkpoints" / "checkpoint_1" if automatic else out / "checkpoint-6"
     assert newest.is_dir()
@@ -31,7 +35,9 @@ def test_killed_and_resumed_every_step_is_bit_identical(
         shutil.rmtree(newest)
     if damage == "torn":
         (newest / "optimizer.bin").write_bytes((newest / "optimizer.bin").read_bytes()[:500])
-    assert trainers.run(SMALL, log, "--out", out, *naming, ranks=ranks) == [0] * ranks, trainers.output(log)
+    assert trainers.run(SMALL, log, "--out", out, *naming, ranks=ranks) == [0] * ranks, (
+        trainers.output(log)
+    )
     for rank in range(ranks):
         assert trainers.began(out, rank) == 6
         assert trainers.trace(out, rank) == trainers.trace(whole, rank)

@@ -17,7 +17,9 @@ RANKS = {"one": 1, "ddp": 2, "fsdp2": 2}
 
 
 def run(out: Path, kind: str, *arguments: object) -> list[int]:
-    return trainers.run(SMALL, out.parent / f"{out.name}.log", kind, "--out", out, *arguments, ranks=RANKS[kind])
+    return trainers.run(
+        SMALL, out.parent / f"{out.name}.log", kind, "--out", out, *arguments, ranks=RANKS[kind]
+    )
 
 
 def said(out: Path) -> str:
@@ -29,7 +31,9 @@ def said(out: Path) -> str:
     # Epochs have 8 steps: 8 is in the middle of nothing, 9 was saved in the middle of the second.
     [("one", 5, 3), ("one", 11, 9), ("ddp", 11, 9), ("fsdp2", 11, 9)],
 )
-def test_killed_and_resumed_every_step_is_bit_identical(tmp_path: Path, kind: str, kill_at: int, begins: int) -> None:
+def test_killed_and_resumed_every_step_is_bit_identical(
+    tmp_path: Path, kind: str, kill_at: int, begins: int
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     ranks = RANKS[kind]
     assert run(whole, kind) == [0] * ranks, said(whole)
@@ -63,11 +67,16 @@ def test_what_cannot_be_stored_is_named_with_the_remedy(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(out, "one", "--unstorable") == [0], said(out)
     text = said(out)
-    assert "checkpoint['mine']['tool'][0] is a builtins.object, which cannot be stored without pickle" in text, text
+    assert (
+        "checkpoint['mine']['tool'][0] is a builtins.object, which cannot be stored without pickle"
+        in text
+    ), text
     assert run(tmp_path / "strict", "one", "--unstorable", "--strict") == [1]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_a_file_of_another_plugin_is_read(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_a_file_of_another_plugin_is_read(
+    tmp_path: Path,
+) -> None:
     import lastgood as lg
     import lightning.pytorch as pl
     import torch
@@ -76,14 +85,21 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_file_of_another_plugin_is_rea
     store = tmp_path / "store"
     io = lg.lightning.CheckpointIO(store)
     assert lg.lightning.last_good(store) is None
-    value = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1, "epoch": 0, "loops": {"x": (1, None)}}
+    value = {
+        "state_dict": {"w": torch.arange(5.0)},
+        "global_step": 1,
+        "epoch": 0,
+        "loops": {"x": (1, None)},
+    }
     io.save_checkpoint(value, tmp_path / "1.ckpt")
     io.save_checkpoint({**value, "global_step": 2, "extra": torch.randn(1000)}, tmp_path / "2.ckpt")
     # The same step again is a checkpoint of its own.
     io.save_checkpoint({**value, "global_step": 2, "again": True}, tmp_path / "last.ckpt")
     assert io.load_checkpoint(tmp_path / "last.ckpt")["again"] is True
     loaded = io.load_checkpoint(tmp_path / "1.ckpt")
-    assert torch.equal(loaded["state_dict"]["w"], value["state_dict"]["w"]) and loaded["loops"] == {"x": (1, None)}
+    assert torch.equal(loaded["state_dict"]["w"], value["state_dict"]["w"]) and loaded["loops"] == {
+        "x": (1, None)
+    }
 
     token = lg.lightning.last_good(store)
     newest = json.loads((tmp_path / "last.ckpt").read_text())["lastgood"]["checkpoint"]

@@ -98,9 +98,12 @@ def test_loop_ddp(monkeypatch: Any, capsys: Any, tmp_path: Path, ranks: int) -> 
 
 @pytest.mark.skipif(not SLOW, reason="minutes: LASTGOOD_SLOW=1 judges the stock trainers")
 @pytest.mark.parametrize(
-    ("target", "passes", "points"), [("hf_trainer", 2, 19), ("accelerate_loop", 0, 0), ("lightning_trainer", 0, 0)]
+    ("target", "passes", "points"),
+    [("hf_trainer", 2, 19), ("accelerate_loop", 0, 0), ("lightning_trainer", 0, 0)],
 )
-def test_stock(monkeypatch: Any, capsys: Any, tmp_path: Path, target: str, passes: int, points: int) -> None:
+def test_stock(
+    monkeypatch: Any, capsys: Any, tmp_path: Path, target: str, passes: int, points: int
+) -> None:
     rows = judge(monkeypatch, capsys, tmp_path, target, stock=True)
     verdicts = Counter(row.verdict for row in rows)
     assert len(rows) == points and verdicts["PASS"] == passes, verdicts

@@ -35,7 +35,11 @@ MODULES = [
 def environment() -> dict[str, str]:
     """What programs run under: one thread, since sums over another number of threads are other bits."""
     paths = [str(Path(lastgood.__file__).parent.parent), str(PROGRAMS)]
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "RANK", "WORLD_SIZE", "LOCAL_"))}
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LASTGOOD_", "RANK", "WORLD_SIZE", "LOCAL_"))
+    }
     return {
         **ours,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -71,12 +75,18 @@ def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[z
         env = environment()
         if ranks > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            env |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            env |= {
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
             env |= {"TORCHELASTIC_RUN_ID": "tests"}
         command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
         with open(f"{log}.{rank}", "w") as out:
             started.append(
-                forks().popen(command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
+                forks().popen(
+                    command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT
+                )
             )
     return started
 
@@ -109,7 +119,9 @@ def trace(out: Path, rank: int = 0) -> dict[int, str]:
     found: dict[int, str] = {}
     for line in (out / f"trace.{rank}").read_text().splitlines():
         step, digest = line.split()
-        assert found.setdefault(int(step), digest) == digest, f"step {step} gave another state the second time"
+        assert found.setdefault(int(step), digest) == digest, (
+            f"step {step} gave another state the second time"
+        )
     return found
 
 

@@ -40,10 +40,14 @@ def adopt_lightning_trainer(program: Any) -> None:
     import lastgood as lg
 
     class Trainer(program.pl.Trainer):
-        def __init__(self, *args: Any, callbacks: Any, default_root_dir: str, **kwargs: Any) -> None:
+        def __init__(
+            self, *args: Any, callbacks: Any, default_root_dir: str, **kwargs: Any
+        ) -> None:
             self.store = store_in(default_root_dir)
             callbacks = [lg.lightning.LastGood(self.store), *callbacks]
-            super().__init__(*args, callbacks=callbacks, default_root_dir=default_root_dir, **kwargs)
+            super().__init__(
+                *args, callbacks=callbacks, default_root_dir=default_root_dir, **kwargs
+            )
 
         def fit(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
             if ckpt_path == "last":
@@ -113,7 +117,12 @@ def objects_of(store: Path, rank: int) -> list[Path]:
     found = []
     for path in store.glob("runs/default/*/**/*"):
         mine = path.name.startswith((f"{rank}-", f"{rank}.")) or path.suffix == ".json"
-        if mine and "#" not in path.name and kind_of(path) is not None and "heads" not in path.parts:
+        if (
+            mine
+            and "#" not in path.name
+            and kind_of(path) is not None
+            and "heads" not in path.parts
+        ):
             found.append(path)
     return found
 
@@ -129,7 +138,9 @@ def watch(store: Path, rank: int, known: set[Path]) -> None:
 
     while True:
         new = [path for path in objects_of(store, rank) if path not in known]
-        for path in sorted(new, key=lambda path: (path.stat().st_mtime_ns, KINDS[kind_of(path) or ""])):
+        for path in sorted(
+            new, key=lambda path: (path.stat().st_mtime_ns, KINDS[kind_of(path) or ""])
+        ):
             known.add(path)
             inject._event("store", f"{kind_of(path)}".strip("."), tornable=False)
 

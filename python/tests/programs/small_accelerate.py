@@ -39,10 +39,14 @@ def main():
     warnings.simplefilter("always")
     configuration = None
     if arguments.automatic:
-        configuration = ProjectConfiguration(arguments.out, automatic_checkpoint_naming=True, total_limit=1)
+        configuration = ProjectConfiguration(
+            arguments.out, automatic_checkpoint_naming=True, total_limit=1
+        )
     accelerator = Accelerator(cpu=True, project_config=configuration)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(8, 16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
@@ -61,7 +65,9 @@ def main():
         optimizer.zero_grad()
         counter.seen = step
         keeper.step(step)
-        found = hashlib.sha256(repr(schedule.get_last_lr()).encode() + torch.get_rng_state().numpy().tobytes())
+        found = hashlib.sha256(
+            repr(schedule.get_last_lr()).encode() + torch.get_rng_state().numpy().tobytes()
+        )
         for tensor in model.state_dict().values():
             found.update(tensor.numpy().tobytes())
         with open(f"{arguments.out}/trace.{RANK}", "a") as file:
@@ -69,7 +75,9 @@ def main():
         if step == arguments.kill_at and RANK == arguments.kill_rank:
             os.kill(os.getpid(), signal.SIGKILL)
         if step % 3 == 0:
-            accelerator.save_state(None if arguments.automatic else f"{arguments.out}/checkpoint-{step}")
+            accelerator.save_state(
+                None if arguments.automatic else f"{arguments.out}/checkpoint-{step}"
+            )
     accelerator.end_training()
 
 

@@ -11,7 +11,13 @@ import signal
 import warnings
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -97,7 +103,9 @@ def main():
 
         callbacks.append(
             lg.hf.LastGoodCallback(
-                strict=arguments.strict, block=arguments.block, exact_batches=not arguments.plain_batches
+                strict=arguments.strict,
+                block=arguments.block,
+                exact_batches=not arguments.plain_batches,
             )
         )
     trainer = Trainer(

@@ -34,7 +34,9 @@ class Model(pl.LightningModule):
         super().__init__()
         self.kind = kind
         self.unstorable = unstorable
-        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 4))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 4)
+        )
 
     def configure_model(self):
         if self.kind == "fsdp2":
@@ -116,7 +118,9 @@ def main():
         callbacks=[
             Trace(arguments),
             keeper,
-            ModelCheckpoint(dirpath=os.path.join(arguments.out, "ck"), every_n_train_steps=3, save_top_k=-1),
+            ModelCheckpoint(
+                dirpath=os.path.join(arguments.out, "ck"), every_n_train_steps=3, save_top_k=-1
+            ),
         ],
         logger=False,
         enable_progress_bar=False,
@@ -125,7 +129,9 @@ def main():
     )
     rows = torch.randn(32, 8, generator=torch.Generator().manual_seed(RANK))
     loader = StatefulDataLoader(torch.utils.data.TensorDataset(rows), batch_size=4, shuffle=True)
-    trainer.fit(Model(arguments.kind, arguments.unstorable), loader, ckpt_path=lg.lightning.last_good(store))
+    trainer.fit(
+        Model(arguments.kind, arguments.unstorable), loader, ckpt_path=lg.lightning.last_good(store)
+    )
 
 
 if __name__ == "__main__":
