@@ -1,54 +1,62 @@
-//! Reading a run without being part of it: no attempt begins, and nobody is fenced.
+//! A run that is only read: outside of any attempt, so that nobody who writes it is fenced.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lastgood::restore::{self, Selector};
+use lastgood::ledger::Writer;
+use lastgood::restore::Selector;
 use lastgood::state::World;
-use lastgood::{Repository, Result, RunName};
+use lastgood::{Repository, RunName};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::errors::Raise;
-use crate::run::{Checkpoint, history_of, interruptible, repository};
+use crate::run::{Checkpoint, Row, history_of, interruptible, read, repository, standing_of};
 use crate::state::Targets;
 
-/// A run that is only read, by any number of processes, also while it is saved to.
+/// The checkpoints of a run, for whoever is no rank of it.
 #[pyclass(module = "lastgood._lastgood", frozen)]
 #[derive(Debug)]
 pub(crate) struct Reader {
     repository: Repository,
     name: RunName,
+    world: World,
 }
 
 #[pymethods]
 impl Reader {
-    /// Finds run `run` in the store `url`, which is left as it is.
+    /// Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
+    /// then.
     #[new]
+    #[pyo3(signature = (url, options, run, rank=0, world_size=1))]
     fn new(
         py: Python<'_>,
-        url: &str,
+        url: String,
         options: BTreeMap<String, String>,
         run: &str,
+        rank: u32,
+        world_size: u32,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
-        py.detach(|| -> Result<Self> {
-            let repository = repository(url, &options, false)?;
-            repository.existing(&name)?;
-            Ok(Self { repository, name })
-        })
-        .or_raise()
+        let world = World { rank, size: world_size };
+        let repository = py.detach(|| repository(&url, &options, false)).or_raise()?;
+        Ok(Self { repository, name, world })
+    }
+
+    /// Every checkpoint, oldest first.
+    fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
+        let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
+        history_of(py, &ledger)
     }
 
     /// The checkpoint that `selector` names.
     fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
         let selector: Selector = selector.parse().or_raise()?;
-        py.detach(|| {
-            let ledger = self.repository.existing(&self.name)?;
-            let id = restore::resolve(ledger.history(), &selector)?.id;
-            Ok(Checkpoint::new(self.repository.contents(&ledger, &id)?))
-        })
-        .or_raise()
+        let contents = py.detach(|| {
+            let ledger = self.repository.ledger(&self.name)?;
+            let id = lastgood::restore::resolve(ledger.history(), &selector)?.id;
+            self.repository.contents(&ledger, &id)
+        });
+        Ok(Checkpoint::new(contents.or_raise()?))
     }
 
     /// Reads into `targets`, and gives the bytes that were placed and those that were read.
@@ -58,20 +66,35 @@ impl Reader {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let repository = self.repository.clone();
-        let contents = Arc::clone(checkpoint.contents());
-        interruptible(py, move || {
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken
-                .fill(World { rank: 0, size: 1 }, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
-    /// Every checkpoint of the run, oldest first, as a dict each.
-    fn history<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
-        let ledger = py.detach(|| self.repository.existing(&self.name)).or_raise()?;
-        history_of(py, &ledger)
+    /// Reads and verifies every byte of a checkpoint, and gives their number.
+    fn verify(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<u64> {
+        let repository = self.repository.clone();
+        let contents: Arc<_> = checkpoint.contents();
+        interruptible(py, move || repository.verify_packs(&contents, &|_, _| {}))
+    }
+
+    /// Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+    fn mark(
+        &self,
+        py: Python<'_>,
+        selector: &str,
+        standing: &str,
+        reason: &str,
+    ) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        let standing = standing_of(standing).or_raise()?;
+        py.detach(|| {
+            let mut ledger = self.repository.ledger(&self.name)?;
+            let id = lastgood::restore::resolve(ledger.history(), &selector)?.id;
+            // No attempt's, as when a person marks it: a mark fences nobody and is not fenced.
+            let writer = Writer { attempt: 0, actor: "reader".into() };
+            let marked = lastgood::mark(&mut ledger, &writer, &id, standing, reason);
+            self.repository.block_on(marked)?;
+            Ok(id.to_string())
+        })
+        .or_raise()
     }
 }
