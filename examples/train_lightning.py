@@ -13,13 +13,12 @@ import signal
 # Sums over threads of another number are not the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import lastgood as lg
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sklearn.datasets import load_digits
 from torchdata.stateful_dataloader import StatefulDataLoader
-
-import lastgood as lg
 
 
 class Digits(pl.LightningModule):

@@ -13,7 +13,7 @@ from lastgood import _memory, _rng
 
 
 class SeededCollator:
-    """Calls ``collate`` with all global generators seeded from seed, epoch and the samples, and puts them back after."""
+    """Calls ``collate`` with all generators seeded from seed, epoch and the samples, and puts them back after."""
 
     def __init__(self, collate: Any, seed: int, epoch: int) -> None:
         self.collate = collate

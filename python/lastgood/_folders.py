@@ -85,7 +85,7 @@ def read_file(path: Path) -> Any:
 
     with path.open("rb", buffering=0) as file:
         data = numpy.empty(os.fstat(file.fileno()).st_size, numpy.uint8)
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         while done < len(view):
             read = file.readinto(view[done:])
             if not read:

@@ -46,7 +46,7 @@ _NEEDED = (
 )
 
 
-class LastGoodCallback(TrainerCallback):  # type: ignore[misc]
+class LastGoodCallback(TrainerCallback):
     """Saves each finished ``checkpoint-N`` folder of a `Trainer` to a run: whole or not at all, deduplicated against
     the one before, read back and verified behind the training.
 

@@ -164,20 +164,23 @@ class CheckpointIO:
         """
         text = os.fspath(path)
         if text == _TOKEN:
-            value = self._load_last_good()
+            value: Any = self._load_last_good()
         else:
             named = _read_pointer(text)
             if named is None:
-                return _load_other(path, map_location, weights_only)
+                other: dict[str, Any] = _load_other(path, map_location, weights_only)
+                return other
             reader = _reader(named["store"], named["run"])
             value = _values.load(reader, reader.find(f"id:{named['checkpoint']}"), _COMPONENT)
-        return _moved(value, map_location)
+        loaded: dict[str, Any] = _moved(value, map_location)
+        return loaded
 
     def _load_last_good(self) -> dict[str, Any]:
         """Rank 0, which saves, reads first and passes over what is damaged; the others read what it chose."""
         world = _world.find_world()
         peers = Peers(world)
-        value, chosen = None, {"id": None, "error": None}
+        value: Any = None
+        chosen: dict[str, str | None] = {"id": None, "error": None}
         if world.rank == 0:
             try:
                 value, chosen["id"] = self._choose()

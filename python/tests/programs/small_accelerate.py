@@ -6,11 +6,10 @@ import os
 import signal
 import warnings
 
+import lastgood as lg
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-
-import lastgood as lg
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -72,7 +71,7 @@ def main():
             found.update(tensor.numpy().tobytes())
         with open(f"{arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{step} {found.hexdigest()}\n")
-        if step == arguments.kill_at and RANK == arguments.kill_rank:
+        if step == arguments.kill_at and arguments.kill_rank == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
         if step % 3 == 0:
             accelerator.save_state(

@@ -61,7 +61,7 @@ class Trace(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         with open(f"{self.arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{state.global_step} {digest(self.trainer)}\n")
-        if state.global_step == self.arguments.kill_at and RANK == self.arguments.kill_rank:
+        if state.global_step == self.arguments.kill_at and self.arguments.kill_rank == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == self.arguments.break_store_at:
             os.rename(f"{self.arguments.out}/_lastgood", f"{self.arguments.out}/_gone")

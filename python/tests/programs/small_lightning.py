@@ -20,11 +20,10 @@ else:
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.strategies import ModelParallelStrategy
 
+import lastgood as lg
 import torch
 from torch.distributed.tensor import DTensor
 from torchdata.stateful_dataloader import StatefulDataLoader
-
-import lastgood as lg
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -82,7 +81,7 @@ class Trace(Callback):
         found.update(torch.get_rng_state().numpy().tobytes())
         with open(f"{self.arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{trainer.global_step} {found.hexdigest()}\n")
-        if trainer.global_step == self.arguments.kill_at and RANK == self.arguments.kill_rank:
+        if trainer.global_step == self.arguments.kill_at and self.arguments.kill_rank == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
