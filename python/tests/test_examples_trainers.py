@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,10 @@ def test_killed_it_ends_bit_identical(
 ) -> None:
     for module in needs:
         pytest.importorskip(module)
-    undisturbed = supervised(example, tmp_path / "undisturbed")
-    killed = supervised(example, tmp_path / "killed", "--kill-at", kill_at)
+    with ThreadPoolExecutor(2) as both:
+        first = both.submit(supervised, example, tmp_path / "undisturbed")
+        second = both.submit(supervised, example, tmp_path / "killed", "--kill-at", kill_at)
+        undisturbed, killed = first.result(), second.result()
     assert "SIGKILL" in killed and "starts afresh" in killed and "resumes" in killed, killed
     digests = [
         re.findall(rf"digest (\w+) after step {ends}\b", said) for said in (undisturbed, killed)
