@@ -96,14 +96,19 @@ def test_loop_ddp(monkeypatch: Any, capsys: Any, tmp_path: Path, ranks: int) -> 
     assert len(rows) > 4 * ranks
 
 
-@pytest.mark.skipif(not SLOW, reason="minutes: LASTGOOD_SLOW=1 judges the stock trainers")
+@pytest.mark.skipif(not SLOW, reason="minutes: LASTGOOD_SLOW=1 judges the stock programs")
 @pytest.mark.parametrize(
-    ("target", "passes", "points"),
-    [("hf_trainer", 2, 19), ("accelerate_loop", 0, 0), ("lightning_trainer", 0, 0)],
+    ("target", "ranks", "verdicts"),
+    [
+        ("hf_trainer", 1, {"PASS": 2, "HARD_FAIL": 17}),
+        ("accelerate_loop", 1, {"PASS": 4, "HARD_FAIL": 5}),
+        ("lightning_trainer", 1, {"PASS": 3, "LOST_WORK": 2}),
+        ("loop_ddp", 1, {"PASS": 2, "HARD_FAIL": 7}),
+        ("loop_ddp", 2, {"PASS": 1, "HARD_FAIL": 11}),
+    ],
 )
 def test_stock(
-    monkeypatch: Any, capsys: Any, tmp_path: Path, target: str, passes: int, points: int
+    monkeypatch: Any, capsys: Any, tmp_path: Path, target: str, ranks: int, verdicts: dict[str, int]
 ) -> None:
-    rows = judge(monkeypatch, capsys, tmp_path, target, stock=True)
-    verdicts = Counter(row.verdict for row in rows)
-    assert len(rows) == points and verdicts["PASS"] == passes, verdicts
+    rows = judge(monkeypatch, capsys, tmp_path, target, ranks=ranks, stock=True)
+    assert Counter(row.verdict for row in rows) == verdicts
