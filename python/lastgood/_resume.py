@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lastgood import _folders, _lastgood, _run, _world
-from lastgood._lastgood import Corrupt, LastgoodError
+from lastgood._lastgood import Corrupt, LastgoodError, NotFound
 from lastgood._peers import Peers
 from lastgood._policy import Policy
 from lastgood._run import Checkpoint, Run, SaveWarning
@@ -35,7 +36,9 @@ class _Never(Policy):
 def place_of(store: str | os.PathLike[str] | None, beside: Path) -> str:
     """The store: what is given, else ``LASTGOOD_STORE``, else a folder in ``beside`` that the trainers' own look-ups,
     rotations and uploads leave alone."""
-    return os.fspath(store if store is not None else os.environ.get("LASTGOOD_STORE", beside / "_lastgood"))
+    return os.fspath(
+        store if store is not None else os.environ.get("LASTGOOD_STORE", beside / "_lastgood")
+    )
 
 
 def open_run(place: str, run: str | None, *, alone: bool = False, before: int | None = None) -> Run:
@@ -44,12 +47,21 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
     name = run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
     key = (place, name)
     known = _opened.get(key)
+    newest = -1
     if known is not None and not known._closed:
         newest = _newest.get(id(known), -1)
         if newest < 0 or (before is not None and newest < before):
             return known
         known.close()
-    opened = _run.open(place, {}, run=name, policy=_Never(), rng=False) if not alone else _alone(place, name)
+    opened = (
+        _run.open(place, {}, run=name, policy=_Never(), rng=False)
+        if not alone
+        else _alone(place, name)
+    )
+    if newest >= 0:
+        with contextlib.suppress(NotFound, Corrupt):
+            # Most of what is saved next is what was saved last.
+            opened._native.build_on(opened._native.find("latest"))
     _opened[key] = opened
     _newest[id(opened)] = -1
     return opened
@@ -96,6 +108,8 @@ class Resume:
     folders: Callable[[], dict[int, Path]]
     doubt: Callable[[int, Path, set[str]], str | None]
     adopt: bool = True
+    #: Where what is set aside goes; None for ``parent``.
+    beside: Path | None = None
     notices: list[str] = field(default_factory=list)
 
     def find(self) -> str | None:
@@ -135,7 +149,9 @@ class Resume:
                 _folders.reject(self.run, stored.checkpoint.id, error)
         return self._first(world) if world.rank == 0 else None
 
-    def _newer(self, stored: _folders.Stored, world: World, damaged: set[int]) -> dict[str, Any] | None:
+    def _newer(
+        self, stored: _folders.Stored, world: World, damaged: set[int]
+    ) -> dict[str, Any] | None:
         """A folder newer than what is stored, if it is proven whole; the others are set aside, since a step that is
         done again would be mixed with what they hold. That the stored copy is ``damaged`` says nothing of a folder."""
         names = {file.path for file in stored.files}
@@ -164,15 +180,19 @@ class Resume:
         if not self.adopt:
             return "it was never saved to the store, and adopt=False"
         if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) != world.size:
-            return "it was never saved to the store, and this node does not see what the others wrote"
+            return (
+                "it was never saved to the store, and this node does not see what the others wrote"
+            )
         return self.doubt(step, folder, names)
 
     def _adopted(self, step: int, folder: Path) -> dict[str, Any]:
-        self.notices.append(f"{folder.name} is not whole in the store, and is whole here: it is saved now")
+        self.notices.append(
+            f"{folder.name} is not whole in the store, and is whole here: it is saved now"
+        )
         return {"name": folder.name, "adopt": step}
 
     def _set_aside(self, folder: Path, reason: str) -> None:
-        aside = _folders.set_aside(folder, reason)
+        aside = _folders.set_aside(folder, reason, self.beside or self.parent)
         self.notices.append(f"{folder.name} is not resumed from: {reason}; it is kept as {aside}")
 
     def _materialize(self, stored: _folders.Stored) -> dict[str, Any]:
@@ -185,12 +205,14 @@ class Resume:
                 raise
             # The folder has every byte that the list of files tells of, and the list is verified.
             self.run.mark(f"id:{stored.checkpoint.id}", "bad", str(error))
-            self.notices.append(f"the stored copy of {folder.name} is damaged, the folder is not: {error}")
+            self.notices.append(
+                f"the stored copy of {folder.name} is damaged, the folder is not: {error}"
+            )
             return {"name": folder.name, "adopt": stored.step}
         if differs is not None:
             if folder.exists():
                 self._set_aside(folder, differs)
-            _folders.write(self.run, stored, folder)
+            _folders.write(self.run, stored, folder, self.beside or self.parent)
             self.notices.append(f"{folder.name} is written back from the store")
         self.run._native.build_on(stored.checkpoint)
         return {"name": folder.name, "adopt": None}

@@ -61,7 +61,10 @@ def pieces(data: Any) -> list[Piece] | None:
     found.sort(key=lambda piece: (piece.begin, piece.end))
     position = begin
     for piece in found:
-        if piece.begin != position or piece.end - piece.begin != math.prod(piece.shape) * _BYTES[piece.dtype]:
+        if (
+            piece.begin != position
+            or piece.end - piece.begin != math.prod(piece.shape) * _BYTES[piece.dtype]
+        ):
             return None
         position = piece.end
     return [header(begin), *found] if position == size else None

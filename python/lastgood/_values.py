@@ -38,7 +38,9 @@ def _refuse_named_tuples(tree: Any, path: str) -> None:
             stack += [(item, f"{path}[{i}]") for i, item in enumerate(node)]
         elif isinstance(node, dict):
             if node.get("$") == "namedtuple":
-                raise Invalid(f"{path} is a named tuple {node['n']}: keep a dict or a plain tuple in its place")
+                raise Invalid(
+                    f"{path} is a named tuple {node['n']}: keep a dict or a plain tuple in its place"
+                )
             stack += [(item, f"{path}[{key!r}]") for key, item in node.items()]
 
 
@@ -60,7 +62,9 @@ def load(source: Any, checkpoint: Any, component: str) -> Any:
     try:
         tree = json.loads(first.take(number))["tree"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Incompatible(f"{component} of checkpoint {checkpoint.id[:16]} has no tree: {error!r}") from None
+        raise Incompatible(
+            f"{component} of checkpoint {checkpoint.id[:16]} has no tree: {error!r}"
+        ) from None
     tensors = {
         name: SavedTensor(dtype, tuple(shape))
         for of, name, dtype, shape, _ in checkpoint.tensors()

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate as _accelerate
+import accelerate as _accelerate  # type: ignore[import-untyped]
 
 from lastgood import _folders, _resume, _whole
 from lastgood._lastgood import Invalid, LastgoodError
@@ -49,7 +49,8 @@ def attach(
         accelerator: an `accelerate.Accelerator`, after ``prepare``.
         folder: where the checkpoint folders are, each with a name that ends in its step; default, with
             ``automatic_checkpoint_naming``, where Accelerate puts them.
-        store: as for `lg.open`; default ``LASTGOOD_STORE``, else the folder ``_lastgood`` in ``folder``.
+        store: as for `lg.open`; default ``LASTGOOD_STORE``, else the folder ``_lastgood`` in ``folder`` or, with
+            ``automatic_checkpoint_naming``, in the project's folder.
         run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
         strict: a failed save ends the training; by default it warns and training goes on.
 
@@ -69,10 +70,14 @@ def attach(
     automatic = accelerator.project_configuration.automatic_checkpoint_naming
     if folder is None:
         if not automatic:
-            raise Invalid("say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)")
+            raise Invalid(
+                "say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)"
+            )
         folder = Path(accelerator.project_dir) / "checkpoints"
     parent = Path(folder)
-    keeper = Keeper(accelerator, parent, _resume.place_of(store, parent), run, strict)
+    # Accelerate's own rotation fails if there is anything else among its folders.
+    beside = Path(accelerator.project_dir) if automatic else parent
+    keeper = Keeper(accelerator, parent, beside, _resume.place_of(store, beside), run, strict)
     accelerator.save_state = functools.partial(keeper._save, accelerator.save_state)
     return keeper
 
@@ -80,9 +85,18 @@ def attach(
 class Keeper:
     """What `attach` gives."""
 
-    def __init__(self, accelerator: Any, parent: Path, place: str, name: str | None, strict: bool) -> None:
+    def __init__(
+        self,
+        accelerator: Any,
+        parent: Path,
+        beside: Path,
+        place: str,
+        name: str | None,
+        strict: bool,
+    ) -> None:
         self._accelerator = accelerator
         self._parent = parent
+        self._beside = beside
         self._place = place
         self._name = name
         self._strict = strict
@@ -91,7 +105,9 @@ class Keeper:
     def __repr__(self) -> str:
         return f"lg.accelerate.Keeper({str(self._parent)!r})"
 
-    def _save(self, save: Callable[..., Any], output_dir: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def _save(
+        self, save: Callable[..., Any], output_dir: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         written = save(output_dir, *args, **kwargs)
         folder = Path(written if written is not None else output_dir)
         try:
@@ -119,8 +135,10 @@ class Keeper:
         Raises:
             Corrupt: if what is stored is damaged and there is nothing to go back to.
         """
-        parent = self._parent
-        return _resume.Resume(self._run, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt).find()
+        parent, beside = self._parent, self._beside
+        return _resume.Resume(
+            self._run, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt, beside
+        ).find()
 
     def restore(self) -> int | None:
         """Loads the last good checkpoint into what the accelerator has prepared, and gives the number that its
@@ -144,7 +162,9 @@ class Keeper:
 def _step_of(folder: Path) -> int:
     match = _NUMBER.fullmatch(folder.name)
     if match is None:
-        raise Invalid(f"the name of the folder {folder.name!r} does not end in a step; call it checkpoint-STEP")
+        raise Invalid(
+            f"the name of the folder {folder.name!r} does not end in a step; call it checkpoint-STEP"
+        )
     return int(match[1])
 
 

@@ -33,7 +33,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _INCOMPLETE = "checkpoint-is-incomplete.txt"
 #: What a checkpoint must have to be resumed from, one of each line.
 _NEEDED = (
-    ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "pytorch_model.bin"),
+    (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "pytorch_model.bin",
+    ),
     ("optimizer.pt",),
     ("scheduler.pt",),
     ("rng_state.pth", "rng_state_0.pth"),
@@ -41,7 +46,7 @@ _NEEDED = (
 )
 
 
-class LastGoodCallback(TrainerCallback):  # type: ignore[misc]
+class LastGoodCallback(TrainerCallback):
     """Saves each finished ``checkpoint-N`` folder of a `Trainer` to a run: whole or not at all, deduplicated against
     the one before, read back and verified behind the training.
 
@@ -160,7 +165,9 @@ class LastGoodCallback(TrainerCallback):  # type: ignore[misc]
             except LastgoodError as error:
                 # A save that failed is told by the handle; what was committed and is damaged is marked bad.
                 if handle.status == "committed":
-                    _resume.tell(f"the checkpoint of step {handle.step} does not read back: {error}")
+                    _resume.tell(
+                        f"the checkpoint of step {handle.step} does not read back: {error}"
+                    )
 
         self._verifying = [thread for thread in self._verifying if thread.is_alive()]
         thread = threading.Thread(target=verify, name="lastgood-verify", daemon=True)

@@ -108,7 +108,11 @@ class CheckpointIO:
     """
 
     def __init__(
-        self, store: str | os.PathLike[str] | None = None, run: str | None = None, *, strict: bool = False
+        self,
+        store: str | os.PathLike[str] | None = None,
+        run: str | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         self._place, self._name = _settings(store, run)
         self._strict = strict
@@ -121,7 +125,9 @@ class CheckpointIO:
     def _run(self, before: int | None = None) -> Any:
         return _resume.open_run(self._place, self._name, alone=True, before=before)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Saves ``checkpoint``, and writes the file at ``path`` that names it once it is committed.
 
         Raises:
@@ -136,10 +142,19 @@ class CheckpointIO:
         except (LastgoodError, OSError) as error:
             _resume.tell_failure(error, f"the checkpoint {path}", self._strict)
             return
-        pointer = {"lastgood": {"store": self._place, "run": self._name, "checkpoint": stored, "step": step}}
+        pointer = {
+            "lastgood": {
+                "store": self._place,
+                "run": self._name,
+                "checkpoint": stored,
+                "step": step,
+            }
+        }
         _write_text(os.fspath(path), json.dumps(pointer) + "\n")
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """The checkpoint that ``path`` names; every byte is verified. Tensors are on the CPU, unless ``map_location``
         says a device.
 
@@ -149,20 +164,23 @@ class CheckpointIO:
         """
         text = os.fspath(path)
         if text == _TOKEN:
-            value = self._load_last_good()
+            value: Any = self._load_last_good()
         else:
             named = _read_pointer(text)
             if named is None:
-                return _load_other(path, map_location, weights_only)
+                other: dict[str, Any] = _load_other(path, map_location, weights_only)
+                return other
             reader = _reader(named["store"], named["run"])
             value = _values.load(reader, reader.find(f"id:{named['checkpoint']}"), _COMPONENT)
-        return _moved(value, map_location)
+        loaded: dict[str, Any] = _moved(value, map_location)
+        return loaded
 
     def _load_last_good(self) -> dict[str, Any]:
         """Rank 0, which saves, reads first and passes over what is damaged; the others read what it chose."""
         world = _world.find_world()
         peers = Peers(world)
-        value, chosen = None, {"id": None, "error": None}
+        value: Any = None
+        chosen: dict[str, str | None] = {"id": None, "error": None}
         if world.rank == 0:
             try:
                 value, chosen["id"] = self._choose()
@@ -243,7 +261,9 @@ def _moved(value: Any, location: Any) -> Any:
 
     if not isinstance(location, (str, torch.device)) or torch.device(location).type == "cpu":
         return value
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(location), value)
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.to(location), value
+    )
 
 
 class LastGood(_callback_base()):  # type: ignore[misc]
@@ -260,7 +280,11 @@ class LastGood(_callback_base()):  # type: ignore[misc]
     """
 
     def __init__(
-        self, store: str | os.PathLike[str] | None = None, run: str | None = None, *, strict: bool = False
+        self,
+        store: str | os.PathLike[str] | None = None,
+        run: str | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         self._place, self._name = _settings(store, run)
         self._strict = strict
@@ -280,14 +304,20 @@ class LastGood(_callback_base()):  # type: ignore[misc]
             strategy.checkpoint_io = CheckpointIO(self._place, self._name, strict=self._strict)
         if not getattr(strategy, "_lastgood", False):
             strategy._lastgood = True
-            strategy.save_checkpoint = functools.partial(self._save, trainer, strategy.save_checkpoint)
-            strategy.load_checkpoint = functools.partial(self._load, trainer, strategy.load_checkpoint)
+            strategy.save_checkpoint = functools.partial(
+                self._save, trainer, strategy.save_checkpoint
+            )
+            strategy.load_checkpoint = functools.partial(
+                self._load, trainer, strategy.load_checkpoint
+            )
         loop = trainer.fit_loop
         if stage == "fit" and not getattr(loop, "_lastgood", False):
             loop._lastgood = True
             loop.setup_data = functools.partial(self._setup_data, trainer, loop.setup_data)
 
-    def _save(self, trainer: Any, save: Any, checkpoint: dict[str, Any], filepath: Any, **kwargs: Any) -> None:
+    def _save(
+        self, trainer: Any, save: Any, checkpoint: dict[str, Any], filepath: Any, **kwargs: Any
+    ) -> None:
         """What the strategy wrote as a folder is stored when every rank has written its part."""
         step = trainer.global_step
         save(checkpoint, filepath, **kwargs)
@@ -309,7 +339,9 @@ class LastGood(_callback_base()):  # type: ignore[misc]
             return load(checkpoint_path, **kwargs)
         run = _resume.open_run(self._place, self._name)
         parent = Path(trainer.default_root_dir) / "_lastgood-resume"
-        found = _resume.Resume(run, parent, _OWNER, dict, lambda *_: "it is not asked for", adopt=False)
+        found = _resume.Resume(
+            run, parent, _OWNER, dict, lambda *_: "it is not asked for", adopt=False
+        )
         folder = found.find()
         if folder is None:
             raise NotFound(f"run {self._name} has no checkpoint to go on from")
@@ -374,8 +406,15 @@ def _packed_generators() -> str:
     arrays = {}
     for name, array in encoded.arrays.items():
         plain = array.numpy() if _memory.is_torch(array) else array
-        arrays[name] = [_memory.numpy_dtype_name(plain.dtype, name), list(plain.shape), plain.tobytes()]
-    packed = {name: [dtype, shape, base64.b64encode(data).decode()] for name, (dtype, shape, data) in arrays.items()}
+        arrays[name] = [
+            _memory.numpy_dtype_name(plain.dtype, name),
+            list(plain.shape),
+            plain.tobytes(),
+        ]
+    packed = {
+        name: [dtype, shape, base64.b64encode(data).decode()]
+        for name, (dtype, shape, data) in arrays.items()
+    }
     return json.dumps({"tree": encoded.tree, "arrays": packed}, allow_nan=False)
 
 
@@ -387,7 +426,11 @@ def _set_generators(text: str) -> None:
     kinds = _tree.arrays_of(stored["tree"])
     arrays: dict[str, Any] = {}
     for name, (dtype, shape, data) in stored["arrays"].items():
-        array = numpy.frombuffer(base64.b64decode(data), _memory.numpy_dtype(dtype)).reshape(shape).copy()
+        array = (
+            numpy.frombuffer(base64.b64decode(data), _memory.numpy_dtype(dtype))
+            .reshape(shape)
+            .copy()
+        )
         arrays[name] = torch.from_numpy(array) if kinds[name] == "torch" else array
     notices: list[str] = []
     _rng._set_global_states(_tree.decode(stored["tree"], arrays, "rng"), notices)

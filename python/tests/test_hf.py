@@ -20,14 +20,18 @@ NEWEST = 12
 def undisturbed(tmp_path_factory: Any) -> Path:
     """The output folder of a run that nothing happened to."""
     out: Path = tmp_path_factory.mktemp("hf") / "undisturbed"
-    assert trainers.run(SMALL, out.parent / "log", "--out", out) == [0], trainers.output(out.parent / "log")
+    assert trainers.run(SMALL, out.parent / "log", "--out", out) == [0], trainers.output(
+        out.parent / "log"
+    )
     return out
 
 
 def resume(out: Path, *arguments: object, ranks: int = 1) -> str:
     """Runs it again to its end, and gives what rank 0 printed."""
     log = out.parent / f"{out.name}-again"
-    assert trainers.run(SMALL, log, "--out", out, *arguments, ranks=ranks) == [0] * ranks, trainers.output(log)
+    assert trainers.run(SMALL, log, "--out", out, *arguments, ranks=ranks) == [0] * ranks, (
+        trainers.output(log)
+    )
     return trainers.output(log)
 
 
@@ -62,7 +66,9 @@ def test_killed_and_resumed_every_step_is_bit_identical(
 
 def test_without_exact_batches_a_drawing_collator_is_not_resumed_exactly(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert trainers.run(SMALL, tmp_path / "log", "--out", out, "--plain-batches", "--kill-at", 8) == [-9]
+    assert trainers.run(
+        SMALL, tmp_path / "log", "--out", out, "--plain-batches", "--kill-at", 8
+    ) == [-9]
     resume(out, "--plain-batches")
     with pytest.raises(AssertionError, match="step 7 gave another state"):
         trainers.trace(out)
@@ -71,7 +77,9 @@ def test_without_exact_batches_a_drawing_collator_is_not_resumed_exactly(tmp_pat
 def test_two_ranks_are_resumed_exactly_after_one_is_killed(tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert trainers.run(SMALL, tmp_path / "whole.log", "--out", whole, ranks=2) == [0, 0]
-    codes = trainers.run(SMALL, tmp_path / "log", "--out", out, "--kill-at", 8, "--kill-rank", 1, ranks=2)
+    codes = trainers.run(
+        SMALL, tmp_path / "log", "--out", out, "--kill-at", 8, "--kill-rank", 1, ranks=2
+    )
     assert codes[1] == -9 and codes[0] != 0
     shutil.rmtree(out / "checkpoint-6")
     resume(out, ranks=2)
@@ -86,7 +94,9 @@ def test_a_failed_save_warns_and_training_goes_on_unless_strict(tmp_path: Path) 
     said = trainers.output(tmp_path / "log")
     assert "SaveWarning: lastgood: checkpoint-6 is not saved, and training goes on" in said, said
     strict = tmp_path / "strict"
-    assert trainers.run(SMALL, tmp_path / "log", "--out", strict, "--break-store-at", 5, "--strict") == [1]
+    assert trainers.run(
+        SMALL, tmp_path / "log", "--out", strict, "--break-store-at", 5, "--strict"
+    ) == [1]
 
 
 def damage_byte(folder: Path) -> None:
@@ -115,7 +125,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_folder_is_written_back_byte_for_byte(undisturbed: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_folder_is_written_back_byte_for_byte(
+    undisturbed: Path, tmp_path: Path, damage: str
+) -> None:
     import lastgood as lg
 
     out = copy_of(undisturbed, tmp_path / "out")
@@ -141,11 +153,15 @@ def unknown(undisturbed: Path, to: Path) -> Path:
     return out
 
 
-def test_an_unknown_folder_that_is_proven_whole_is_taken_and_saved(undisturbed: Path, tmp_path: Path) -> None:
+def test_an_unknown_folder_that_is_proven_whole_is_taken_and_saved(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     import lastgood as lg
 
     out = unknown(undisturbed, tmp_path / "out")
-    with pytest.warns(RuntimeWarning, match="checkpoint-15 is not whole in the store, and is whole here"):
+    with pytest.warns(
+        RuntimeWarning, match="checkpoint-15 is not whole in the store, and is whole here"
+    ):
         assert lg.hf.last_good(out) == str(out / "checkpoint-15")
     shutil.rmtree(out / "checkpoint-15")
     with pytest.warns(RuntimeWarning, match="written back"):
@@ -155,11 +171,17 @@ def test_an_unknown_folder_that_is_proven_whole_is_taken_and_saved(undisturbed: 
 UNPROVEN = {
     "is missing": remove("scheduler.pt"),
     "no whole torch file": lambda folder: os.truncate(folder / "rng_state.pth", 500),
-    "not as long as its header says": lambda folder: os.truncate(folder / "model.safetensors", 4000),
+    "not as long as its header says": lambda folder: os.truncate(
+        folder / "model.safetensors", 4000
+    ),
     "no whole JSON": lambda folder: os.truncate(folder / "trainer_state.json", 100),
-    "not of step": lambda folder: shutil.copy(folder.parent / "checkpoint-9" / "trainer_state.json", folder),
+    "not of step": lambda folder: shutil.copy(
+        folder.parent / "checkpoint-9" / "trainer_state.json", folder
+    ),
     "stopped while it saved": lambda folder: (folder / "checkpoint-is-incomplete.txt").touch(),
-    "the system was started since": lambda folder: [os.utime(path, (1, 1)) for path in folder.iterdir()],
+    "the system was started since": lambda folder: [
+        os.utime(path, (1, 1)) for path in folder.iterdir()
+    ],
 }
 
 
@@ -188,13 +210,17 @@ def flip(store: Path, step: int) -> None:
     pack.write_bytes(data)
 
 
-def test_a_damaged_store_is_healed_from_a_whole_folder_else_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_damaged_store_is_healed_from_a_whole_folder_else_passed_over(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     import lastgood as lg
 
     whole, both = copy_of(undisturbed, tmp_path / "whole"), copy_of(undisturbed, tmp_path / "both")
     for out in (whole, both):
         flip(out / "_lastgood", 12)
-    with pytest.warns(RuntimeWarning, match="checkpoint-12 is not whole in the store, and is whole here"):
+    with pytest.warns(
+        RuntimeWarning, match="checkpoint-12 is not whole in the store, and is whole here"
+    ):
         assert lg.hf.last_good(whole) == str(whole / "checkpoint-12")
     before = contents(whole / "checkpoint-12")
     shutil.rmtree(whole / "checkpoint-12")
@@ -203,11 +229,16 @@ def test_a_damaged_store_is_healed_from_a_whole_folder_else_passed_over(undistur
     assert contents(whole / "checkpoint-12") == before
 
     os.truncate(both / "checkpoint-12" / "optimizer.pt", 999)
-    with pytest.warns(RuntimeWarning, match="checkpoint-12 is not resumed from: optimizer.pt is no whole torch file"):
+    with pytest.warns(
+        RuntimeWarning,
+        match="checkpoint-12 is not resumed from: optimizer.pt is no whole torch file",
+    ):
         assert lg.hf.last_good(both) == str(both / "checkpoint-9")
 
 
-def test_a_damaged_part_of_the_store_is_found_although_the_folder_is_whole(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_damaged_part_of_the_store_is_found_although_the_folder_is_whole(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     import lastgood as lg
 
     out = unknown(undisturbed, tmp_path / "out")
@@ -215,7 +246,9 @@ def test_a_damaged_part_of_the_store_is_found_although_the_folder_is_whole(undis
     with pytest.warns(RuntimeWarning, match="checkpoint-15 is not whole in the store"):
         lg.hf.last_good(out)
     flip(out / "_lastgood", 15)
-    with pytest.warns(RuntimeWarning, match="the stored copy of checkpoint-15 is damaged, the folder is not"):
+    with pytest.warns(
+        RuntimeWarning, match="the stored copy of checkpoint-15 is damaged, the folder is not"
+    ):
         assert lg.hf.last_good(out) == str(out / "checkpoint-15")
     # It was saved again, without what is damaged: it comes back without the folder.
     before = contents(out / "checkpoint-15")
@@ -241,5 +274,7 @@ def test_another_run_in_the_store_is_no_checkpoint_folder(tmp_path: Path) -> Non
 
     with lg.open(tmp_path / "store", {"x": {"y": 1}}) as run:
         run.save(1, block=True)
-    with pytest.raises(lg.Incompatible, match="no checkpoint folder; give this run a name of its own"):
+    with pytest.raises(
+        lg.Incompatible, match="no checkpoint folder; give this run a name of its own"
+    ):
         lg.hf.last_good(tmp_path / "out", store=tmp_path / "store")

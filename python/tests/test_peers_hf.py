@@ -18,7 +18,9 @@ SMALL = "small_hf.py"
 def undisturbed(tmp_path_factory: Any) -> Path:
     """The output folder of a run that nothing happened to."""
     out: Path = tmp_path_factory.mktemp("peers") / "undisturbed"
-    assert trainers.run(SMALL, out.parent / "log", "--out", out) == [0], trainers.output(out.parent / "log")
+    assert trainers.run(SMALL, out.parent / "log", "--out", out) == [0], trainers.output(
+        out.parent / "log"
+    )
     return out
 
 
@@ -26,7 +28,7 @@ def undisturbed(tmp_path_factory: Any) -> Path:
 def at_nine(undisturbed: Path, tmp_path: Path) -> Path:
     """The run after step 9, as a kill in the save of step 9 may leave it: `damage` decides."""
     out = tmp_path / "out"
-    assert trainers.run(SMALL, tmp_path / "log", "--out", out, "--kill-at", 10) == [-9]
+    assert trainers.run(SMALL, tmp_path / "log", "--out", out, "--block", "--kill-at", 10) == [-9]
     return out
 
 
@@ -69,7 +71,9 @@ def test_a_missing_optimizer_is_silently_a_fresh_one(undisturbed: Path, at_nine:
     assert trainers.began(out) == 9 and trainers.trace(out) == trainers.trace(undisturbed)
 
 
-def test_the_sentinel_of_an_incomplete_folder_is_never_read(undisturbed: Path, at_nine: Path) -> None:
+def test_the_sentinel_of_an_incomplete_folder_is_never_read(
+    undisturbed: Path, at_nine: Path
+) -> None:
     def damage(folder: Path) -> None:
         (folder / "checkpoint-is-incomplete.txt").touch()
         (folder / "scheduler.pt").unlink()

@@ -17,13 +17,29 @@ sys.path.insert(0, str(PROGRAMS))
 import lastgood  # noqa: E402
 import zygote  # noqa: E402
 
-MODULES = ["transformers.trainer", "transformers.models.bert.modeling_bert", "lastgood.hf", "lastgood.accelerate"]
+#: What is imported once for all programs.
+MODULES = [
+    "transformers.trainer",
+    "transformers.models.bert.modeling_bert",
+    "lightning.pytorch",
+    "lastgood.hf",
+    "lastgood.accelerate",
+    "lastgood.lightning",
+    "ckpt_chaos.targets.hf_trainer",
+    "ckpt_chaos.targets.lightning_trainer",
+    "torchdata.stateful_dataloader",
+    "referee_targets",
+]
 
 
 def environment() -> dict[str, str]:
     """What programs run under: one thread, since sums over another number of threads are other bits."""
     paths = [str(Path(lastgood.__file__).parent.parent), str(PROGRAMS)]
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "RANK", "WORLD_SIZE", "LOCAL_"))}
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LASTGOOD_", "RANK", "WORLD_SIZE", "LOCAL_"))
+    }
     return {
         **ours,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -37,9 +53,9 @@ def environment() -> dict[str, str]:
 
 
 @functools.cache
-def forks(*modules: str) -> zygote.Zygote:
-    """The process that has ``modules`` imported; one for all tests of this process."""
-    started = zygote.Zygote(list(modules), environment())
+def forks() -> zygote.Zygote:
+    """The process that has everything imported; one for all tests of this process."""
+    started = zygote.Zygote(MODULES, environment())
     atexit.register(started.close)
     return started
 
@@ -51,7 +67,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(program: str, log: Path, *arguments: object, ranks: int = 1, modules: list[str] = MODULES) -> list[zygote.Fork]:
+def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[zygote.Fork]:
     """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK."""
     port = free_port()
     started = []
@@ -59,12 +75,18 @@ def start(program: str, log: Path, *arguments: object, ranks: int = 1, modules: 
         env = environment()
         if ranks > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            env |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            env |= {
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
             env |= {"TORCHELASTIC_RUN_ID": "tests"}
         command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
         with open(f"{log}.{rank}", "w") as out:
             started.append(
-                forks(*modules).popen(command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
+                forks().popen(
+                    command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT
+                )
             )
     return started
 
@@ -82,9 +104,9 @@ def finish(started: list[zygote.Fork], log: Path, seconds: float = 300) -> list[
     return [fork.wait() or 0 for fork in started]
 
 
-def run(program: str, log: Path, *arguments: object, ranks: int = 1, modules: list[str] = MODULES) -> list[int]:
+def run(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[int]:
     """Starts a program and waits for it."""
-    return finish(start(program, log, *arguments, ranks=ranks, modules=modules), log)
+    return finish(start(program, log, *arguments, ranks=ranks), log)
 
 
 def output(log: Path, rank: int = 0) -> str:
@@ -97,7 +119,9 @@ def trace(out: Path, rank: int = 0) -> dict[int, str]:
     found: dict[int, str] = {}
     for line in (out / f"trace.{rank}").read_text().splitlines():
         step, digest = line.split()
-        assert found.setdefault(int(step), digest) == digest, f"step {step} gave another state the second time"
+        assert found.setdefault(int(step), digest) == digest, (
+            f"step {step} gave another state the second time"
+        )
     return found
 
 

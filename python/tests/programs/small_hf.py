@@ -11,7 +11,13 @@ import signal
 import warnings
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -55,7 +61,7 @@ class Trace(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         with open(f"{self.arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{state.global_step} {digest(self.trainer)}\n")
-        if state.global_step == self.arguments.kill_at and RANK == self.arguments.kill_rank:
+        if state.global_step == self.arguments.kill_at and self.arguments.kill_rank == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == self.arguments.break_store_at:
             os.rename(f"{self.arguments.out}/_lastgood", f"{self.arguments.out}/_gone")
@@ -73,6 +79,7 @@ def main():
     parser.add_argument("--stock", action="store_true", help="without lastgood")
     parser.add_argument("--fresh", action="store_true", help="do not resume")
     parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--block", action="store_true")
     parser.add_argument("--plain-batches", action="store_true", help="exact_batches=False")
     parser.add_argument("--keep", type=int, help="save_total_limit")
     for name in ("--kill-at", "--kill-rank", "--kill-in-save", "--break-store-at"):
@@ -95,7 +102,11 @@ def main():
         import lastgood as lg
 
         callbacks.append(
-            lg.hf.LastGoodCallback(strict=arguments.strict, exact_batches=not arguments.plain_batches)
+            lg.hf.LastGoodCallback(
+                strict=arguments.strict,
+                block=arguments.block,
+                exact_batches=not arguments.plain_batches,
+            )
         )
     trainer = Trainer(
         model=BertForSequenceClassification(config),

@@ -36,7 +36,9 @@ class Zygote:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def popen(self, command: list[str], *, cwd: Any, env: dict[str, str], stdout: Any, stderr: Any) -> Fork:
+    def popen(
+        self, command: list[str], *, cwd: Any, env: dict[str, str], stdout: Any, stderr: Any
+    ) -> Fork:
         """As `subprocess.Popen` of ``python -m MODULE …`` or ``python FILE …``."""
         assert stderr == subprocess.STDOUT and command[0] == sys.executable, command
         job = {"argv": command[1:], "cwd": str(cwd), "env": env, "log": stdout.name}
