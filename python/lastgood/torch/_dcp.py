@@ -56,6 +56,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.runs: dict[tuple[str, str], tuple[Ticket, Any]] = {}
+        self.incarnations: dict[tuple[str, str], str] = {}
         self.renewed: dict[tuple[str, str, str], str] = {}
         self.used: set[str] = set()
 
@@ -187,7 +188,10 @@ class Writer(StorageWriter, AsyncStager):
         super().__init__()
         self._place = place_of(store, run)
         self._settings = settings
-        self._incarnation = secrets.token_hex(16)
+        with _process.lock:
+            # One start of a job is one attempt, however many writers it makes.
+            new = secrets.token_hex(16)
+            self._incarnation = _process.incarnations.setdefault(self._place, new)
         self._world_incarnation: str | None = None
         self._id: Any = None
         self._stager: DefaultStager | None = None

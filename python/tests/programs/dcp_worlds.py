@@ -1,0 +1,382 @@
+"""Real process groups for test_dcp.py, test_fs.py and test_peers_dcp.py.
+
+Torch is imported once; every world is forked from here: `dcp_worlds.py FOLDER SCENARIO…` prints `ok SCENARIO`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+
+import fsspec
+import torch
+import torch._dynamo  # distribute_tensor imports it, once in every process: here it is once for all
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+import lastgood as lg
+import lastgood.torch._dcp_calls
+from lastgood.fs import LastgoodFileSystem
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+fsspec.register_implementation("lastgood", LastgoodFileSystem, clobber=True)
+FOLDER = sys.argv[1]
+_numbers = itertools.count()
+KILLED = -signal.SIGKILL
+
+
+def world(size: int, work: Callable[[int], None], limit: float = 60.0) -> list[int]:
+    """Runs `work(rank)` on so many ranks, and gives their exit codes; those that do not end are killed."""
+    meeting = f"{FOLDER}/meet{next(_numbers)}"
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os._exit(_run(rank, size, meeting, work))
+        children.append(child)
+    codes: dict[int, int] = {}
+    end = time.monotonic() + limit
+    while len(codes) < size and time.monotonic() < end:
+        for child in children:
+            if child not in codes:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+        # When one was killed on purpose, the others wait for it in DCP's own collectives.
+        if KILLED in codes.values():
+            end = min(end, time.monotonic() + 1.0)
+        time.sleep(0.01)
+    for child in children:
+        if child not in codes:
+            os.kill(child, signal.SIGTERM)
+            time.sleep(0.05)
+            os.kill(child, signal.SIGKILL)
+            codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return [codes[child] for child in children]
+
+
+def _run(rank: int, size: int, meeting: str, work: Callable[[int], None]) -> int:
+    try:
+        if size > 1:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
+            )
+        work(rank)
+        sys.stdout.flush()
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def all_well(codes: list[int]) -> None:
+    assert codes == [0] * len(codes), codes
+
+
+def rows(step: int) -> torch.Tensor:
+    return torch.arange(7 * 6, dtype=torch.float32).reshape(7, 6) + 1000 * step
+
+
+def state(step: int, dim: int = 0, fill: float | None = None) -> dict[str, object]:
+    """A sharded, a replicated and a plain tensor, and values; empty ones to load into if `fill` is given."""
+    full, bias = rows(step), torch.full((5,), float(step))
+    if fill is not None:
+        full, bias = torch.full_like(full, fill), torch.full_like(bias, fill)
+    if not dist.is_initialized():
+        return {"w": full, "r": full.clone(), "bias": bias, "step": step, "k": ["a", (1, 2.5)]}
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return {
+        "w": distribute_tensor(full, mesh, [Shard(dim)]),
+        "r": distribute_tensor(full.clone(), mesh, [Replicate()]),
+        "bias": bias,
+        "step": step,
+        "k": ["a", (1, 2.5)],
+    }
+
+
+def check(found: dict[str, object], step: int) -> None:
+    for name in ("w", "r"):
+        tensor = found[name]
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        assert torch.equal(whole, rows(step)), (name, whole)  # type: ignore[arg-type]
+    assert torch.equal(found["bias"], torch.full((5,), float(step)))  # type: ignore[arg-type]
+    assert (found["step"], found["k"]) == (step, ["a", (1, 2.5)]), found
+
+
+def empty(dim: int = 0) -> dict[str, object]:
+    blank = state(0, dim, fill=-1.0)
+    blank["step"], blank["k"] = -1, ["", (0, 0.0)]
+    return blank
+
+
+def load_everywhere(step: int, **how: object) -> None:
+    """Loads on 1, 2 and 3 ranks, sharded by rows and by columns."""
+    for size, dim in ((1, 0), (2, 1), (3, 0)):
+
+        def load(rank: int, dim: int = dim) -> None:
+            found = empty(dim)
+            given = {k: v() if callable(v) else v for k, v in how.items()}
+            dcp.load(found, **given)
+            check(found, step)
+
+        all_well(world(size, load))
+
+
+def reshards() -> None:
+    store = f"{FOLDER}/reshards"
+
+    def save(rank: int) -> None:
+        for step in (1, 2):
+            dcp.save(state(step), checkpoint_id=f"step-{step}", storage_writer=lg.torch.Writer(store))
+
+    all_well(world(4, save))
+    load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
+    found = lg._run._lastgood.Reader(store, {}, "default").history()
+    assert [(c["step"], c["world_size"], c["attempt"]) for c in found] == [(1, 4, 1), (2, 4, 1)], found
+
+
+def asynchronous() -> None:
+    store = f"{FOLDER}/asynchronous"
+
+    def save(rank: int) -> None:
+        writer = lg.torch.Writer(store)
+        for step in (1, 2, 3):
+            future = lg.torch.async_save(state(step), writer, checkpoint_id=step)
+        future.result()
+        writer.close()
+
+    all_well(world(2, save))
+    load_everywhere(3, storage_reader=lambda: lg.torch.Reader(store))
+
+
+def no_collectives() -> None:
+    store = f"{FOLDER}/alone"
+
+    def save(rank: int) -> None:
+        writer = lg.torch.Writer(store)
+        for step in (4, 5):
+            dcp.save(
+                state(step), checkpoint_id=step, storage_writer=writer, use_collectives=False
+            )
+
+    def load(rank: int) -> None:
+        found = empty()
+        dcp.load(found, storage_reader=lg.torch.Reader(store))
+        check(found, 5)
+
+    all_well(world(3, save))
+    all_well(world(3, load))
+    assert world(1, lambda rank: dcp.load(empty(), storage_reader=lg.torch.Reader(store))) == [1]
+
+
+class Unstorable:
+    pass
+
+
+def one_rank_fails() -> None:
+    """Its part cannot be stored: every rank's save raises, nothing is committed, and the same step can be saved."""
+    store = f"{FOLDER}/fails"
+
+    def save(rank: int) -> None:
+        writer = lg.torch.Writer(store)
+        lg.torch.save(state(1), writer, checkpoint_id=1)
+        bad = {**state(2), f"own{rank}": Unstorable() if rank == 1 else rank}
+        try:
+            lg.torch.save(bad, writer, checkpoint_id=2)
+        except lg.Invalid as error:
+            assert "own1" in str(error) and "pickle" in str(error), error
+        else:
+            raise AssertionError("it was saved")
+        found = empty()
+        lg.torch.load(found, lg.torch.Reader(store))
+        check(found, 1)
+        lg.torch.save(state(2), writer, checkpoint_id=2)
+
+    all_well(world(2, save))
+    load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
+
+
+def kill_in(rank_killed: int, at: str) -> Callable[[int], None]:
+    """Kills a rank at a point of the save: before its part, or after it and before the commit."""
+
+    def arm(rank: int) -> None:
+        if rank != rank_killed:
+            return
+        from lastgood.torch import _dcp
+
+        real = getattr(_dcp.Writer, at)
+
+        def killed(*args: object, **kwargs: object) -> object:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(_dcp.Writer, at, killed)
+
+    return arm
+
+
+def killed_writer() -> None:
+    """A rank that dies in a save leaves the checkpoint before readable, and the same step can be saved again."""
+    store = f"{FOLDER}/killed"
+    all_well(world(2, lambda rank: lg.torch.save(state(1), lg.torch.Writer(store), checkpoint_id=1)))
+    for rank_killed, at in ((1, "write_data"), (0, "write_data"), (1, "_wait_written")):
+
+        def save(rank: int, arm: Callable[[int], None] = kill_in(rank_killed, at)) -> None:
+            arm(rank)
+            lg.torch.save(state(2), lg.torch.Writer(store), checkpoint_id=2)
+
+        codes = world(2, save)
+        assert KILLED in codes, (at, codes)
+        if at == "write_data":
+
+            def load(rank: int) -> None:
+                found = empty()
+                reader = lg.torch.Reader(store)
+                lg.torch.load(found, reader)
+                check(found, 1)
+
+            all_well(world(1, load))
+    all_well(world(2, lambda rank: lg.torch.save(state(2), lg.torch.Writer(store), checkpoint_id=2)))
+    load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
+
+
+def files_reshard() -> None:
+    os.environ["LASTGOOD_STORE"] = f"{FOLDER}/files"
+
+    def save(rank: int) -> None:
+        for step in (1, 2):
+            dcp.save(state(step), checkpoint_id=f"lastgood://run/step-{step}")
+
+    all_well(world(3, save))
+    load_everywhere(2, checkpoint_id="lastgood://run/step-2")
+    load_everywhere(1, checkpoint_id="lastgood://run/step-1")
+
+
+def torn(checkpoint_id: str) -> list[float]:
+    """P4: 4 ranks save, then save the same id again; ranks 2 and 3 die before they write, 0 and 1 write and do
+    not get to the end. What a load gives of each row."""
+
+    def save(value: float, die: bool) -> Callable[[int], None]:
+        def work(rank: int) -> None:
+            mesh = init_device_mesh("cpu", (4,))
+            tensor = distribute_tensor(torch.full((8, 2), value), mesh, [Shard(0)])
+            if die and rank >= 2:
+                from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+                FileSystemWriter.write_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(0.2)
+            dcp.save({"w": tensor}, checkpoint_id=checkpoint_id)
+
+        return work
+
+    all_well(world(4, save(1.0, False)))
+    codes = world(4, save(2.0, True))
+    assert codes[2:] == [KILLED] * 2 and 0 not in codes, codes
+
+    def load(rank: int) -> None:
+        found = {"w": torch.zeros(8, 2)}
+        dcp.load(found, checkpoint_id=checkpoint_id)
+        with open(f"{FOLDER}/torn", "w") as file:
+            file.write(repr(found["w"][:, 0].tolist()))
+
+    all_well(world(1, load))
+    # The same id can be saved again.
+    all_well(world(4, save(3.0, False)))
+    with open(f"{FOLDER}/torn") as file:
+        return [float(x) for x in file.read()[1:-1].split(",")]
+
+
+def torn_stock() -> None:
+    assert torn(f"{FOLDER}/stock") == [2.0] * 4 + [1.0] * 4
+
+
+def torn_files() -> None:
+    os.environ["LASTGOOD_STORE"] = f"{FOLDER}/torn-files"
+    assert torn("lastgood://run/step-1") == [1.0] * 8
+
+
+def torn_writer() -> None:
+    """The same through Writer: both saves of one step."""
+    store = f"{FOLDER}/torn-writer"
+
+    def save(value: float, die: bool) -> Callable[[int], None]:
+        def work(rank: int) -> None:
+            mesh = init_device_mesh("cpu", (4,))
+            tensor = distribute_tensor(torch.full((8, 2), value), mesh, [Shard(0)])
+            if die and rank >= 2:
+                kill_in(rank, "write_data")(rank)
+            lg.torch.save({"w": tensor}, lg.torch.Writer(store), checkpoint_id=1)
+
+        return work
+
+    all_well(world(4, save(1.0, False)))
+    codes = world(4, save(2.0, True))
+    assert KILLED in codes and 0 not in codes, codes
+
+    def load(rank: int) -> None:
+        found = {"w": torch.zeros(8, 2)}
+        dcp.load(found, storage_reader=lg.torch.Reader(store))
+        assert found["w"][:, 0].tolist() == [1.0] * 8
+
+    all_well(world(1, load))
+
+
+def damaged() -> None:
+    """Several ranks do not go back each for itself: the damaged checkpoint is named, marked bad, and the next start
+    takes the one before."""
+    store = f"{FOLDER}/damaged"
+
+    def save(rank: int) -> None:
+        for step in (1, 2):
+            lg.torch.save(state(step), lg.torch.Writer(store), checkpoint_id=step)
+
+    all_well(world(2, save))
+    folder = f"{store}/runs/default/packs/0000000001"
+    packs = [
+        os.path.join(root, name)
+        for root, _, names in os.walk(f"{store}/runs/default/packs")
+        for name in names
+        if "000000000002" in root
+    ]
+    assert packs, folder
+    for path in packs:
+        os.chmod(path, 0o644)
+        with open(path, "r+b") as file:
+            file.seek(10)
+            byte = file.read(1)
+            file.seek(10)
+            file.write(bytes([byte[0] ^ 1]))
+
+    def first(rank: int) -> None:
+        found = empty()
+        try:
+            lg.torch.load(found, lg.torch.Reader(store))
+        except lg.Corrupt as error:
+            assert "packs/" in str(error), error
+        else:
+            raise AssertionError("it was loaded")
+
+    def second(rank: int) -> None:
+        found = empty()
+        lg.torch.load(found, lg.torch.Reader(store))
+        check(found, 1)
+
+    all_well(world(2, first))
+    all_well(world(2, second))
+
+
+_ = CheckpointException
+for scenario in sys.argv[2:]:
+    began = time.monotonic()
+    globals()[scenario]()
+    print(f"ok {scenario} {time.monotonic() - began:.1f} s", flush=True)
