@@ -102,4 +102,6 @@ def load(state_dict: dict[str, Any], reader: Reader, **options: Any) -> None:
     try:
         dcp.load(state_dict, storage_reader=reader, **options)
     except CheckpointException as error:
+        if reader.refused is not None:
+            raise reader.refused from error
         _raise(error)
