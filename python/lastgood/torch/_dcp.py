@@ -267,14 +267,14 @@ class Writer(StorageWriter, AsyncStager):
             if self._step is None:
                 raise Invalid("without collectives the ranks cannot agree on a step; give a checkpoint_id")
             ticket = Ticket(
-                self._save_id, self._world_incarnation or "", self._step, world.rank, world.size, True
+                uuid.uuid4().hex, self._world_incarnation or "", self._step, world.rank, world.size, True
             )
             return [replace(plan, storage_data=ticket) for plan in plans]
         incarnation = self._current()
         step = self._step if self._step is not None else self._next_step()
-        size = len(plans)
+        size, save = len(plans), uuid.uuid4().hex
         return [
-            replace(plan, storage_data=Ticket(self._save_id, incarnation, step, rank, size))
+            replace(plan, storage_data=Ticket(save, incarnation, step, rank, size))
             for rank, plan in enumerate(plans)
         ]
 
