@@ -30,6 +30,7 @@ SCENARIOS = [
     "no_collectives",
     "one_rank_fails",
     "killed_writer",
+    "killed_anywhere",
     "torn_writer",
     "damaged",
 ]
@@ -93,12 +94,12 @@ def same(a: Any, b: Any) -> bool:
 def test_every_kind_of_value_comes_back_and_nothing_is_pickled(tmp_path: Path, flat: bool) -> None:
     saved = state()
     writer = lg.torch.Writer(tmp_path)
-    planner = DefaultSavePlanner(flatten_state_dict=flat)
+    planner = DefaultSavePlanner(flat, flat)
     kept = saved if flat else {k: v for k, v in saved.items() if k not in ("model",)}
     dcp.save(kept, checkpoint_id="step-7", storage_writer=writer, planner=planner)
     found = blank(kept)
     reader = lg.torch.Reader(tmp_path)
-    dcp.load(found, storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=flat))
+    dcp.load(found, storage_reader=reader, planner=DefaultLoadPlanner(flat, flat))
     assert same(found, kept)
     assert reader.loaded is not None and reader.loaded[1] == 7
     for path in [p for p in tmp_path.rglob("*") if p.is_file()]:

@@ -252,6 +252,71 @@ def killed_writer() -> None:
     load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
 
 
+def _killed_anywhere(save: Callable[[float], None], load: Callable[[], torch.Tensor]) -> None:
+    """Kills a process at some moment of a save of one id, over and over: what is loaded is one save, whole."""
+    answer = f"{FOLDER}/answer"
+
+    def ask(rank: int) -> None:
+        found = load()
+        assert found.unique().numel() == 1, "a mix of two saves"
+        with open(answer, "w") as file:
+            file.write(str(found[0].item()))
+
+    all_well(world(1, lambda rank: save(1.0)))
+    last, killed = 1.0, 0
+    for turn in range(10):
+        value = 10.0 + turn
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(told, b"!")
+            save(value)
+            os._exit(0)
+        os.read(ready, 1)
+        time.sleep(0.012 * turn)
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+        all_well(world(1, ask))
+        with open(answer) as file:
+            found = float(file.read())
+        assert found in (last, value), (turn, found, last)
+        last = found
+    assert killed >= 3, "the saves were too fast to be killed"
+    all_well(world(1, lambda rank: save(99.0)))
+    all_well(world(1, ask))
+    with open(answer) as file:
+        assert float(file.read()) == 99.0
+
+
+def killed_anywhere() -> None:
+    store = f"{FOLDER}/anywhere"
+
+    def save(value: float) -> None:
+        tensors = {"x": torch.full((1_000_000,), value)}
+        dcp.save(tensors, checkpoint_id=1, storage_writer=lg.torch.Writer(store))
+
+    def load() -> torch.Tensor:
+        found = {"x": torch.zeros(1_000_000)}
+        dcp.load(found, storage_reader=lg.torch.Reader(store))
+        return found["x"]
+
+    _killed_anywhere(save, load)
+
+
+def killed_files() -> None:
+    os.environ["LASTGOOD_STORE"] = f"{FOLDER}/killed-files"
+
+    def save(value: float) -> None:
+        dcp.save({"x": torch.full((1_000_000,), value)}, checkpoint_id="lastgood://run/step-1")
+
+    def load() -> torch.Tensor:
+        found = {"x": torch.zeros(1_000_000)}
+        dcp.load(found, checkpoint_id="lastgood://run/step-1")
+        return found["x"]
+
+    _killed_anywhere(save, load)
+
+
 def files_reshard() -> None:
     os.environ["LASTGOOD_STORE"] = f"{FOLDER}/files"
 
