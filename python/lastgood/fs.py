@@ -97,7 +97,9 @@ class LastgoodFileSystem(AbstractFileSystem):
                 raise FileNotFoundError(f"lastgood://{self._strip_protocol(path)} does not exist")
             return _Reading(files, inner, entry)
         if mode not in ("wb", "xb"):
-            raise Invalid(f"{path}: files are written once and never changed, mode {mode!r} is refused; write it anew")
+            raise Invalid(
+                f"{path}: files are written once and never changed, mode {mode!r} is refused; write it anew"
+            )
         if mode == "xb" and inner in self._catalog(files):
             raise FileExistsError(path)
         return _Writing(files, inner, self._strip_protocol(path), kwargs.get("autocommit", True))
@@ -108,7 +110,9 @@ class LastgoodFileSystem(AbstractFileSystem):
         if not path:
             names = _lastgood.runs(self._url(), _world.store_options())
             # RUN.rankN holds the parts of RUN's files, and no files.
-            parts = {name for name in names if re.sub(r"\.rank\d+$", "", name) in set(names) - {name}}
+            parts = {
+                name for name in names if re.sub(r"\.rank\d+$", "", name) in set(names) - {name}
+            }
             found = [self._folder(name) for name in names if name not in parts]
         else:
             found = self._list(path)
@@ -305,7 +309,9 @@ class LastgoodFileSystem(AbstractFileSystem):
         files, old = self._split(path1)
         others, new = self._split(path2)
         if others is not files:
-            raise Invalid(f"{path1} and {path2} are of different runs; read the one and write the other")
+            raise Invalid(
+                f"{path1} and {path2} are of different runs; read the one and write the other"
+            )
 
         def edit(catalog: Catalog) -> None:
             if old not in catalog:
@@ -425,5 +431,3 @@ class _Reading(io.BufferedReader):
         super().__init__(_Raw(files, entry), buffer_size=READ_BYTES)
         self.path = path
         self.size = entry.size
-
-

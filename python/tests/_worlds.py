@@ -13,7 +13,10 @@ PROGRAM = Path(__file__).parent / "programs" / "dcp_worlds.py"
 def worlds(folder: Path, *scenarios: str) -> tuple[set[str], str]:
     """The scenarios that ended well, and everything that was printed."""
     packages = str(Path(__file__).parent.parent)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")]),
+    }
     for name in ("LASTGOOD_STORE", "LASTGOOD_RUN", "LASTGOOD_INCARNATION", "RANK", "WORLD_SIZE"):
         env.pop(name, None)
     run = subprocess.run(

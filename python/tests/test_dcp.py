@@ -143,7 +143,9 @@ class OwnLoad(DefaultLoadPlanner):
 
 def test_what_needs_pickle_is_refused_by_name(tmp_path: Path) -> None:
     writer = lg.torch.Writer(tmp_path)
-    with pytest.raises(lg.Invalid, match=r"deep\.custom.*cannot be stored without pickle.*lg\.register"):
+    with pytest.raises(
+        lg.Invalid, match=r"deep\.custom.*cannot be stored without pickle.*lg\.register"
+    ):
         lg.torch.save({"deep": {"custom": Custom()}}, writer, checkpoint_id=1)
     with pytest.raises(lg.Invalid, match=r"epoch: Pickling pickles it"):
         lg.torch.save({"epoch": 1}, writer, checkpoint_id=1, planner=Pickling())
@@ -177,7 +179,9 @@ def test_asynchronous_saves_warn_and_surface(tmp_path: Path) -> None:
     writer = lg.torch.Writer(tmp_path)
     futures = []
     for step in range(4):
-        futures.append(lg.torch.async_save({"x": torch.full((1000,), float(step))}, writer, checkpoint_id=step))
+        futures.append(
+            lg.torch.async_save({"x": torch.full((1000,), float(step))}, writer, checkpoint_id=step)
+        )
     for future in futures:
         future.result()
     bad = lg.torch.async_save({"x": torch.ones(2), "bad": Custom()}, writer, checkpoint_id=9)
@@ -230,7 +234,9 @@ if __name__ == "__main__":
 """
 
 
-def run_program(folder: Path, text: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    folder: Path, text: str, *args: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     program = folder / "program.py"
     program.write_text(text)
     packages = str(Path(__file__).parent.parent)

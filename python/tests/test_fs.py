@@ -76,7 +76,9 @@ def test_files_are_written_listed_moved_and_removed(fs: LastgoodFileSystem) -> N
         fs.rm("run/gone")
 
 
-def test_only_whole_writes_are_allowed(fs: LastgoodFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_whole_writes_are_allowed(
+    fs: LastgoodFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(fs, "run/x", b"old")
     for mode in ("ab", "r+b"):
         with pytest.raises(lg.Invalid, match="written once"):
@@ -123,7 +125,13 @@ def test_large_files_have_parts_are_read_by_ranges_and_share_chunks(
     entry = lg._files.Files(str(tmp_path), "run").catalog()["m-2.bin"]
     assert [size for _, _, size in entry.parts] == [3 << 20, 3 << 20, 2 << 20]
     with fs.open("run/m-2.bin") as file:
-        for at, size in ((0, 10), (3 << 20, 1), ((3 << 20) - 5, 10), (4_999_990, 3 << 20), (8 << 20, 5)):
+        for at, size in (
+            (0, 10),
+            (3 << 20, 1),
+            ((3 << 20) - 5, 10),
+            (4_999_990, 3 << 20),
+            (8 << 20, 5),
+        ):
             file.seek(at)
             assert file.read(size) == bytes(data[at : at + size])
     assert fs.cat_file("run/m-2.bin", start=100, end=200) == bytes(data[100:200])
@@ -136,7 +144,9 @@ def test_several_processes_change_the_files_at_once(fs: LastgoodFileSystem, tmp_
         "for i in range(5):\n"
         "    with fs.open(f'run/{sys.argv[1]}/{i}', 'wb') as file: file.write(sys.argv[1].encode() * 9)\n"
     )
-    packages = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    packages = os.pathsep.join(
+        [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
     env = {**os.environ, "PYTHONPATH": packages}
     started = [subprocess.Popen([sys.executable, "-c", code, name], env=env) for name in "abc"]
     assert [process.wait(120) for process in started] == [0, 0, 0]
@@ -178,8 +188,12 @@ def test_lightning_keeps_its_checkpoints_in_a_run(fs: LastgoodFileSystem, tmp_pa
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 4)), batch_size=2)
-    keep = ModelCheckpoint(dirpath="lastgood://pl", save_top_k=1, every_n_train_steps=2, save_last=True)
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.ones(8, 4)), batch_size=2
+    )
+    keep = ModelCheckpoint(
+        dirpath="lastgood://pl", save_top_k=1, every_n_train_steps=2, save_last=True
+    )
     quiet: dict[str, Any] = {
         "logger": False,
         "enable_progress_bar": False,
@@ -213,7 +227,9 @@ def test_the_entry_point_alone_is_enough(tmp_path: Path) -> None:
     line = project.split(group)[1].splitlines()[0].replace('"', "")
     info = tmp_path / "site" / f"lastgood-{lg.__version__}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lastgood\nVersion: {lg.__version__}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: lastgood\nVersion: {lg.__version__}\n"
+    )
     (info / "entry_points.txt").write_text(f"[fsspec.specs]\n{line}\n")
     packages = [str(tmp_path / "site"), str(Path(__file__).parent.parent)]
     check_zero_code(tmp_path, {"PYTHONPATH": os.pathsep.join(packages)})

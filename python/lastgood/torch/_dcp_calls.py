@@ -22,7 +22,9 @@ def _raise(error: CheckpointException) -> NoReturn:
         raise first from error
     kind = type(first) if isinstance(first, LastgoodError) else Unavailable
     others = sorted(set(failures) - {rank})
-    raise kind(f"rank {rank}: {first}" + (f" (and ranks {others} failed)" if others else "")) from error
+    raise kind(
+        f"rank {rank}: {first}" + (f" (and ranks {others} failed)" if others else "")
+    ) from error
 
 
 def save(state_dict: dict[str, Any], writer: Writer, **options: Any) -> Any:

@@ -174,7 +174,9 @@ class Reader(StorageReader):
                     "them; load on as many, or save with collectives"
                 )
             try:
-                self._table = _dcp_table.read(self._open(), self._checkpoint, rank if alone else None)
+                self._table = _dcp_table.read(
+                    self._open(), self._checkpoint, rank if alone else None
+                )
             except Corrupt as error:
                 self._go_back(self._at, self._checkpoint, error)
                 continue

@@ -5,21 +5,25 @@ Torch is imported once; every world is forked from here: `dcp_worlds.py FOLDER S
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import resource
 import signal
 import struct
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import fsspec
 import torch
 import torch._dynamo  # distribute_tensor imports it, once in every process: here it is once for all
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -137,12 +141,16 @@ def reshards() -> None:
 
     def save(rank: int) -> None:
         for step in (1, 2):
-            dcp.save(state(step), checkpoint_id=f"step-{step}", storage_writer=lg.torch.Writer(store))
+            dcp.save(
+                state(step), checkpoint_id=f"step-{step}", storage_writer=lg.torch.Writer(store)
+            )
 
     all_well(world(4, save))
     load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
     found = lg._run._lastgood.Reader(store, {}, "default").history()
-    assert [(c["step"], c["world_size"], c["attempt"]) for c in found] == [(1, 4, 1), (2, 4, 1)], found
+    assert [(c["step"], c["world_size"], c["attempt"]) for c in found] == [(1, 4, 1), (2, 4, 1)], (
+        found
+    )
 
 
 def asynchronous() -> None:
@@ -167,9 +175,7 @@ def no_collectives() -> None:
     def save(rank: int) -> None:
         writer = lg.torch.Writer(store)
         for step in (4, 5):
-            dcp.save(
-                state(step), checkpoint_id=step, storage_writer=writer, use_collectives=False
-            )
+            dcp.save(state(step), checkpoint_id=step, storage_writer=writer, use_collectives=False)
 
     def load(rank: int) -> None:
         found = empty()
@@ -230,7 +236,9 @@ def kill_in(rank_killed: int, at: str) -> Callable[[int], None]:
 def killed_writer() -> None:
     """A rank that dies in a save leaves the checkpoint before readable, and the same step can be saved again."""
     store = f"{FOLDER}/killed"
-    all_well(world(2, lambda rank: lg.torch.save(state(1), lg.torch.Writer(store), checkpoint_id=1)))
+    all_well(
+        world(2, lambda rank: lg.torch.save(state(1), lg.torch.Writer(store), checkpoint_id=1))
+    )
     for rank_killed, at in ((1, "write_data"), (0, "write_data"), (1, "_wait_written")):
 
         def save(rank: int, arm: Callable[[int], None] = kill_in(rank_killed, at)) -> None:
@@ -248,7 +256,9 @@ def killed_writer() -> None:
                 check(found, 1)
 
             all_well(world(1, load))
-    all_well(world(2, lambda rank: lg.torch.save(state(2), lg.torch.Writer(store), checkpoint_id=2)))
+    all_well(
+        world(2, lambda rank: lg.torch.save(state(2), lg.torch.Writer(store), checkpoint_id=2))
+    )
     load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
 
 
@@ -396,6 +406,124 @@ def torn_writer() -> None:
         assert found["w"][:, 0].tolist() == [1.0] * 8
 
     all_well(world(1, load))
+
+
+@contextlib.contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """Every write beyond `most` bytes of a file fails, in whatever thread: as on a full disk, but EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def many(value: float) -> dict[str, torch.Tensor]:
+    large = {f"large{i}": torch.rand(500_000) + value for i in range(3)}
+    return {**large, "small": torch.full((10,), value)}
+
+
+def full_stock() -> None:
+    """P3: three of four threads cannot write; `dcp.save` returns, and most of the tensors are lost."""
+
+    def work(rank: int) -> None:
+        threading.excepthook = lambda *_: None
+        for turn in range(10):
+            folder = f"{FOLDER}/full-stock-{turn}"
+            writer = dcp.FileSystemWriter(folder, thread_count=4)
+            try:
+                with full_disk(1_000_000):
+                    dcp.save(many(1.0), storage_writer=writer)
+            except BaseException:
+                continue  # The main thread took a large one.
+            assert os.path.exists(f"{folder}/.metadata")
+            lost = set(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata) - {
+                index.fqn for index in dcp.FileSystemReader(folder).read_metadata().storage_data
+            }
+            assert lost == {"large0", "large1", "large2"}, lost
+            return
+        raise AssertionError("it was never reported as success")
+
+    all_well(world(1, work))
+
+
+def full_ours() -> None:
+    """The same through Writer and through lastgood://: an error, and the save before is what there is."""
+    os.environ["LASTGOOD_STORE"] = store = f"{FOLDER}/full"
+    id_ = "lastgood://run/step-1"
+
+    def writers() -> dict[str, dict[str, object]]:
+        native = lg.torch.Writer(store, run="native")
+        return {
+            "writer": {"storage_writer": native, "checkpoint_id": 1},
+            "files": {"storage_writer": dcp.FsspecWriter(id_, thread_count=4)},
+        }
+
+    def work(rank: int) -> None:
+        threading.excepthook = lambda *_: None
+        for how in writers().values():
+            dcp.save(many(1.0), **how)
+        for name in writers():
+            for _ in range(3):
+                try:
+                    with full_disk(1_000_000):
+                        dcp.save(many(2.0), **writers()[name])
+                except CheckpointException:
+                    continue
+                raise AssertionError(f"{name}: reported as success")
+        readers = [
+            {"storage_reader": lg.torch.Reader(store, run="native")},
+            {"checkpoint_id": id_},
+        ]
+        for how, value in itertools.product(readers, (1.0, 3.0)):
+            found = many(0.0)
+            dcp.load(found, **how)
+            assert found["small"][0] == value and found["large2"].min() >= value, found
+            if value == 1.0:
+                # And it can be saved again.
+                again = writers()["writer" if "storage_reader" in how else "files"]
+                dcp.save(many(3.0), **again)
+
+    all_well(world(1, work))
+
+
+def _memory(key: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+
+def memory() -> None:
+    """P6: five asynchronous saves in a row. Stock holds a copy for each; ours one, and one arena."""
+    size = 64 << 20
+
+    def grown(save: Callable[[dict[str, torch.Tensor], int], object]) -> float:
+        told = f"{FOLDER}/grown"
+
+        def work(rank: int) -> None:
+            state = {f"t{i}": torch.rand(size // 16) for i in range(4)}
+            before = _memory("VmRSS")
+            futures = [save(state, step) for step in range(5)]
+            for future in futures:
+                future.result()  # type: ignore[attr-defined]
+            with open(told, "w") as file:
+                file.write(str((_memory("VmHWM") - before) / size))
+
+        all_well(world(1, work, limit=240))
+        with open(told) as file:
+            return float(file.read())
+
+    writers: list[lg.torch.Writer] = []
+
+    def ours(state: dict[str, torch.Tensor], step: int) -> object:
+        writers.append(writers[0] if writers else lg.torch.Writer(f"{FOLDER}/memory"))
+        return lg.torch.async_save(state, writers[0], checkpoint_id=step)
+
+    stock = grown(lambda state, step: dcp.async_save(state, checkpoint_id=f"{FOLDER}/m{step}"))
+    bounded = grown(ours)
+    print(f"five saves in a row: {stock:.2f} copies in stock, {bounded:.2f} in ours")
+    assert stock > 3.0, stock
+    assert bounded < 2.6, bounded
 
 
 def flip(store: str, payload: bytes) -> None:
