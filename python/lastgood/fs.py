@@ -174,7 +174,18 @@ class LastgoodFileSystem(AbstractFileSystem):
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Remembers a folder in this process; it is stored with its first file."""
-        self._made.add(self._strip_protocol(path))
+        path = self._strip_protocol(path)
+        self._made.add(path)
+        if "/" in path:
+            # A save of DCP begins so: what an earlier one of this process has left behind is not part of it.
+            self._forget(*self._split(path))
+
+    @staticmethod
+    def _forget(files: Files, folder: str) -> None:
+        lane = files.lane()
+        with lane.lock:
+            for name in [n for n in lane.waiting if n.rpartition("/")[0] == folder]:
+                del lane.waiting[name]
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """As `mkdir`.
@@ -217,8 +228,13 @@ class LastgoodFileSystem(AbstractFileSystem):
         lane = files.lane()
         with lane.lock:
             waited = lane.waiting.get(inner)
-            if waited is not None and not waited["open"]:
-                del lane.waiting[inner]
+            if waited is not None:
+                # DCP cleans up what it could not write. The file that is there under this name is the one of the
+                # checkpoint before; and what was not written to its end must be missed at the commit.
+                if not waited["open"]:
+                    del lane.waiting[inner]
+                return
+        self._forget(files, inner)
         catalog = self._catalog(files)
         if inner.endswith(_METADATA) and f"{inner}.tmp" in lane.waiting and inner in catalog:
             # DCP removes the old one before it renames the new one into place: it stays until then.
@@ -227,7 +243,7 @@ class LastgoodFileSystem(AbstractFileSystem):
         made = [m for m in self._made if m == path or m.startswith(f"{path}/")]
         self._made.difference_update(made)
         if not below:
-            if waited is None and not made:
+            if not made:
                 raise FileNotFoundError(f"lastgood://{path} does not exist")
             return
         if below != [inner] and not recursive:
