@@ -24,7 +24,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lastgood import _lastgood, _world
-from lastgood._lastgood import Closed, Conflict, Corrupt, Fenced, Incompatible, LastgoodError, NotFound
+from lastgood._lastgood import (
+    Closed,
+    Conflict,
+    Corrupt,
+    Fenced,
+    Incompatible,
+    LastgoodError,
+    NotFound,
+)
 
 #: The bytes of a part: what a file being written takes of memory, twice.
 PART_BYTES = 64 << 20
@@ -319,7 +327,9 @@ def _catalog_of(native: Any, checkpoint: Any) -> Catalog:
             raise ValueError(f"version {stored['version']}")
         return {str(path): Entry.of(entry) for path, entry in stored["files"].items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise Incompatible(f"the catalog {checkpoint.id[:16]} is none of this version: {error!r}") from None
+        raise Incompatible(
+            f"the catalog {checkpoint.id[:16]} is none of this version: {error!r}"
+        ) from None
 
 
 class Upload:
@@ -335,7 +345,9 @@ class Upload:
         self.failed = False
         known = self.lane.waiting.get(path)
         previous = Entry.of(known["entry"]) if known else _like(files.catalog(), path)
-        self.similar = [c for run, c, _ in previous.parts if run == self.lane.name] if previous else []
+        self.similar = (
+            [c for run, c, _ in previous.parts if run == self.lane.name] if previous else []
+        )
         if waits:
             # Said before the first byte, so that a file that never ends is missed at the commit.
             self._list(True)
@@ -381,7 +393,9 @@ class Upload:
             Conflict: if a part of it was not stored.
         """
         if self.failed:
-            raise Conflict(f"{self.path}: a part of it was not stored, and so it does not exist; write it again")
+            raise Conflict(
+                f"{self.path}: a part of it was not stored, and so it does not exist; write it again"
+            )
         if self.buffer:
             self._flush()
         self.entry.modified = time.time()
@@ -393,6 +407,7 @@ class Upload:
 
 def _like(catalog: Catalog, path: str) -> Entry | None:
     """The newest file that is probably much the same: of the same name, but for numbers."""
+
     def key(text: str) -> str:
         name = text.rsplit("/", 1)[-1]
         return name if name.startswith("__") else re.sub(r"\d+", "#", name)

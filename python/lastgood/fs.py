@@ -97,7 +97,9 @@ class LastgoodFileSystem(AbstractFileSystem):
                 raise FileNotFoundError(f"lastgood://{self._strip_protocol(path)} does not exist")
             return _Reading(files, inner, entry)
         if mode not in ("wb", "xb"):
-            raise Invalid(f"{path}: files are written once and never changed, mode {mode!r} is refused; write it anew")
+            raise Invalid(
+                f"{path}: files are written once and never changed, mode {mode!r} is refused; write it anew"
+            )
         if mode == "xb" and inner in self._catalog(files):
             raise FileExistsError(path)
         return _Writing(files, inner, self._strip_protocol(path), kwargs.get("autocommit", True))
@@ -108,7 +110,9 @@ class LastgoodFileSystem(AbstractFileSystem):
         if not path:
             names = _lastgood.runs(self._url(), _world.store_options())
             # RUN.rankN holds the parts of RUN's files, and no files.
-            parts = {name for name in names if re.sub(r"\.rank\d+$", "", name) in set(names) - {name}}
+            parts = {
+                name for name in names if re.sub(r"\.rank\d+$", "", name) in set(names) - {name}
+            }
             found = [self._folder(name) for name in names if name not in parts]
         else:
             found = self._list(path)
@@ -170,7 +174,18 @@ class LastgoodFileSystem(AbstractFileSystem):
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Remembers a folder in this process; it is stored with its first file."""
-        self._made.add(self._strip_protocol(path))
+        path = self._strip_protocol(path)
+        self._made.add(path)
+        if "/" in path:
+            # A save of DCP begins so: what an earlier one of this process has left behind is not part of it.
+            self._forget(*self._split(path))
+
+    @staticmethod
+    def _forget(files: Files, folder: str) -> None:
+        lane = files.lane()
+        with lane.lock:
+            for name in [n for n in lane.waiting if n.rpartition("/")[0] == folder]:
+                del lane.waiting[name]
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """As `mkdir`.
@@ -213,8 +228,13 @@ class LastgoodFileSystem(AbstractFileSystem):
         lane = files.lane()
         with lane.lock:
             waited = lane.waiting.get(inner)
-            if waited is not None and not waited["open"]:
-                del lane.waiting[inner]
+            if waited is not None:
+                # DCP cleans up what it could not write. The file that is there under this name is the one of the
+                # checkpoint before; and what was not written to its end must be missed at the commit.
+                if not waited["open"]:
+                    del lane.waiting[inner]
+                return
+        self._forget(files, inner)
         catalog = self._catalog(files)
         if inner.endswith(_METADATA) and f"{inner}.tmp" in lane.waiting and inner in catalog:
             # DCP removes the old one before it renames the new one into place: it stays until then.
@@ -223,7 +243,7 @@ class LastgoodFileSystem(AbstractFileSystem):
         made = [m for m in self._made if m == path or m.startswith(f"{path}/")]
         self._made.difference_update(made)
         if not below:
-            if waited is None and not made:
+            if not made:
                 raise FileNotFoundError(f"lastgood://{path} does not exist")
             return
         if below != [inner] and not recursive:
@@ -305,7 +325,9 @@ class LastgoodFileSystem(AbstractFileSystem):
         files, old = self._split(path1)
         others, new = self._split(path2)
         if others is not files:
-            raise Invalid(f"{path1} and {path2} are of different runs; read the one and write the other")
+            raise Invalid(
+                f"{path1} and {path2} are of different runs; read the one and write the other"
+            )
 
         def edit(catalog: Catalog) -> None:
             if old not in catalog:
@@ -425,5 +447,3 @@ class _Reading(io.BufferedReader):
         super().__init__(_Raw(files, entry), buffer_size=READ_BYTES)
         self.path = path
         self.size = entry.size
-
-

@@ -56,8 +56,11 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.runs: dict[tuple[str, str], tuple[Ticket, Any]] = {}
+        self.incarnations: dict[tuple[str, str], str] = {}
         self.renewed: dict[tuple[str, str, str], str] = {}
         self.used: set[str] = set()
+        #: Saves that this process has begun and not seen through.
+        self.pending: dict[tuple[str, str], tuple[Ticket, Any]] = {}
 
     def run(self, place: tuple[str, str], ticket: Ticket, settings: dict[str, Any]) -> Any:
         """The rank's run in the attempt that the ticket is for."""
@@ -130,7 +133,11 @@ def step_of(checkpoint_id: Any) -> int:
     Raises:
         Invalid: if there is none.
     """
-    if isinstance(checkpoint_id, int) and not isinstance(checkpoint_id, bool) and checkpoint_id >= 0:
+    if (
+        isinstance(checkpoint_id, int)
+        and not isinstance(checkpoint_id, bool)
+        and checkpoint_id >= 0
+    ):
         return checkpoint_id
     text = os.fspath(checkpoint_id) if not isinstance(checkpoint_id, int) else ""
     numbers = re.findall(r"\d+", str(text).rstrip("/").rsplit("/", 1)[-1])
@@ -182,12 +189,19 @@ class Writer(StorageWriter, AsyncStager):
     """
 
     def __init__(
-        self, store: str | os.PathLike[str] | None = None, *, run: str | None = None, **settings: Any
+        self,
+        store: str | os.PathLike[str] | None = None,
+        *,
+        run: str | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
         self._place = place_of(store, run)
         self._settings = settings
-        self._incarnation = secrets.token_hex(16)
+        with _process.lock:
+            # One start of a job is one attempt, however many writers it makes.
+            new = secrets.token_hex(16)
+            self._incarnation = _process.incarnations.setdefault(self._place, new)
         self._world_incarnation: str | None = None
         self._id: Any = None
         self._stager: DefaultStager | None = None
@@ -195,13 +209,24 @@ class Writer(StorageWriter, AsyncStager):
 
     def _clear(self) -> None:
         self._step: int | None = None
-        self._pending: tuple[Ticket, Any] | None = None
         self._staged: weakref.ref[_Staged] | None = None
         self._thread: threading.Thread | None = None
         self._behind = False
         self._failure: str | None = None
         self._save_id = uuid.uuid4().hex
         self._alone = False
+
+    @property
+    def _pending(self) -> tuple[Ticket, Any] | None:
+        """The save of this run that is not seen through, by whichever writer of this process."""
+        return _process.pending.get(self._place)
+
+    @_pending.setter
+    def _pending(self, pending: tuple[Ticket, Any] | None) -> None:
+        if pending is None:
+            _process.pending.pop(self._place, None)
+        else:
+            _process.pending[self._place] = pending
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickled for a process that saves: whoever pickles it is the thread that waits for that process.
@@ -261,16 +286,23 @@ class Writer(StorageWriter, AsyncStager):
             if self._world_incarnation is None:
                 self._world_incarnation = _world.find_incarnation(world)
             if self._step is None:
-                raise Invalid("without collectives the ranks cannot agree on a step; give a checkpoint_id")
+                raise Invalid(
+                    "without collectives the ranks cannot agree on a step; give a checkpoint_id"
+                )
             ticket = Ticket(
-                self._save_id, self._world_incarnation or "", self._step, world.rank, world.size, True
+                uuid.uuid4().hex,
+                self._world_incarnation or "",
+                self._step,
+                world.rank,
+                world.size,
+                True,
             )
             return [replace(plan, storage_data=ticket) for plan in plans]
         incarnation = self._current()
         step = self._step if self._step is not None else self._next_step()
-        size = len(plans)
+        size, save = len(plans), uuid.uuid4().hex
         return [
-            replace(plan, storage_data=Ticket(self._save_id, incarnation, step, rank, size))
+            replace(plan, storage_data=Ticket(save, incarnation, step, rank, size))
             for rank, plan in enumerate(plans)
         ]
 
@@ -296,7 +328,9 @@ class Writer(StorageWriter, AsyncStager):
 
     def _next_step(self) -> int:
         try:
-            rows = _lastgood.Reader(self._place[0], _world.store_options(), self._place[1]).history()
+            rows = _lastgood.Reader(
+                self._place[0], _world.store_options(), self._place[1]
+            ).history()
         except NotFound:
             return 0
         return 1 + max((row["step"] for row in rows), default=-1)
@@ -387,7 +421,9 @@ class Writer(StorageWriter, AsyncStager):
         """Warns of a failure that was not told."""
         pending = self._pending
         if self._failure is None and pending is not None and self._behind:
-            self._failure = f"the save of step {pending[0].step} was not committed: another rank failed"
+            self._failure = (
+                f"the save of step {pending[0].step} was not committed: another rank failed"
+            )
         if self._failure is not None:
             warnings.warn(f"lastgood: {self._failure}", SaveWarning, stacklevel=3)
         self._failure = None

@@ -22,7 +22,9 @@ def _raise(error: CheckpointException) -> NoReturn:
         raise first from error
     kind = type(first) if isinstance(first, LastgoodError) else Unavailable
     others = sorted(set(failures) - {rank})
-    raise kind(f"rank {rank}: {first}" + (f" (and ranks {others} failed)" if others else "")) from error
+    raise kind(
+        f"rank {rank}: {first}" + (f" (and ranks {others} failed)" if others else "")
+    ) from error
 
 
 def save(state_dict: dict[str, Any], writer: Writer, **options: Any) -> Any:
@@ -102,4 +104,6 @@ def load(state_dict: dict[str, Any], reader: Reader, **options: Any) -> None:
     try:
         dcp.load(state_dict, storage_reader=reader, **options)
     except CheckpointException as error:
+        if reader.refused is not None:
+            raise reader.refused from error
         _raise(error)

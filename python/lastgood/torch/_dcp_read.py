@@ -19,10 +19,14 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from lastgood import _lastgood, _world
-from lastgood._lastgood import Corrupt, Incompatible, NotFound
+from lastgood._lastgood import Corrupt, Incompatible, LastgoodError, NotFound
 from lastgood.torch import _dcp_table
 from lastgood.torch._dcp import place_of, step_of
 from lastgood.torch._dcp_table import Table
+
+
+class NoCommonMetadata(NotFound):
+    """DCP is told to ask for the metadata of its rank."""
 
 
 class Reader(StorageReader):
@@ -64,6 +68,8 @@ class Reader(StorageReader):
         self._table: Table | None = None
         self._rank: int | None = None
         self._native: Any = None
+        #: What the metadata could not be read for: DCP tells it as text alone.
+        self.refused: LastgoodError | None = None
         #: The id of the checkpoint that was loaded last, and its step.
         self.loaded: tuple[str, int] | None = None
 
@@ -143,18 +149,34 @@ class Reader(StorageReader):
             Corrupt, Unavailable, Denied: if its tables cannot be read.
         """
         rank = kwargs.get("rank")
+        if rank is None:
+            self.refused = None
+        elif self.refused is not None and not isinstance(self.refused, NoCommonMetadata):
+            # DCP asks again whatever the error was: a checkpoint that was found damaged is not passed over so.
+            raise self.refused
+        try:
+            return self._read_metadata(rank)
+        except LastgoodError as error:
+            self.refused = error
+            raise
+
+    def _read_metadata(self, rank: int | None) -> Metadata:
         while True:
             self._checkpoint = self._find(self._at)
             alone = _dcp_table.is_per_rank(self._checkpoint)
             if alone and rank is None:
-                raise NotFound("each rank saved without collectives, so that there is no common metadata")
-            if alone and rank >= self._checkpoint.world_size:
+                raise NoCommonMetadata(
+                    "each rank saved without collectives, so that there is no common metadata"
+                )
+            if rank is not None and alone and rank >= self._checkpoint.world_size:
                 raise NotFound(
                     f"{self._checkpoint.world_size} ranks saved without collectives, and rank {rank} was none of "
                     "them; load on as many, or save with collectives"
                 )
             try:
-                self._table = _dcp_table.read(self._open(), self._checkpoint, rank if alone else None)
+                self._table = _dcp_table.read(
+                    self._open(), self._checkpoint, rank if alone else None
+                )
             except Corrupt as error:
                 self._go_back(self._at, self._checkpoint, error)
                 continue

@@ -73,7 +73,9 @@ def declare(
         if item.type == WriteItemType.BYTE_IO:
             arrays = values.setdefault(item.index.fqn, _value(item, planner))
             for name, array in arrays.pop("arrays").items():
-                _declare_array(capture, component, f"{item.index.fqn}/{name}@rank{world.rank}", array)
+                _declare_array(
+                    capture, component, f"{item.index.fqn}/{name}@rank{world.rank}", array
+                )
         else:
             prefix = f"rank{world.rank}/" if alone else ""
             suffix = f"#{number}" if alone else ""
@@ -158,7 +160,9 @@ def _value(item: WriteItem, planner: SavePlanner) -> dict[str, Any]:
         kinds = _tree.arrays_of(encoded.tree)
         for name, array in encoded.arrays.items():
             if kinds.get(name) == "jax" or not _storable(array):
-                raise Invalid(f"{fqn}: the array {name} in it cannot be stored in a value; convert it, or give it a key of its own in the state dict")
+                raise Invalid(
+                    f"{fqn}: the array {name} in it cannot be stored in a value; convert it, or give it a key of its own in the state dict"
+                )
         return {"tree": encoded.tree, "arrays": encoded.arrays}
     data = planner.resolve_data(item)
     if not isinstance(data, io.BytesIO):
@@ -173,7 +177,11 @@ def _value(item: WriteItem, planner: SavePlanner) -> dict[str, Any]:
 
 
 def _raw(raw: bytes, kind: str) -> dict[str, Any]:
-    data = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    data = (
+        torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        if raw
+        else torch.empty(0, dtype=torch.uint8)
+    )
     return {"raw": kind, "arrays": {"raw": data}}
 
 
@@ -273,7 +281,11 @@ def value_of(table: Table, fqn: str, template: Any = None) -> tuple[str, Any]:
 
 
 def add_target(
-    targets: Any, stored: str, memory: torch.Tensor, shape: tuple[int, ...], offsets: tuple[int, ...]
+    targets: Any,
+    stored: str,
+    memory: torch.Tensor,
+    shape: tuple[int, ...],
+    offsets: tuple[int, ...],
 ) -> None:
     """Asks for the part at ``offsets`` of the stored tensor ``stored``, into the whole of ``memory``."""
     if memory.dtype == torch.complex128:
