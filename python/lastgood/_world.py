@@ -14,7 +14,7 @@ from lastgood._state import World
 #: Variables that stores take credentials and endpoints from.
 _STORE_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
-#: How often each run was opened by this process.
+#: How often each run was opened by this process under ``LASTGOOD_INCARNATION``.
 _opened: dict[str, int] = {}
 #: How long a rank waits for the first one to name the start.
 _NAMING = datetime.timedelta(minutes=5)
@@ -60,10 +60,10 @@ def find_incarnation(world: World, run: str) -> str | None:
         Invalid: if there are several ranks and nothing tells them a name.
         Unavailable: if the first rank has named none within 5 minutes.
     """
-    number = _opened.get(run, 0)
-    _opened[run] = number + 1
     given = os.environ.get("LASTGOOD_INCARNATION")
     if given is not None:
+        number = _opened.get(run, 0)
+        _opened[run] = number + 1
         # Ranks that torchrun starts again by itself are a new incarnation.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         parts = [given, *([restarts] if restarts != "0" else []), *([f"open{number}"] if number else [])]
@@ -78,7 +78,9 @@ def find_incarnation(world: World, run: str) -> str | None:
     from torch.distributed import distributed_c10d
 
     store = distributed_c10d._get_default_store()
-    key = f"lastgood/{hashlib.sha256(run.encode()).hexdigest()[:16]}/{number}"
+    key = f"lastgood/{hashlib.sha256(run.encode()).hexdigest()[:16]}"
+    # The store counts, and not this process: it may have been part of other process groups than the others.
+    key = f"{key}/{store.add(f'{key}/rank{world.rank}', 1)}"
     if world.rank == 0:
         store.set(key, secrets.token_hex(16))
     try:
