@@ -1,4 +1,4 @@
-"""Which process this is: from torch.distributed, else from the environment of torchrun or ``lastgood run``."""
+"""Which process this is: from torch.distributed or jax.distributed, else from the environment of torchrun or ``lastgood run``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import sys
+from typing import Any
 
 from lastgood._lastgood import Invalid, Unavailable
 from lastgood._state import World
@@ -32,6 +33,15 @@ def _distributed() -> object | None:
     return None
 
 
+def _jax() -> Any:
+    """What knows the processes of jax.distributed, if the program uses jax."""
+    if sys.modules.get("jax") is None:
+        return None
+    from lastgood.jax import _processes
+
+    return _processes
+
+
 def find_world() -> World:
     """This process among all.
 
@@ -41,6 +51,9 @@ def find_world() -> World:
     distributed = _distributed()
     if distributed is not None:
         return World(distributed.get_rank(), distributed.get_world_size())  # type: ignore[attr-defined]
+    jax = _jax()
+    if jax is not None and (world := jax.find_world()) is not None:
+        return world  # type: ignore[no-any-return]
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None and size is None:
         return World()
@@ -66,14 +79,22 @@ def find_incarnation(world: World, run: str) -> str | None:
         _opened[run] = number + 1
         # Ranks that torchrun starts again by itself are a new incarnation.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        parts = [given, *([restarts] if restarts != "0" else []), *([f"open{number}"] if number else [])]
+        parts = [
+            given,
+            *([restarts] if restarts != "0" else []),
+            *([f"open{number}"] if number else []),
+        ]
         return ".".join(parts)
     if world.size == 1:
         return None
     if _distributed() is None:
+        jax = _jax()
+        name = jax.incarnation(number, world) if jax is not None else None
+        if name is not None:
+            return name  # type: ignore[no-any-return]
         raise Invalid(
             f"there are {world.size} ranks, and nothing names their start: call torch.distributed.init_process_group "
-            "before lg.open, or start the job by `lastgood run`"
+            "or jax.distributed.initialize before lg.open, or start the job by `lastgood run`"
         )
     from torch.distributed import distributed_c10d
 

@@ -5,6 +5,7 @@
 
 mod errors;
 mod memory;
+mod reader;
 mod run;
 mod state;
 
@@ -19,6 +20,8 @@ mod _lastgood {
     use pyo3::prelude::*;
 
     use crate::errors::Raise;
+    #[pymodule_export]
+    use crate::reader::Reader;
     #[pymodule_export]
     use crate::run::{Checkpoint, Run, SaveHandle};
     #[pymodule_export]

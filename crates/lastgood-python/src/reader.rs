@@ -1,0 +1,100 @@
+//! A run that is only read: outside of any attempt, so that nobody who writes it is fenced.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lastgood::ledger::Writer;
+use lastgood::restore::Selector;
+use lastgood::state::World;
+use lastgood::{Repository, RunName};
+use pyo3::prelude::*;
+
+use crate::errors::Raise;
+use crate::run::{Checkpoint, Row, history_of, interruptible, read, repository, standing_of};
+use crate::state::Targets;
+
+/// The checkpoints of a run, for whoever is no rank of it.
+#[pyclass(module = "lastgood._lastgood", frozen)]
+#[derive(Debug)]
+pub(crate) struct Reader {
+    repository: Repository,
+    name: RunName,
+    world: World,
+}
+
+#[pymethods]
+impl Reader {
+    /// Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
+    /// then.
+    #[new]
+    #[pyo3(signature = (url, options, run, rank=0, world_size=1))]
+    fn new(
+        py: Python<'_>,
+        url: String,
+        options: BTreeMap<String, String>,
+        run: &str,
+        rank: u32,
+        world_size: u32,
+    ) -> PyResult<Self> {
+        let name: RunName = run.parse().or_raise()?;
+        let world = World { rank, size: world_size };
+        let repository = py.detach(|| repository(&url, &options, false)).or_raise()?;
+        Ok(Self { repository, name, world })
+    }
+
+    /// Every checkpoint, oldest first.
+    fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
+        let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
+        history_of(py, &ledger)
+    }
+
+    /// The checkpoint that `selector` names.
+    fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
+        let selector: Selector = selector.parse().or_raise()?;
+        let contents = py.detach(|| {
+            let ledger = self.repository.ledger(&self.name)?;
+            let id = lastgood::restore::resolve(ledger.history(), &selector)?.id;
+            self.repository.contents(&ledger, &id)
+        });
+        Ok(Checkpoint::new(contents.or_raise()?))
+    }
+
+    /// Reads into `targets`, and gives the bytes that were placed and those that were read.
+    fn read(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        targets: Py<Targets>,
+    ) -> PyResult<(u64, u64)> {
+        read(py, &self.repository, self.world, checkpoint, targets)
+    }
+
+    /// Reads and verifies every byte of a checkpoint, and gives their number.
+    fn verify(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<u64> {
+        let repository = self.repository.clone();
+        let contents: Arc<_> = checkpoint.contents();
+        interruptible(py, move || repository.verify_packs(&contents, &|_, _| {}))
+    }
+
+    /// Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+    fn mark(
+        &self,
+        py: Python<'_>,
+        selector: &str,
+        standing: &str,
+        reason: &str,
+    ) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        let standing = standing_of(standing).or_raise()?;
+        py.detach(|| {
+            let mut ledger = self.repository.ledger(&self.name)?;
+            let id = lastgood::restore::resolve(ledger.history(), &selector)?.id;
+            // No attempt's, as when a person marks it: a mark fences nobody and is not fenced.
+            let writer = Writer { attempt: 0, actor: "reader".into() };
+            let marked = lastgood::mark(&mut ledger, &writer, &id, standing, reason);
+            self.repository.block_on(marked)?;
+            Ok(id.to_string())
+        })
+        .or_raise()
+    }
+}
