@@ -6,7 +6,7 @@ checkpoint of a wrapped model restores into a bare one. A DTensor is the shard t
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,49 @@ class LocalPart:
         return 0 in self.sizes
 
 
-def local_part(tensor: Any, path: str) -> LocalPart:
+class Spread:
+    """Over which dimensions of its root mesh a job spreads its parameters.
+
+    With two-dimensional parallelism a parameter may be spread over one dimension alone, by a mesh that knows nothing of
+    the other one: all ranks along that other dimension hold the same part. A dimension that no parameter is spread over
+    is something else (the stages of a pipeline hold different parameters).
+    """
+
+    def __init__(self, tensors: Iterable[Any]) -> None:
+        self._used: set[int] = set()
+        self._known: dict[int, tuple[Any, set[int], list[int]]] = {}
+        for tensor in tensors:
+            if _is_dtensor(tensor):
+                self._used |= self._look(tensor.device_mesh)[1]
+
+    def _look(self, mesh: Any) -> tuple[Any, set[int], list[int]]:
+        """The mesh itself, which dimensions of the root it covers, and this rank's place in the root."""
+        found = self._known.get(id(mesh))
+        if found is None:
+            root = mesh._get_root_mesh()
+            mine = list(root.get_coordinate() or ())
+            covered: set[int] = set()
+            for rank in mesh.mesh.flatten().tolist():
+                place = (root.mesh == rank).nonzero().flatten().tolist()
+                covered |= {d for d, at in enumerate(mine) if len(place) == len(mine) and place[d] != at}
+            found = self._known[id(mesh)] = (mesh, covered, mine)
+        return found
+
+    def role(self, mesh: Any) -> str:
+        """Whether ranks outside of ``mesh`` hold the same as those in it, as a role of `LocalPart`."""
+        _, covered, mine = self._look(mesh)
+        missing = self._used - covered
+        if not missing:
+            return "shard"
+        return "witnessed" if any(mine[d] for d in missing if d < len(mine)) else "stored"
+
+
+def spread_of(state: MutableMapping[str, Any]) -> Spread:
+    """How the parameters of all modules of the state are spread."""
+    return Spread(p for module in modules_of(state).values() for p in module.parameters())
+
+
+def local_part(tensor: Any, path: str, spread: Spread | None = None) -> LocalPart:
     """The part of the DTensor ``tensor`` that this rank holds.
 
     Raises:
@@ -116,7 +158,7 @@ def local_part(tensor: Any, path: str) -> LocalPart:
     if coordinate is None:
         return LocalPart(local, (0,) * len(shape), (0,) * len(shape), "shard")
     rows: dict[int, list[range]] = {dim: [range(size)] for dim, size in enumerate(shape)}
-    role = "shard"
+    role = spread.role(mesh) if spread is not None else "shard"
     for axis, placement in enumerate(placements):
         parts, mine = mesh.size(axis), coordinate[axis]
         if placement.is_replicate():
@@ -165,13 +207,15 @@ def _joined(runs: list[range]) -> list[range]:
     return joined
 
 
-def shards_of(name: str, tensor: Any, path: str, role: str, copy: bool) -> list[Shard]:
+def shards_of(
+    name: str, tensor: Any, path: str, role: str, copy: bool, spread: Spread | None = None
+) -> list[Shard]:
     """The part of ``tensor`` that this rank holds; of a DTensor it is what its placements say, whatever ``role``."""
     dtype = _dtype_name(tensor, path)
     if not _is_dtensor(tensor):
         plain = _real(_memory.plain_torch(tensor, path, copy))
         return [_state.whole(name, dtype, plain.shape, _memory.of_torch(plain), role)]
-    part = local_part(tensor, path)
+    part = local_part(tensor, path, spread)
     shape = tuple(tensor.shape)
     if part.empty and 0 not in shape:
         return []
@@ -278,17 +322,24 @@ class ModuleAdapter:
         tensors, extra = self.tensors()
         guarded = _guarded(self.state) if deferred else set()
         snapshot = Snapshot()
+        spread = spread_of(self.state)
         first: dict[int, str] = {}
+        stored: set[str] = set()
         for name, tensor in tensors.items():
             if isinstance(tensor, nn.Parameter) and id(tensor) in first:
-                snapshot.ties[name] = first[id(tensor)]
+                # A rank that stores nothing of a tensor has nothing to say of its ties.
+                if first[id(tensor)] in stored:
+                    snapshot.ties[name] = first[id(tensor)]
                 continue
             first[id(tensor)] = name
             is_buffer = not isinstance(tensor, nn.Parameter)
             role = "own" if is_buffer and world.size > 1 else "same"
             path = f"{self.name}[{name!r}]"
             copy = id(tensor) not in guarded
-            snapshot.shards += shards_of(name, tensor, path, role, copy)
+            shards = shards_of(name, tensor, path, role, copy, spread)
+            snapshot.shards += shards
+            if any(shard.role != "witnessed" for shard in shards):
+                stored.add(name)
             if not copy:
                 snapshot.deferred.append((path, _local(tensor)))
         encoded = _tree.encode(extra, self.name)
@@ -469,20 +520,26 @@ class OptimizerAdapter:
     def capture(self, world: World, deferred: bool) -> Snapshot:
         names = self.names()
         snapshot = Snapshot()
+        spread = spread_of(self.state)
         per_parameter: dict[str, Any] = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 name = names[id(parameter)]
                 values = self.optimizer.state.get(parameter)
                 if values:
-                    per_parameter[name] = self._values(snapshot, name, values, deferred)
+                    per_parameter[name] = self._values(snapshot, name, values, spread, deferred)
         encoded = _tree.encode({"groups": self.groups(names), "state": per_parameter}, self.name)
         snapshot.shards += _state.shards_of(encoded.arrays, self.name, "same")
         snapshot.tree = encoded.tree
         return snapshot
 
     def _values(
-        self, snapshot: Snapshot, name: str, values: dict[str, Any], deferred: bool
+        self,
+        snapshot: Snapshot,
+        name: str,
+        values: dict[str, Any],
+        spread: Spread,
+        deferred: bool,
     ) -> dict[str, Any]:
         """The values of one parameter that are no tensors; the tensors go to the snapshot."""
         plain = {}
@@ -490,7 +547,7 @@ class OptimizerAdapter:
             if isinstance(value, torch.Tensor):
                 stored = f"state.{name}.{key}"
                 path = f"{self.name}[{stored!r}]"
-                snapshot.shards += shards_of(stored, value, path, "same", not deferred)
+                snapshot.shards += shards_of(stored, value, path, "same", not deferred, spread)
                 if deferred:
                     snapshot.deferred.append((path, _local(value)))
                 plain[key] = {"tensor": stored}

@@ -83,7 +83,7 @@ def parallel(model: nn.Module, mesh: Any, layout: str) -> None:
         parallelize_module(model, mesh, {"fc1": column, "fc2": row})
     else:
         whole = RowwiseParallel(input_layouts=Replicate())
-        parallelize_module(model, mesh, {"fc1": whole, "fc2": ColwiseParallel()})
+        parallelize_module(model, mesh, {"fc1": whole, "fc2": ColwiseParallel(output_layouts=Replicate())})
 
 
 def train(model: nn.Module, optimizer: Any, layout: str, steps: int = 2) -> None:
