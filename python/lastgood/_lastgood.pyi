@@ -3,9 +3,8 @@
 The engine behind the package.
 """
 
-from typing import Any, SupportsFloat, SupportsIndex, final
-
 from _typeshed import SupportsGetItem
+from typing import Any, SupportsFloat, SupportsIndex, final
 
 @final
 class Capture:
@@ -30,20 +29,7 @@ class Capture:
         """
         Text that travels with the checkpoint.
         """
-    def tensor(
-        self,
-        /,
-        component: SupportsIndex,
-        name: str,
-        dtype: str,
-        shape: SupportsGetItem[int, SupportsIndex],
-        offsets: SupportsGetItem[int, SupportsIndex],
-        sizes: SupportsGetItem[int, SupportsIndex],
-        address: SupportsIndex,
-        bytes: SupportsIndex,
-        owner: Any,
-        replicated: bool,
-    ) -> None:
+    def tensor(self, /, component: SupportsIndex, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any, replicated: bool) -> None:
         """
         The part at `offsets` of size `sizes` of a tensor of global shape `shape`: `bytes` bytes at `address`,
         row-major and little-endian, which `owner` keeps alive. `replicated`: every rank holds the same whole.
@@ -97,23 +83,50 @@ class Checkpoint:
         """
 
 @final
+class Reader:
+    """
+    The checkpoints of a run, for whoever is no rank of it.
+    """
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex = 0, world_size: SupportsIndex = 1) -> Reader:
+        """
+        Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
+        then.
+        """
+    def find(self, /, selector: str) -> Checkpoint:
+        """
+        The checkpoint that `selector` names.
+        """
+    def history(self, /) -> list[dict[str, Any]]:
+        """
+        Every checkpoint, oldest first.
+        """
+    def mark(self, /, selector: str, standing: str, reason: str) -> str:
+        """
+        Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
+        """
+        Reads into `targets`, and gives the bytes that were placed and those that were read.
+        """
+    def verify(self, /, checkpoint: Checkpoint) -> int:
+        """
+        Reads and verifies every byte of a checkpoint, and gives their number.
+        """
+
+@final
 class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(
-        cls,
-        /,
-        url: str,
-        options: dict[str, str],
-        run: str,
-        rank: SupportsIndex,
-        world_size: SupportsIndex,
-        incarnation: str | None,
-        settings: dict[str, Any],
-    ) -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any]) -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
+        """
+    def abandon(self, /) -> None:
+        """
+        Lets go of the run without waiting: for one of several ranks after another one has failed, whose saves
+        cannot be committed any more. The thread that looks after them ends with the process, or as soon as a
+        newer attempt starts.
         """
     @property
     def attempt(self, /) -> int:
@@ -132,16 +145,17 @@ class Run:
         """
         Waits for every save that is under way; raises what failed and nobody has asked for.
         """
+    def expire(self, /, selector: str, reason: str) -> str:
+        """
+        Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+        """
     def find(self, /, selector: str) -> Checkpoint:
         """
         The checkpoint that `selector` names.
         """
-    def history(
-        self, /
-    ) -> list[tuple[str, int, str, str | None, str, int, int, str | None, int, int, bool]]:
+    def history(self, /) -> list[dict[str, Any]]:
         """
-        Every checkpoint of the run, oldest first: id, step, standing, reason, at, attempt, world size, parent,
-        bytes, new bytes, whether it expired.
+        Every checkpoint of the run, oldest first.
         """
     def mark(self, /, selector: str, standing: str, reason: str) -> str:
         """
@@ -207,19 +221,7 @@ class Targets:
         """
         The bytes of blob `number`, once they are read.
         """
-    def tensor(
-        self,
-        /,
-        component: str,
-        name: str,
-        dtype: str,
-        shape: SupportsGetItem[int, SupportsIndex],
-        offsets: SupportsGetItem[int, SupportsIndex],
-        sizes: SupportsGetItem[int, SupportsIndex],
-        address: SupportsIndex,
-        bytes: SupportsIndex,
-        owner: Any,
-    ) -> None:
+    def tensor(self, /, component: str, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any) -> None:
         """
         The part at `offsets` of size `sizes` of a tensor, into `bytes` bytes at `address`, which `owner` keeps
         alive and nobody else uses.

@@ -1,4 +1,4 @@
-"""The order of samples: frozen, a bijection for every length, uniform, and the same with and without numpy."""
+"""The order of samples: frozen, a bijection for every length, uniform, the same without numpy."""
 
 from __future__ import annotations
 
@@ -7,19 +7,46 @@ import itertools
 import math
 
 import pytest
+from lastgood.data import _permutation as permutation
+from lastgood.data._permutation import Permutation
 
-from lastgood.data import permutation
-from lastgood.data.permutation import Permutation
-
-# Written by the first version. A change here is another order, which must get another `ALGORITHM`: a saved position in the
-# old order would lose and repeat samples in the new one.
+# Written by the first version. A change here is another order, which must get another
+# `ALGORITHM`: a saved position in the old order would lose and repeat samples in the new one.
 FROZEN = [
     (1, 0, 0, [0]),
     (10, 7, 0, [8, 7, 0, 5, 6, 4, 9, 2]),
     (10, 7, 1, [7, 4, 9, 2, 1, 3, 8, 6]),
     (1000, 2**64 - 1, 3, [563, 691, 870, 544, 570, 697, 191, 655]),
-    (10**12, 1, 2**64 - 1, [608757150038, 843253662489, 764517301682, 167289748342, 27255488751, 748181995131, 600004886732, 223338654377]),
-    (2**63 - 1, 42, 5, [5036001438582332756, 103180677847104760, 8924705153332712477, 1232121480248738595, 7317321404222018505, 8429294953762463599, 9102670568108689963, 1589802077591149983]),
+    (
+        10**12,
+        1,
+        2**64 - 1,
+        [
+            608757150038,
+            843253662489,
+            764517301682,
+            167289748342,
+            27255488751,
+            748181995131,
+            600004886732,
+            223338654377,
+        ],
+    ),
+    (
+        2**63 - 1,
+        42,
+        5,
+        [
+            5036001438582332756,
+            103180677847104760,
+            8924705153332712477,
+            1232121480248738595,
+            7317321404222018505,
+            8429294953762463599,
+            9102670568108689963,
+            1589802077591149983,
+        ],
+    ),
 ]
 
 
@@ -30,7 +57,9 @@ def test_the_order_is_frozen() -> None:
         assert [order[i] for i in range(min(length, 8))] == expected, (length, seed, epoch)
 
 
-def test_every_length_is_a_bijection_and_numpy_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_length_is_a_bijection_and_numpy_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(permutation, "_VECTOR_MIN", 1)
     for length in [*range(1, 301), 1023, 1024, 4097]:
         order = Permutation(length, seed=length, epoch=1)
@@ -99,7 +128,9 @@ def test_every_sample_is_as_likely_at_every_position(vary: str) -> None:
     counts = [0] * length**2
     steps = [0] * length
     for number in range(draws):
-        order = Permutation(length, **({"seed": 1, "epoch": 1} | {vary: number})).many(range(length))
+        order = Permutation(length, **({"seed": 1, "epoch": 1} | {vary: number})).many(
+            range(length)
+        )
         for position, sample in enumerate(order):
             counts[position * length + sample] += 1
         for before, after in itertools.pairwise(order):

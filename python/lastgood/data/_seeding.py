@@ -1,4 +1,4 @@
-"""Random numbers of a sample that do not depend on which process draws them, or on what was drawn before."""
+"""Random numbers of a sample that depend neither on the process nor on what was drawn before."""
 
 from __future__ import annotations
 
@@ -10,38 +10,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import lastgood as lg
-
-from .sampler import Index
+from lastgood._lastgood import Invalid
+from lastgood.data._sampler import Index
 
 _WORD_MAX = 2**64 - 1
 
 
 def seeded(dataset: Any, *, seed: int | None = None) -> Seeded:
-    """Wraps a map-style dataset so that a sample's augmentation depends on (seed, epoch, index) alone.
+    """Wraps a map-style dataset: augmentations depend on (seed, epoch, index) alone.
 
-    Before each `dataset[index]` the global generators of python, numpy and torch (CPU), as far as they are imported,
-    are seeded from (seed, epoch, index); after it they are put back, except in a DataLoader's worker process, which
-    has them for nothing else. So the bytes of a sample are the same with any number of workers, forked or spawned,
-    and after a resume. Generators that the dataset made for itself (`numpy.random.default_rng()`, `torch.Generator`)
-    are not touched: make such a one inside `__getitem__`, seeded from `random.getrandbits(64)`.
+    Before each ``dataset[index]`` the global generators of python, numpy and torch (CPU), as far
+    as they are imported, are seeded from (seed, epoch, index); after it they are put back, except
+    in a DataLoader's worker process, which has them for nothing else. So the bytes of a sample are
+    the same with any number of workers, forked or spawned, and after a resume.
 
-    Epoch and seed come with the index from `lg.data.Sampler`; `seed`, 0 to 2**64 - 1, overrides the sampler's. Another
-    sampler gives plain numbers: then give `seed` here and set `.epoch` before each epoch (`lg.data.adapt` of a
-    `StatefulDataLoader` does so by itself).
+    Generators that the dataset made for itself (``numpy.random.default_rng()``,
+    ``torch.Generator()``) are not touched: make them inside ``__getitem__``, seeded from
+    ``random.getrandbits(64)``. Samples are taken one by one: ``__getitems__`` is not used.
 
-    With all three imported it costs about 27 µs a sample in the main process and 13 µs in a worker.
+    It costs about 27 µs a sample in the main process, and 13 µs in a worker.
 
-    Raises `lg.Invalid` for a dataset without `__getitem__`, and at a plain index without seed and epoch.
+    Args:
+        dataset: has ``__getitem__`` and ``__len__``.
+        seed: 0 to 2**64 - 1. Seed and epoch come with the indices of `lg.data.Sampler`; this
+            overrides its seed. Other samplers give plain numbers: then give this, and set
+            ``.epoch`` before each epoch (a ``StatefulDataLoader`` that is a component does so).
 
-    >>> import random
-    >>> class Noise:
-    ...     def __len__(self): return 4
-    ...     def __getitem__(self, index): return random.random()
-    >>> noise = seeded(Noise(), seed=7)
-    >>> noise.epoch = 0
-    >>> noise[2] == noise[2], noise[2] == noise[3]
-    (True, False)
+    Raises:
+        Invalid: for an iterable dataset, and at a plain index without seed and epoch.
+
+    Example:
+        >>> import random
+        >>> import lastgood as lg
+        >>> class Noise:
+        ...     def __len__(self): return 4
+        ...     def __getitem__(self, index): return random.random()
+        >>> noise = lg.data.seeded(Noise(), seed=7)
+        >>> noise.epoch = 0
+        >>> noise[2] == noise[2], noise[2] == noise[3]
+        (True, False)
     """
     return Seeded(dataset, seed=seed)
 
@@ -49,18 +56,22 @@ def seeded(dataset: Any, *, seed: int | None = None) -> Seeded:
 class Seeded:
     """What `lg.data.seeded` returns: the dataset, with its random numbers fixed for each sample.
 
-    Attributes that do not begin with an underscore are those of the wrapped dataset, which is `.dataset`.
+    Attributes without a leading underscore are those of the wrapped dataset, ``.dataset``.
+
+    Raises:
+        Invalid: as `lg.data.seeded`.
     """
 
     def __init__(self, dataset: Any, *, seed: int | None = None) -> None:
         iterable = getattr(sys.modules.get("torch.utils.data"), "IterableDataset", ())
         if not hasattr(dataset, "__getitem__") or isinstance(dataset, iterable):
-            raise lg.Invalid(
-                f"lg.data.seeded: a {type(dataset).__name__} is not a map-style dataset (`dataset[index]`), and only that "
-                "can be seeded sample by sample. An iterable dataset has to keep its random state in its own state_dict."
+            raise Invalid(
+                f"a {type(dataset).__name__} is no map-style dataset (dataset[index]), and only "
+                "such a one can be seeded sample by sample; an iterable dataset has to keep its "
+                "random state in its own state_dict"
             )
         if seed is not None and (type(seed) is not int or not 0 <= seed <= _WORD_MAX):
-            raise lg.Invalid(f"lg.data.seeded: seed must be an int from 0 to {_WORD_MAX}, found {seed!r}.")
+            raise Invalid(f"seeded: seed must be an int from 0 to {_WORD_MAX}, found {seed!r}")
         self.dataset = dataset
         self.seed = seed
         self._epoch: Any = None
@@ -76,22 +87,28 @@ class Seeded:
             return self._draw(sample, _Streams.of(seed, epoch, sample), before)
 
     def __getattr__(self, name: str) -> Any:
-        # Special methods are not passed on: torch would fetch whole batches unseeded through `__getitems__`.
+        # Special methods are not passed on: torch would fetch whole batches unseeded through
+        # `__getitems__`.
         if name.startswith("_") or name == "dataset":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.dataset, name)
 
     @property
     def epoch(self) -> int | None:
-        """The epoch of plain indices, from 0; None until it is set. Worker processes see it at once."""
+        """The epoch of plain indices, from 0; None until it is set. Workers see it at once.
+
+        Raises:
+            Invalid: when set to something else than 0 to 2**63 - 1.
+        """
         return None if self._epoch is None else int(self._epoch.value)
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         if type(epoch) is not int or not 0 <= epoch < 2**63:
-            raise lg.Invalid(f"lg.data.seeded: epoch must be an int from 0 to 2**63 - 1, found {epoch!r}.")
+            raise Invalid(f"seeded: epoch must be an int from 0 to 2**63 - 1, found {epoch!r}")
         if self._epoch is None:
-            # Persistent workers were given their copy of this object long ago: only shared memory reaches them.
+            # Persistent workers were given their copy of this object long ago: only shared memory
+            # reaches them.
             from multiprocessing.sharedctypes import RawValue
 
             self._epoch = RawValue("q", epoch)
@@ -102,10 +119,10 @@ class Seeded:
             seed, epoch = index.stamp
             return int(index), seed if self.seed is None else self.seed, epoch
         if self.seed is None or self._epoch is None:
-            raise lg.Invalid(
-                f"lg.data.seeded: index {index!r} carries no epoch and no seed. Take indices from lg.data.Sampler "
-                "(with lg.data.seeded(...) as the outermost wrapper), or give seeded(dataset, seed=...) and set its "
-                ".epoch before each epoch. To look at a sample: .dataset[index]."
+            raise Invalid(
+                f"index {index!r} carries no epoch and no seed: take indices from lg.data.Sampler, "
+                "with lg.data.seeded(…) as the outermost wrapper, or give seeded(dataset, seed=…) "
+                "and set its .epoch before each epoch; to look at a sample, use .dataset[index]"
             )
         return int(index), self.seed, int(self._epoch.value)
 
@@ -158,7 +175,9 @@ class _Generator(NamedTuple):
 
 def _loaded() -> list[_Generator]:
     """The global generators of what this process has imported; nothing is imported for it."""
-    generators = [_Generator("python", lambda s: random.seed(s.python), random.getstate, random.setstate)]
+    generators = [
+        _Generator("python", lambda s: random.seed(s.python), random.getstate, random.setstate)
+    ]
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:
         generators.append(
@@ -169,7 +188,12 @@ def _loaded() -> list[_Generator]:
     if default is not None:
         # Only the CPU's: `torch.manual_seed` would also reseed the devices, which nobody puts back.
         generators.append(
-            _Generator("torch", lambda s: default.manual_seed(s.torch), default.get_state, default.set_state)
+            _Generator(
+                "torch",
+                lambda s: default.manual_seed(s.torch),
+                default.get_state,
+                default.set_state,
+            )
         )
     return generators
 

@@ -1,9 +1,10 @@
 """A keyed permutation of any length that is computed, not stored.
 
-Feistel networks with cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002. The round
-function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), with keys from BLAKE2b. Nothing here depends
-on the generators of python, numpy or torch, whose sequences change between versions. The constants and the order of the
-steps are frozen: `test_data_permutation.py` holds vectors, and another order needs another name than `ALGORITHM`.
+Feistel networks with cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains",
+CT-RSA 2002. The round function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA
+2014), with keys from BLAKE2b. Nothing here depends on the generators of python, numpy or torch,
+whose sequences change between versions. The constants and the order of the steps are frozen:
+`test_data_permutation.py` holds vectors, and another order needs another name than `ALGORITHM`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ _VECTOR_MIN = 24
 class Permutation:
     """The order of `length` samples in one epoch, a pure function of (length, seed, epoch).
 
-    Memory is constant. `length` is 1 to 2**63 - 1, `seed` and `epoch` are 0 to 2**64 - 1. On one 2.x GHz core a position
-    costs about 3.4 µs in pure Python and 0.18 µs in blocks of 1,024 with numpy, with identical results.
+    Memory is constant. `length` is 1 to 2**63 - 1, `seed` and `epoch` are 0 to 2**64 - 1. On one
+    2.x GHz core a position costs about 3.4 µs in pure Python and 0.18 µs in blocks of 1,024 with
+    numpy, with identical results.
 
     >>> Permutation(10, seed=7, epoch=0).many(range(10))
     [8, 7, 0, 5, 6, 4, 9, 2, 1, 3]
@@ -44,8 +46,9 @@ class Permutation:
 
     def __init__(self, length: int, *, seed: int, epoch: int) -> None:
         self.length = length
-        # The smallest square that holds all samples, so that few walks leave the samples. On 3 by 3 cells a Feistel
-        # network cannot reach every order equally often (measured for 5, 6 and 7 samples); on 8 by 8 it does.
+        # The smallest square that holds all samples, so that few walks leave the samples. On 3 by
+        # 3 cells a Feistel network cannot reach every order equally often (measured for 5, 6 and
+        # 7 samples); on 8 by 8 it does.
         self._side = max(math.isqrt(length - 1) + 1, _SIDE_MIN)
         keys = hashlib.blake2b(
             struct.pack("<QQQ", length, seed, epoch),
@@ -72,7 +75,8 @@ class Permutation:
                 return value
 
     def many(self, positions: Sequence[int]) -> list[int]:
-        """The samples at `positions`, all at once: the same as one by one, faster where numpy is installed."""
+        """The samples at `positions`, all at once: the same as one by one, faster where numpy is
+        installed."""
         numpy = _numpy() if len(positions) >= _VECTOR_MIN else None
         if numpy is None:
             return [self[position] for position in positions]
@@ -92,7 +96,8 @@ class Permutation:
         side = word(self._side)
         left, right = values // side, values % side
         for key in self._keys:
-            # Arrays of unsigned words wrap around without a warning, which is what `& _WORD` does above.
+            # Arrays of unsigned words wrap around without a warning, which is what `& _WORD` does
+            # above.
             mixed = right + word(key)
             mixed = (mixed ^ (mixed >> word(30))) * word(_MIX_1)
             mixed = (mixed ^ (mixed >> word(27))) * word(_MIX_2)
