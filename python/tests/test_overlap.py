@@ -80,8 +80,8 @@ def test_without_the_guard_nothing_torn_is_committed(
     error, torn = attack(run, model, optimizer)
     assert torn is None
     assert isinstance(error, lg.Invalid) and "changed while the save copied it" in str(error)
-    with pytest.raises(lg.Invalid):
-        run.close()
+    # Whoever asked the handle was told; closing does not tell again.
+    run.close()
 
 
 def test_without_both_guards_a_checkpoint_is_torn(
