@@ -147,7 +147,7 @@ def open(
             name,
             world.rank,
             world.size,
-            incarnation or _world.find_incarnation(world),
+            incarnation or _world.find_incarnation(world, f"{_place(store)} {name}"),
             settings,
         ),
         {} if state is None else state,
@@ -209,6 +209,9 @@ class Run:
         self._copying: SaveHandle | None = None
         self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.RLock()
+        # Held while a save looks at the state, so that an optimizer in another thread does not step meanwhile. It is
+        # not the lock of `lock`, under which optimizers may step.
+        self._looking = threading.RLock()
         self._heartbeat = _heartbeat()
         self._closed = False
         self._saved = False
@@ -276,24 +279,28 @@ class Run:
         if os.getpid() != self._process:
             raise Closed("the run was opened by another process; a forked child must open its own")
         self._tell_failures()
-        with self._lock:
+        with self._lock, self._looking:
             self.wait_captured()
             deferred = self._overlap and not block
+            if deferred:
+                self._guard()
             capture = _lastgood.Capture()
+            behind: list[tuple[str, Any]] = []
             for name, (declared, adapter) in self._adapters().items():
                 component = capture.component(name, declared.owner, declared.durability)
                 if adapter is None:
                     continue
                 snapshot = adapter.capture(self._world, deferred)
                 self._declare(capture, component, snapshot)
+                behind += snapshot.deferred
             capture.metadata("lastgood.python", _lastgood.__version__)
             for key, text in (metadata or {}).items():
                 capture.metadata(key, text)
+            if behind:
+                capture.check(_unchanged(behind))
             handle = SaveHandle(self, self._native.save(step, capture, deferred))
             self._saved = True
             self._copying = handle if deferred else None
-            if deferred:
-                self._guard()
             self._policy.saved(step)
         if block:
             handle.durable.result()
@@ -303,13 +310,14 @@ class Run:
         self, capture: _lastgood.Capture, component: int, snapshot: _state.Snapshot
     ) -> None:
         own = []
+        declare, rank = capture.tensor, self._world.rank
         for shard in snapshot.shards:
             name = shard.name
             if shard.role == "own":
                 own.append(name)
-                name = f"{name}@rank{self._world.rank}"
+                name = f"{name}@rank{rank}"
             memory = shard.memory
-            capture.tensor(
+            declare(
                 component,
                 name,
                 shard.dtype,
@@ -319,7 +327,7 @@ class Run:
                 memory.address,
                 memory.bytes,
                 memory.owner,
-                shard.role == "same",
+                shard.role,
             )
         for name, of in snapshot.ties.items():
             capture.tied(component, name, of)
@@ -339,12 +347,16 @@ class Run:
         def wait(*_: Any) -> None:
             run = this()
             if run is not None:
-                run.wait_captured()
+                run._wait_to_change()
 
         for optimizer in torch_state.optimizers_of(self._state):
             if optimizer not in self._hooked:
                 optimizer.register_step_pre_hook(wait)
                 self._hooked.add(optimizer)
+
+    def _wait_to_change(self) -> None:
+        with self._looking:
+            self.wait_captured()
 
     def wait_captured(self) -> None:
         """Waits until the last save is copied, so that everything may be changed."""
@@ -353,7 +365,9 @@ class Run:
             # What the capture failed with is told by the handle and at the next call.
             with contextlib.suppress(LastgoodError):
                 copying.captured.result()
-            self._copying = None
+            # Another thread may have begun the next save meanwhile.
+            if self._copying is copying:
+                self._copying = None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -598,6 +612,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"lg.Run(attempt={self.attempt}, rank={self.rank} of {self.world_size})"
+
+
+def _unchanged(tensors: list[tuple[str, Any]]) -> Callable[[], str | None]:
+    """A check that nothing was changed while it was copied: the guard's own guard."""
+    from lastgood.torch import _state as torch_state
+
+    before = torch_state.versions(tensors)
+    return lambda: torch_state.changed(before)
 
 
 def _heartbeat() -> Callable[[int], None] | None:

@@ -36,8 +36,9 @@ class Shard:
     """One shard of a tensor, or the memory for a part of one.
 
     ``shape`` is global; ``offsets`` and ``sizes`` say which part ``memory`` holds. ``role`` is ``same`` (every rank
-    holds these bytes: one stores them), ``shard`` (a part that nobody else stores) or ``own`` (each rank stores its
-    own whole, as ``name@rankN``).
+    holds these bytes: one stores them), ``shard`` (a part that nobody else holds), ``stored`` (a part that others hold
+    as well, and this rank stores), ``witnessed`` (one that another of them stores) or ``own`` (each rank stores its own
+    whole, as ``name@rankN``).
     """
 
     name: str
@@ -62,6 +63,8 @@ class Snapshot:
     tree: _tree.Json = None
     shards: list[Shard] = field(default_factory=list)
     ties: dict[str, str] = field(default_factory=dict)
+    #: What is copied after the call, with its path: it must not be changed until then.
+    deferred: list[tuple[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+import datetime
+import hashlib
 import os
 import secrets
 import sys
 from typing import Any
 
-from lastgood._lastgood import Invalid
+from lastgood._lastgood import Invalid, Unavailable
 from lastgood._state import World
 
 #: Variables that stores take credentials and endpoints from.
 _STORE_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
-_opened = itertools.count()
+#: How often each run was opened by this process under ``LASTGOOD_INCARNATION``.
+_opened: dict[str, int] = {}
+#: How long a rank waits for the first one to name the start.
+_NAMING = datetime.timedelta(minutes=5)
 
 
 def store_options() -> dict[str, str]:
@@ -62,15 +66,17 @@ def find_world() -> World:
     return world
 
 
-def find_incarnation(world: World) -> str | None:
-    """The name that all ranks of this start share; None for a rank alone, which needs none.
+def find_incarnation(world: World, run: str) -> str | None:
+    """The name that all ranks of this start of ``run`` share; None for a rank alone, which needs none.
 
     Raises:
         Invalid: if there are several ranks and nothing tells them a name.
+        Unavailable: if the first rank has named none within 5 minutes.
     """
-    number = next(_opened)
     given = os.environ.get("LASTGOOD_INCARNATION")
     if given is not None:
+        number = _opened.get(run, 0)
+        _opened[run] = number + 1
         # Ranks that torchrun starts again by itself are a new incarnation.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         parts = [
@@ -93,7 +99,15 @@ def find_incarnation(world: World) -> str | None:
     from torch.distributed import distributed_c10d
 
     store = distributed_c10d._get_default_store()
-    key = f"lastgood/incarnation/{number}"
+    key = f"lastgood/{hashlib.sha256(run.encode()).hexdigest()[:16]}"
+    # The store counts, and not this process: it may have been part of other process groups than the others.
+    key = f"{key}/{store.add(f'{key}/rank{world.rank}', 1)}"
     if world.rank == 0:
         store.set(key, secrets.token_hex(16))
-    return bytes(store.get(key)).decode()
+    try:
+        store.wait([key], _NAMING)
+        return bytes(store.get(key)).decode()
+    except RuntimeError as error:
+        raise Unavailable(
+            f"rank 0 has not opened run {run} within {_NAMING}: {error}; every rank opens the same runs, as often"
+        ) from None
