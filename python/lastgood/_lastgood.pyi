@@ -21,6 +21,10 @@ class Capture:
         """
         The bytes of this rank's tensors and values.
         """
+    def check(self, /, check: Any) -> None:
+        """
+        Asks `check` once everything is copied: None if the copy can be trusted, else why the save must fail.
+        """
     def component(self, /, name: str, owner: str, durability: str) -> int:
         """
         Declares a component and gives its number; `durability` is durable, derived or volatile.
@@ -29,10 +33,11 @@ class Capture:
         """
         Text that travels with the checkpoint.
         """
-    def tensor(self, /, component: SupportsIndex, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any, replicated: bool) -> None:
+    def tensor(self, /, component: SupportsIndex, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any, role: str) -> None:
         """
         The part at `offsets` of size `sizes` of a tensor of global shape `shape`: `bytes` bytes at `address`,
-        row-major and little-endian, which `owner` keeps alive. `replicated`: every rank holds the same whole.
+        row-major and little-endian, which `owner` keeps alive. `role`: every rank holds the `same` whole; a `shard`
+        or its `own` is this rank's alone; other ranks hold the same part, `stored` by this or `witnessed`.
         """
     def tied(self, /, component: SupportsIndex, name: str, of: str) -> None:
         """
