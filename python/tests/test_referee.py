@@ -92,7 +92,7 @@ def test_lightning_trainer(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_loop_ddp(monkeypatch: Any, capsys: Any, tmp_path: Path, ranks: int) -> None:
     rows = judge(monkeypatch, capsys, tmp_path, "loop_ddp", ranks=ranks)
-    check(rows, len(rows), {FIRST, SECOND})
+    check(rows, len(rows), {FIRST, SECOND}, ordered=False)
     assert len(rows) > 4 * ranks
 
 

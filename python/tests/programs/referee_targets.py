@@ -52,7 +52,8 @@ def adopt_lightning_trainer(program: Any) -> None:
         def fit(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
             if ckpt_path == "last":
                 ckpt_path = lg.lightning.last_good(self.store)
-            return super().fit(*args, ckpt_path=ckpt_path, **kwargs)
+            super().fit(*args, ckpt_path=ckpt_path, **kwargs)
+            look_again()
 
     program.pl = SimpleNamespace(Trainer=Trainer, seed_everything=program.pl.seed_everything)
     crash_in_the_store(program)
@@ -86,6 +87,7 @@ def adopt_loop_ddp(program: Any) -> None:
 
     def save_checkpoint(out: str, step: int, model: Any, optimizer: Any) -> None:
         run_of(out, model, optimizer).save(step, block=True)
+        look_again()
 
     program.save_checkpoint = save_checkpoint
     program.latest_checkpoint = lambda out: out
@@ -102,8 +104,8 @@ def crash_in_the_store(program: Any) -> None:
         arm(rank, *args, **kwargs)
         if os.environ.get("CKPT_CHAOS_WATCH"):
             store = Path(store_in(os.environ["CKPT_CHAOS_WATCH"]))
-            known = set(objects_of(store, rank))
-            threading.Thread(target=watch, args=(store, rank, known), daemon=True).start()
+            watches.append(Watch(store, rank))
+            threading.Thread(target=watches[-1].look_always, daemon=True).start()
 
     program.arm_from_env = armed
 
@@ -132,17 +134,40 @@ def kind_of(path: Path) -> str | None:
     return next((kind for kind in KINDS if path.suffix == kind or path.parent.name == kind), None)
 
 
-def watch(store: Path, rank: int, known: set[Path]) -> None:
-    """Tells the referee of each object that appears."""
-    from ckpt_chaos import inject
+class Watch:
+    """Tells the referee of each object that appears in the store."""
 
-    while True:
-        new = [path for path in objects_of(store, rank) if path not in known]
-        for path in sorted(
-            new, key=lambda path: (path.stat().st_mtime_ns, KINDS[kind_of(path) or ""])
-        ):
-            known.add(path)
-            inject._event("store", f"{kind_of(path)}".strip("."), tornable=False)
+    def __init__(self, store: Path, rank: int) -> None:
+        self.store = store
+        self.rank = rank
+        self.known = set(objects_of(store, rank))
+        self.lock = threading.Lock()
+
+    def look(self) -> None:
+        """Tells of what is new."""
+        from ckpt_chaos import inject
+
+        with self.lock:
+            new = [path for path in objects_of(self.store, self.rank) if path not in self.known]
+            for path in sorted(
+                new, key=lambda path: (path.stat().st_mtime_ns, KINDS[kind_of(path) or ""])
+            ):
+                self.known.add(path)
+                inject._event("store", f"{kind_of(path)}".strip("."), tornable=False)
+
+    def look_always(self) -> None:
+        """Looks until the process ends."""
+        while True:
+            self.look()
+
+
+watches: list[Watch] = []
+
+
+def look_again() -> None:
+    """A save is over: no object of it is left unseen because the process ended first."""
+    for watch in watches:
+        watch.look()
 
 
 def main(name: str) -> None:
