@@ -698,9 +698,7 @@ def test_an_import_of_torch_save_has_every_byte(torch_file: Path, tmp_path: Path
     assert said["left_out"] == ["model (attributes of an OrderedDict)"]
 
 
-def test_an_import_of_shards_has_every_byte(
-    hf: tuple[Path, Any], tmp_path: Path
-) -> None:
+def test_an_import_of_shards_has_every_byte(hf: tuple[Path, Any], tmp_path: Path) -> None:
     from safetensors.torch import load_file as load_torch
 
     sharded = hf[0].parent / "sharded"
