@@ -308,7 +308,10 @@ pub(crate) fn interruptible<T: Send + 'static>(
 }
 
 /// The checkpoints of a ledger, oldest first.
-pub(crate) fn history_of<'py>(py: Python<'py>, ledger: &Ledger) -> PyResult<Vec<Bound<'py, PyDict>>> {
+pub(crate) fn history_of<'py>(
+    py: Python<'py>,
+    ledger: &Ledger,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
     ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
 }
 
