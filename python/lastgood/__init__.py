@@ -44,7 +44,14 @@ from lastgood._state import Derived, Durable, Volatile
 from lastgood._tree import register
 
 if TYPE_CHECKING:
-    from lastgood import accelerate, data, fs, hf, jax, lightning, orbax, torch
+    from lastgood import accelerate as accelerate
+    from lastgood import data as data
+    from lastgood import fs as fs
+    from lastgood import hf as hf
+    from lastgood import jax as jax
+    from lastgood import lightning as lightning
+    from lastgood import orbax as orbax
+    from lastgood import torch as torch
 
 __all__ = [
     "Checkpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,9 @@ class Stage:
         """
         found = self._wait(timeout)
         if found is None or found is False:
-            raise TimeoutError(f"the save of step {self._step} is not {self._name} after {timeout} s")
+            raise TimeoutError(
+                f"the save of step {self._step} is not {self._name} after {timeout} s"
+            )
         return found
 
     def done(self) -> bool:
@@ -58,10 +61,8 @@ class Stage:
         """Calls ``call`` with this from a thread of its own, once the stage is reached or will never be."""
 
         def wait() -> None:
-            try:
+            with contextlib.suppress(LastgoodError):
                 self._wait(None)
-            except LastgoodError:
-                pass
             call(self)
 
         threading.Thread(target=wait, name="lastgood-callback", daemon=True).start()
@@ -76,6 +77,14 @@ class SaveHandle:
     ``captured``: the state is copied and may be changed. ``durable``: it is a committed checkpoint of all ranks, and
     survives the loss of power; the value is its id. ``verified``: every byte was read back and compared; asking for it
     is what starts the reading.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     handle = run.save(5)
+        ...     same = handle.durable.result(60) == handle.verified.result(60)
+        >>> same, handle
+        (True, lg.SaveHandle(step=5, committed))
     """
 
     def __init__(self, run: Run, native: _lastgood.SaveHandle) -> None:

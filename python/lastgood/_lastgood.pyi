@@ -1,0 +1,260 @@
+# Made by `cargo xtask python stubs`; not edited by hand.
+"""
+The engine behind the package.
+"""
+
+from _typeshed import SupportsGetItem
+from typing import Any, SupportsFloat, SupportsIndex, final
+
+@final
+class Capture:
+    """
+    The state of one rank at one step, for `Run.save`.
+    """
+    def __new__(cls, /) -> Capture: ...
+    def blob(self, /, component: SupportsIndex, name: str, data: bytes, replicated: bool) -> None:
+        """
+        Bytes that are the same on every rank (`replicated`), or of this rank alone under `name@rankN`.
+        """
+    @property
+    def bytes(self, /) -> int:
+        """
+        The bytes of this rank's tensors and values.
+        """
+    def component(self, /, name: str, owner: str, durability: str) -> int:
+        """
+        Declares a component and gives its number; `durability` is durable, derived or volatile.
+        """
+    def metadata(self, /, key: str, value: str) -> None:
+        """
+        Text that travels with the checkpoint.
+        """
+    def tensor(self, /, component: SupportsIndex, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any, replicated: bool) -> None:
+        """
+        The part at `offsets` of size `sizes` of a tensor of global shape `shape`: `bytes` bytes at `address`,
+        row-major and little-endian, which `owner` keeps alive. `replicated`: every rank holds the same whole.
+        """
+    def tied(self, /, component: SupportsIndex, name: str, of: str) -> None:
+        """
+        Tensor `name` is the same memory as `of`, which was named before.
+        """
+
+@final
+class Checkpoint:
+    """
+    What a checkpoint holds, by name; its tables are verified.
+    """
+    @property
+    def bytes(self, /) -> int:
+        """
+        The bytes of all ranks' tensors and values.
+        """
+    def components(self, /) -> list[tuple[str, str, str]]:
+        """
+        The components: name, owner, durability.
+        """
+    @property
+    def id(self, /) -> str:
+        """
+        The id: 64 hexadecimal digits.
+        """
+    def metadata(self, /) -> dict[str, str]:
+        """
+        The text that travels with it.
+        """
+    @property
+    def notices(self, /) -> list[str]:
+        """
+        What a person should know of how it was chosen.
+        """
+    @property
+    def step(self, /) -> int:
+        """
+        The step.
+        """
+    def tensors(self, /) -> list[tuple[str, str, str, list[int], str | None]]:
+        """
+        Tensors and values: component, name, dtype, global shape, the name that it is tied to.
+        """
+    @property
+    def world_size(self, /) -> int:
+        """
+        The number of ranks that saved it.
+        """
+
+@final
+class Reader:
+    """
+    The checkpoints of a run, for whoever is no rank of it.
+    """
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex = 0, world_size: SupportsIndex = 1) -> Reader:
+        """
+        Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
+        then.
+        """
+    def find(self, /, selector: str) -> Checkpoint:
+        """
+        The checkpoint that `selector` names.
+        """
+    def history(self, /) -> list[dict[str, Any]]:
+        """
+        Every checkpoint, oldest first.
+        """
+    def mark(self, /, selector: str, standing: str, reason: str) -> str:
+        """
+        Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
+        """
+        Reads into `targets`, and gives the bytes that were placed and those that were read.
+        """
+    def verify(self, /, checkpoint: Checkpoint) -> int:
+        """
+        Reads and verifies every byte of a checkpoint, and gives their number.
+        """
+
+@final
+class Run:
+    """
+    One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
+    """
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any]) -> Run:
+        """
+        Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
+        """
+    def abandon(self, /) -> None:
+        """
+        Lets go of the run without waiting: for one of several ranks after another one has failed, whose saves
+        cannot be committed any more. The thread that looks after them ends with the process, or as soon as a
+        newer attempt starts.
+        """
+    @property
+    def attempt(self, /) -> int:
+        """
+        The number of the attempt.
+        """
+    def build_on(self, /, checkpoint: Checkpoint) -> None:
+        """
+        Lets the next save reuse the chunks of a checkpoint that was restored.
+        """
+    def candidate(self, /) -> Checkpoint | None:
+        """
+        The checkpoint to restore, or None for a fresh run. Damaged ones that it finds are marked bad.
+        """
+    def close(self, /) -> None:
+        """
+        Waits for every save that is under way; raises what failed and nobody has asked for.
+        """
+    def expire(self, /, selector: str, reason: str) -> str:
+        """
+        Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+        """
+    def find(self, /, selector: str) -> Checkpoint:
+        """
+        The checkpoint that `selector` names.
+        """
+    def history(self, /) -> list[dict[str, Any]]:
+        """
+        Every checkpoint of the run, oldest first.
+        """
+    def mark(self, /, selector: str, standing: str, reason: str) -> str:
+        """
+        Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
+        """
+        Reads into `targets`, and gives the bytes that were placed and those that were read.
+        """
+    def reject(self, /, checkpoint: Checkpoint, reason: str) -> list[str]:
+        """
+        Marks a damaged checkpoint bad, so that `candidate` goes back; raises Corrupt if several ranks must go
+        back together. Gives what a person should know.
+        """
+    def save(self, /, step: SupportsIndex, capture: Capture, overlapped: bool) -> SaveHandle:
+        """
+        Saves what `capture` names, which is empty after. `overlapped`: returns before the copy is done.
+        """
+    def take_failures(self, /) -> list[Any]:
+        """
+        The failures of saves since they were last asked for, as exceptions.
+        """
+    def verify(self, /, checkpoint: Checkpoint, progress: Any | None = None) -> int:
+        """
+        Reads and verifies every byte of a checkpoint, and gives their number; `progress` is called with the
+        bytes so far and in all.
+        """
+
+@final
+class SaveHandle:
+    """
+    A save on its way.
+    """
+    def status(self, /) -> str:
+        """
+        How far it is: capturing, captured, written, committed, superseded or failed.
+        """
+    @property
+    def step(self, /) -> int:
+        """
+        The step that is saved.
+        """
+    def wait_captured(self, /, timeout: SupportsFloat | SupportsIndex | None = None) -> bool:
+        """
+        Waits at most `timeout` seconds (None: for ever) until the state is copied; False if it is not yet.
+        """
+    def wait_committed(self, /, timeout: SupportsFloat | SupportsIndex | None = None) -> str | None:
+        """
+        Waits at most `timeout` seconds until it is a checkpoint, and gives its id; None if it is not yet.
+        """
+
+@final
+class Targets:
+    """
+    The memory that a checkpoint is read into, for `Run.read`.
+    """
+    def __new__(cls, /) -> Targets: ...
+    def blob(self, /, component: str, name: str) -> int:
+        """
+        Bytes, by the full name that they have in the checkpoint; gives the number for `take`.
+        """
+    def take(self, /, number: SupportsIndex) -> bytes:
+        """
+        The bytes of blob `number`, once they are read.
+        """
+    def tensor(self, /, component: str, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any) -> None:
+        """
+        The part at `offsets` of size `sizes` of a tensor, into `bytes` bytes at `address`, which `owner` keeps
+        alive and nobody else uses.
+        """
+
+def main(program: SupportsGetItem[int, str], args: SupportsGetItem[int, str]) -> int:
+    """
+    Runs the `lastgood` command with `args`, and gives its exit code. `program` is how it is started again.
+    """
+
+def runs(url: str, options: dict[str, str]) -> list[str]:
+    """
+    The names of the runs in the store `url`, sorted.
+    """
+
+__version__: str
+
+class LastgoodError(Exception):
+    code: str
+    kind: str
+    object: str | None
+    remedy: str | None
+    causes: list[LastgoodError]
+
+class Invalid(LastgoodError): ...
+class NotFound(LastgoodError): ...
+class Conflict(LastgoodError): ...
+class Fenced(LastgoodError): ...
+class Unavailable(LastgoodError): ...
+class Overloaded(LastgoodError): ...
+class Corrupt(LastgoodError): ...
+class Incompatible(LastgoodError): ...
+class Diverged(LastgoodError): ...
+class Denied(LastgoodError): ...
+class Closed(LastgoodError): ...
+class Internal(LastgoodError): ...

@@ -120,6 +120,37 @@ def numpy_dtype(name: str) -> Any:
     raise Incompatible(f"numpy has no dtype for {name}")
 
 
+def numpy_dtype_called(name: str) -> Any:
+    """The dtype that numpy or ml_dtypes calls ``name``.
+
+    Raises:
+        Incompatible: if there is none.
+    """
+    import numpy
+
+    try:
+        return numpy.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+    if not hasattr(ml_dtypes, name):
+        raise Incompatible(f"this ml_dtypes has no dtype {name!r}; install a newer one")
+    return numpy.dtype(getattr(ml_dtypes, name))
+
+
+def told(array: Any) -> dict[str, Any]:
+    """What must be told of an array beside its stored dtype, so that the same comes back."""
+    if is_jax(array):
+        from lastgood import jax as lg_jax
+
+        return lg_jax.node_of(array)
+    if is_numpy(array) and array.dtype.name in NUMPY_DTYPES:
+        # Two dtypes of ml_dtypes have one stored name.
+        same = numpy_dtype(NUMPY_DTYPES[array.dtype.name]) == array.dtype
+        return {} if same or array.dtype.byteorder == ">" else {"dtype": array.dtype.name}
+    return {}
+
+
 def of_torch(tensor: Any) -> Memory:
     """The memory of a contiguous tensor on the CPU."""
     return Memory(tensor.data_ptr(), tensor.nbytes, tensor)

@@ -53,8 +53,8 @@ class Policy:
             return True
         return self.seconds is not None and time.monotonic() - self._last >= self.seconds
 
-    def saved(self) -> None:
-        """Counts the seconds from now on."""
+    def saved(self, step: int) -> None:
+        """Counts the seconds from now on: ``step`` is saved, or was restored."""
         self._last = time.monotonic()
 
 
@@ -71,8 +71,12 @@ class Foreign:
 
         return orbax.should_save(self.policy, step, self.previous)
 
-    def saved(self) -> None:
-        pass
+    def saved(self, step: int) -> None:
+        from lastgood.orbax import _policies
+
+        # After a restore of an older step, those after it are not before the next one.
+        self.previous = [info for info in self.previous if info.step < step]
+        self.previous.append(_policies.Info(step, _policies.now()))
 
 
 def as_policy(policy: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lastgood import _lastgood, _state
-from lastgood._lastgood import Corrupt, Incompatible, NotFound
+from lastgood._lastgood import Incompatible, NotFound
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, World
 
 Components = dict[str, tuple["_state._Declared", "Adapter | None"]]
@@ -15,7 +15,16 @@ Components = dict[str, tuple["_state._Declared", "Adapter | None"]]
 
 @dataclass
 class Report:
-    """What a restore would do. ``problems`` is empty if it would succeed."""
+    """What a restore would do: from `Run.preflight`. ``problems`` is empty if it would succeed. ``bytes`` and
+    ``memory_needed`` are bytes of this rank; ``memory_available`` is what the system has left, or None.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     _ = run.save(5, block=True)
+        ...     print(str(run.preflight()).splitlines()[1])
+        ranks         1 saved it, 1 restore it
+    """
 
     checkpoint: str
     step: int
@@ -122,9 +131,7 @@ class Plan:
                 found.setdefault(component, {})[name] = SavedTensor(dtype, tuple(shape))
         return found
 
-    def _saved(
-        self, name: str, trees: dict[int, Any], stored: dict[str, SavedTensor]
-    ) -> Saved:
+    def _saved(self, name: str, trees: dict[int, Any], stored: dict[str, SavedTensor]) -> Saved:
         """The tensors as the adapter knows them: what each rank stored for itself is one tensor."""
         saved_by = self.checkpoint.world_size
         own = sorted({tensor for tree in trees.values() for tensor in tree["own"]})
@@ -188,12 +195,12 @@ class Plan:
                 done.append(loading)
                 loading.apply()
         except BaseException as error:
-            for loading in reversed(done):
-                loading.undo()
-            if isinstance(error, (Corrupt, Incompatible)) or not isinstance(error, Exception):
+            stuck = _take_back(done)
+            if not isinstance(error, Exception):
                 raise
+            state = "everything is as it was" if not stuck else f"NOT taken back: {'; '.join(stuck)}"
             raise Incompatible(
-                f"an object refused its state from checkpoint {self.checkpoint.id[:16]}; everything is as it was: "
+                f"an object refused its state from checkpoint {self.checkpoint.id[:16]}; {state}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         for declared, _ in self.components.values():
@@ -220,6 +227,17 @@ class Plan:
             problems,
             list(self.notices),
         )
+
+
+def _take_back(done: list[Loading]) -> list[str]:
+    """Undoes what was applied, and gives what could not be undone: the object that refused may refuse again."""
+    stuck = []
+    for loading in reversed(done):
+        try:
+            loading.undo()
+        except Exception as error:
+            stuck.append(f"{type(error).__name__}: {error}")
+    return stuck
 
 
 def _available_memory() -> int | None:

@@ -59,7 +59,9 @@ def _from_rank(target: Shard, rank: int) -> Shard:
     if target.role != "own":
         return target
     name = f"{target.name}@rank{rank}"
-    return Shard(name, target.dtype, target.shape, target.offsets, target.sizes, target.memory, "same")
+    return Shard(
+        name, target.dtype, target.shape, target.offsets, target.sizes, target.memory, "same"
+    )
 
 
 def _global_states() -> dict[str, Any]:
@@ -192,4 +194,3 @@ def _set_torch(obj: Any, state: Any) -> None:
 
 
 __all__ = ["GlobalRng", "NamedRng", "adapter_for"]
-

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-
 import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from lastgood import _lastgood, _rng, _state, _world
 from lastgood._handle import SaveHandle
-from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
+from lastgood._lastgood import Closed, Corrupt, Invalid, LastgoodError, NotFound
 from lastgood._policy import as_policy
 from lastgood._restore import Plan, Report
 from lastgood._state import World
@@ -25,7 +24,13 @@ _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class SaveWarning(UserWarning):
-    """A save failed. Training goes on; the checkpoints before it are unharmed."""
+    """A save failed. Training goes on; the checkpoints before it are unharmed.
+
+    Example:
+        >>> import lastgood as lg, warnings
+        >>> warnings.simplefilter("error", lg.SaveWarning)  # to end the training instead
+        >>> warnings.simplefilter("default", lg.SaveWarning)
+    """
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,14 @@ class Checkpoint:
 
     ``id``: 64 hexadecimal digits. ``standing``: committed, verified, good or bad, with the ``reason``. ``at``: when, in
     RFC 3339. ``bytes``: of all ranks' state. ``new_bytes``: of these, what had to be written.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     _ = run.save(5, block=True)
+        ...     found = run.history()[-1]
+        >>> found.step, found.standing, found.world_size
+        (5, 'committed', 1)
     """
 
     id: str
@@ -51,7 +64,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did: the checkpoint, its step, the bytes that were placed, and what a person should know."""
+    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, and
+    what a person should know (``notices``), such as checkpoints that were skipped.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     _ = run.save(5, block=True)
+        ...     _ = run.restore()
+        >>> run.last_restore.step, run.last_restore.notices
+        (5, [])
+    """
 
     checkpoint: str
     step: int
@@ -112,7 +135,9 @@ def open(
     world = _world.find_world()
     decides = as_policy(policy)
     if world.size > 1 and decides.seconds is not None:
-        raise Invalid("a policy by seconds is for a rank alone: several ranks must save the same steps; use steps")
+        raise Invalid(
+            "a policy by seconds is for a rank alone: several ranks must save the same steps; use steps"
+        )
     if failures_max is not None:
         settings["failures_max"] = failures_max
     opened = Run(
@@ -122,7 +147,7 @@ def open(
             name,
             world.rank,
             world.size,
-            incarnation or _world.find_incarnation(world),
+            incarnation or _world.find_incarnation(world, f"{_place(store)} {name}"),
             settings,
         ),
         {} if state is None else state,
@@ -148,11 +173,22 @@ def _warn_of_supervisor(store: str, run: str) -> None:
 
 
 def _place(url: str) -> str:
-    return os.path.abspath(url.removeprefix("file://")) if "://" not in url.removeprefix("file://") else url
+    return (
+        os.path.abspath(url.removeprefix("file://"))
+        if "://" not in url.removeprefix("file://")
+        else url
+    )
 
 
 class Run:
-    """One rank of one attempt of a run: made by `lg.open`, closed by `close` or at the end of a ``with``."""
+    """One rank of one attempt of a run: made by `lg.open`, closed by `close` or at the end of a ``with``.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+        ...     run
+        lg.Run(attempt=1, rank=0 of 1)
+    """
 
     def __init__(
         self,
@@ -173,8 +209,14 @@ class Run:
         self._copying: SaveHandle | None = None
         self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.RLock()
+        # Held while a save looks at the state, so that an optimizer in another thread does not step meanwhile. It is
+        # not the lock of `lock`, under which optimizers may step.
+        self._looking = threading.RLock()
         self._heartbeat = _heartbeat()
         self._closed = False
+        self._saved = False
+        # A forked child has none of the threads that save, and must not wait for them.
+        self._process = os.getpid()
         self.last_restore: Restored | None = None
         self._adapters()
 
@@ -204,17 +246,20 @@ class Run:
             if not isinstance(name, str) or not name:
                 raise Invalid(f"a component's name is a string, given {name!r}")
             declared = _state.as_declared(obj)
-            durable = isinstance(declared, _state.Durable)
-            adapter = _state.adapter_for(name, self._state, declared) if durable else None
+            adapter = None
+            if isinstance(declared, _state.Durable):
+                adapter = _state.adapter_for(name, self._state, declared)
             found[name] = (declared, adapter)
         if self._rng:
             found[_state.RNG] = (_state.Durable(None, owner="lastgood"), _rng.GlobalRng())
         return found
 
-    def save(self, step: int, *, block: bool = False) -> SaveHandle:
+    def save(
+        self, step: int, *, block: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> SaveHandle:
         """Saves the state at ``step``. Returns when it is copied or, of what only an optimizer of the state changes,
         before that: the optimizer's next step then waits for the copy. With ``block``, returns when the checkpoint
-        is committed.
+        is committed. ``metadata`` is text that travels with it; every rank gives the same.
 
         Raises:
             Invalid: if something cannot be stored; nothing is saved then.
@@ -231,37 +276,48 @@ class Run:
             64
             >>> run.close()
         """
+        if os.getpid() != self._process:
+            raise Closed("the run was opened by another process; a forked child must open its own")
         self._tell_failures()
-        with self._lock:
+        with self._lock, self._looking:
             self.wait_captured()
             deferred = self._overlap and not block
+            if deferred:
+                self._guard()
             capture = _lastgood.Capture()
-            guarded = False
+            behind: list[tuple[str, Any]] = []
             for name, (declared, adapter) in self._adapters().items():
                 component = capture.component(name, declared.owner, declared.durability)
                 if adapter is None:
                     continue
                 snapshot = adapter.capture(self._world, deferred)
-                guarded |= self._declare(capture, component, snapshot)
+                self._declare(capture, component, snapshot)
+                behind += snapshot.deferred
             capture.metadata("lastgood.python", _lastgood.__version__)
+            for key, text in (metadata or {}).items():
+                capture.metadata(key, text)
+            if behind:
+                capture.check(_unchanged(behind))
             handle = SaveHandle(self, self._native.save(step, capture, deferred))
+            self._saved = True
             self._copying = handle if deferred else None
-            if deferred:
-                self._guard()
-            self._policy.saved()
+            self._policy.saved(step)
         if block:
             handle.durable.result()
         return handle
 
-    def _declare(self, capture: Any, component: int, snapshot: _state.Snapshot) -> bool:
+    def _declare(
+        self, capture: _lastgood.Capture, component: int, snapshot: _state.Snapshot
+    ) -> None:
         own = []
+        declare, rank = capture.tensor, self._world.rank
         for shard in snapshot.shards:
             name = shard.name
             if shard.role == "own":
                 own.append(name)
-                name = f"{name}@rank{self._world.rank}"
+                name = f"{name}@rank{rank}"
             memory = shard.memory
-            capture.tensor(
+            declare(
                 component,
                 name,
                 shard.dtype,
@@ -271,13 +327,12 @@ class Run:
                 memory.address,
                 memory.bytes,
                 memory.owner,
-                shard.role == "same",
+                shard.role,
             )
         for name, of in snapshot.ties.items():
             capture.tied(component, name, of)
         tree = {"tree": snapshot.tree, "own": own}
         capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
-        return bool(snapshot.shards)
 
     def _guard(self) -> None:
         """Lets every optimizer of the state wait for the copy before it steps."""
@@ -292,12 +347,16 @@ class Run:
         def wait(*_: Any) -> None:
             run = this()
             if run is not None:
-                run.wait_captured()
+                run._wait_to_change()
 
         for optimizer in torch_state.optimizers_of(self._state):
             if optimizer not in self._hooked:
                 optimizer.register_step_pre_hook(wait)
                 self._hooked.add(optimizer)
+
+    def _wait_to_change(self) -> None:
+        with self._looking:
+            self.wait_captured()
 
     def wait_captured(self) -> None:
         """Waits until the last save is copied, so that everything may be changed."""
@@ -306,7 +365,9 @@ class Run:
             # What the capture failed with is told by the handle and at the next call.
             with contextlib.suppress(LastgoodError):
                 copying.captured.result()
-            self._copying = None
+            # Another thread may have begun the next save meanwhile.
+            if self._copying is copying:
+                self._copying = None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -330,6 +391,14 @@ class Run:
 
         Raises:
             As `save`.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}, policy=lg.Policy(steps=2)) as run:
+            ...     for step in range(5):
+            ...         _ = run.step(step + 1, loss=0.5)
+            >>> [c.step for c in run.history()]
+            [2, 4]
         """
         if self._heartbeat is not None:
             self._heartbeat(step)
@@ -337,16 +406,15 @@ class Run:
             return self.save(step)
         return None
 
-    def restore(
-        self, at: str | int | None = None, *, only: Iterable[str] | None = None
-    ) -> int:
+    def restore(self, at: str | int | None = None, *, only: Iterable[str] | None = None) -> int:
         """Restores the last good checkpoint, or the one that ``at`` names, and gives its step; 0 for a fresh run.
 
         Everything is read and verified before the first live object changes. A damaged checkpoint is marked bad, and
         a rank alone goes back to the one before it by itself; several ranks go back together in their next start.
 
         Args:
-            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default what the attempt began with.
+            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default the last good one, of several ranks
+                that which their attempt began with.
             only: the components to restore; default all, and every one must be there.
 
         Raises:
@@ -354,13 +422,24 @@ class Run:
             Incompatible: if components or tensors are missing, left over, or of another shape or dtype: each is
                 named, and nothing is changed.
             Corrupt: if it is damaged, and there is nothing to go back to.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> state = {"x": {"y": 1}}
+            >>> with lg.open(tempfile.mkdtemp(), state) as run:
+            ...     _ = run.save(5, block=True)
+            ...     state["x"]["y"] = 2
+            ...     step = run.restore()
+            >>> step, state
+            (5, {'x': {'y': 1}})
         """
         with self._lock:
             self.wait_captured()
             notices: list[str] = []
+            if at is None and self._saved and self._world.size > 1:
+                raise Invalid("several ranks that go back during an attempt must name the checkpoint: at=…")
             if at is not None:
-                checkpoint = self._native.find(str(at))
-                return self._restore_from(checkpoint, only, notices)
+                return self._restore_from(self._native.find(str(at)), only, notices)
             while (checkpoint := self._native.candidate()) is not None:
                 notices += checkpoint.notices
                 try:
@@ -380,6 +459,7 @@ class Run:
             checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
         )
         step: int = checkpoint.step
+        self._policy.saved(step)
         return step
 
     def _plan(self, checkpoint: Any, only: Iterable[str] | None) -> Plan:
@@ -388,7 +468,9 @@ class Run:
             wanted = set(only)
             unknown = wanted - set(components)
             if unknown:
-                raise NotFound(f"there is no component {sorted(unknown)}; there are {sorted(components)}")
+                raise NotFound(
+                    f"there is no component {sorted(unknown)}; there are {sorted(components)}"
+                )
             components = {k: v for k, v in components.items() if k in wanted}
         return Plan(self._native, checkpoint, components, self._world, partial=only is not None)
 
@@ -399,6 +481,14 @@ class Run:
         Raises:
             NotFound: if there is no checkpoint.
             Corrupt, Unavailable, Denied: if its tables cannot be read.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+            ...     _ = run.save(5, block=True)
+            ...     report = run.preflight()
+            >>> report.ok, report.step
+            (True, 5)
         """
         selector = "last-good" if at is None else str(at)
         return self._plan(self._native.find(selector), None).report()
@@ -412,6 +502,14 @@ class Run:
         Raises:
             NotFound: if there is no such checkpoint.
             Corrupt: naming the first object that is damaged; the checkpoint is marked bad.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+            ...     _ = run.save(5, block=True)
+            ...     read = run.verify()
+            >>> read > 0, run.history()[0].standing
+            (True, 'verified')
         """
         checkpoint = self._native.find(str(at))
         try:
@@ -430,14 +528,48 @@ class Run:
         Raises:
             NotFound: if there is no such checkpoint.
             Conflict: if it is bad and is to become merely verified.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
+            ...     _ = run.save(5, block=True)
+            ...     _ = run.mark(5, "bad", "the loss was NaN after it")
+            >>> run.history()[0].reason
+            'the loss was NaN after it'
         """
         return self._native.mark(str(at), standing, reason)
+
+    def expire(self, at: str | int, reason: str) -> str:
+        """Takes a checkpoint off the list for good, and gives its id: nothing restores it any more unless its id is
+        given, and a collection may delete what only it needs. It is for retention policies; a checkpoint that is
+        not to be trusted is marked ``bad``.
+
+        Raises:
+            NotFound: if there is no such checkpoint.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> run = lg.open(tempfile.mkdtemp(), {"x": {"y": 1}})
+            >>> for step in (1, 2):
+            ...     _ = run.save(step, block=True)
+            >>> _ = run.expire(1, "only the last is kept")
+            >>> [c.step for c in run.history() if not c.expired]
+            [2]
+            >>> run.close()
+        """
+        return self._native.expire(str(at), reason)
 
     def history(self) -> list[Checkpoint]:
         """Every checkpoint of the run, oldest first.
 
         Raises:
             Unavailable, Denied, Corrupt: if the ledger cannot be read.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {}) as run:
+            ...     run.history()
+            []
         """
         return [Checkpoint(**row) for row in self._native.history()]
 
@@ -450,8 +582,13 @@ class Run:
 
         Raises:
             The failures of saves that nobody has been told of.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> run = lg.open(tempfile.mkdtemp(), {})
+            >>> run.close()
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         self.wait_captured()
@@ -477,6 +614,14 @@ class Run:
         return f"lg.Run(attempt={self.attempt}, rank={self.rank} of {self.world_size})"
 
 
+def _unchanged(tensors: list[tuple[str, Any]]) -> Callable[[], str | None]:
+    """A check that nothing was changed while it was copied: the guard's own guard."""
+    from lastgood.torch import _state as torch_state
+
+    before = torch_state.versions(tensors)
+    return lambda: torch_state.changed(before)
+
+
 def _heartbeat() -> Callable[[int], None] | None:
     """Tells a supervisor of steps, if there is one."""
     path = os.environ.get("LASTGOOD_HEARTBEAT")
@@ -495,6 +640,20 @@ def _heartbeat() -> Callable[[int], None] | None:
             os.pwrite(file, (step + 1).to_bytes(8, "little"), 0)
 
     return beat
+
+
+#: In a forked child: the runs of its parent, which are never torn down here.
+_of_parent: list[_lastgood.Run] = []
+
+
+def _leave_to_parent() -> None:
+    """A forked child, such as a worker of a DataLoader, has none of the threads of a run, and would wait for them for
+    ever if it collected one as garbage."""
+    _of_parent.extend(run._native for run in _open_runs)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @atexit.register
@@ -523,5 +682,3 @@ def runs(store: str | os.PathLike[str]) -> list[str]:
         ['first']
     """
     return _lastgood.runs(os.fspath(store), _world.store_options())
-
-

@@ -36,8 +36,9 @@ class Shard:
     """One shard of a tensor, or the memory for a part of one.
 
     ``shape`` is global; ``offsets`` and ``sizes`` say which part ``memory`` holds. ``role`` is ``same`` (every rank
-    holds these bytes: one stores them), ``shard`` (a part that nobody else stores) or ``own`` (each rank stores its
-    own whole, as ``name@rankN``).
+    holds these bytes: one stores them), ``shard`` (a part that nobody else holds), ``stored`` (a part that others hold
+    as well, and this rank stores), ``witnessed`` (one that another of them stores) or ``own`` (each rank stores its own
+    whole, as ``name@rankN``).
     """
 
     name: str
@@ -62,6 +63,8 @@ class Snapshot:
     tree: _tree.Json = None
     shards: list[Shard] = field(default_factory=list)
     ties: dict[str, str] = field(default_factory=dict)
+    #: What is copied after the call, with its path: it must not be changed until then.
+    deferred: list[tuple[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -345,14 +348,8 @@ def _stage_numpy(
     role = role_of(saved, name, world)
     target = whole(name, tensor.dtype, tensor.shape, _memory.of_numpy(array), role)
 
-    def make() -> Any:
-        if kind != "jax":
-            return array
-        from lastgood import jax as lg_jax
-
-        return lg_jax.from_numpy(array)
-
-    return target, make
+    # The tree says what jax arrays become of it.
+    return target, lambda: array
 
 
 class StatefulAdapter:
@@ -407,6 +404,11 @@ class ValueAdapter:
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)
+        if isinstance(tree, dict) and tree.get("$") == "jax.tree":
+            # A value of Python at the start of a run may be a jax array later.
+            from lastgood import jax as lg_jax
+
+            return lg_jax.PytreeAdapter(self.name, self.state, self.declared).load(saved, world)
         live = _tree.encode(self.declared.obj, self.name)
         kinds = _tree.arrays_of(tree)
         self.check(saved, live, kinds)
@@ -429,14 +431,15 @@ class ValueAdapter:
                 problems.append(f"{self.name}/{name} is not in the checkpoint")
                 continue
             tensor = saved.tensors.get(name)
-            if tensor is not None and tuple(array.shape) != tensor.shape:
+            if tensor is None:
+                continue
+            dtype, shape = stored_form(array, name)
+            if shape != tensor.shape:
                 problems.append(
-                    f"{self.name}/{name} has shape {list(array.shape)}, in the checkpoint {list(tensor.shape)}"
+                    f"{self.name}/{name} has shape {list(shape)}, in the checkpoint {list(tensor.shape)}"
                 )
-            elif tensor is not None and dtype_name(array, name) != tensor.dtype:
-                problems.append(
-                    f"{self.name}/{name} is {dtype_name(array, name)}, in the checkpoint {tensor.dtype}"
-                )
+            elif dtype != tensor.dtype:
+                problems.append(f"{self.name}/{name} is {dtype}, in the checkpoint {tensor.dtype}")
         extra = sorted(set(kinds) - set(live.arrays)) if live.arrays else []
         problems += [f"{self.name}/{name} is only in the checkpoint" for name in extra]
         if problems:
@@ -450,13 +453,17 @@ class ValueAdapter:
             self.state[self.name] = value
 
 
-def dtype_name(array: Any, path: str) -> str:
-    """The stored name of an array's dtype."""
+def stored_form(array: Any, path: str) -> tuple[str, tuple[int, ...]]:
+    """The dtype and the shape that an array is stored with."""
+    if _memory.is_jax(array):
+        from lastgood import jax as lg_jax
+
+        return lg_jax.stored(array, path)
     if _memory.is_torch(array):
-        return _memory.torch_dtype_name(array.dtype, path)
+        return _memory.torch_dtype_name(array.dtype, path), tuple(array.shape)
     import numpy
 
-    return _memory.numpy_dtype_name(numpy.dtype(array.dtype), path)
+    return _memory.numpy_dtype_name(numpy.dtype(array.dtype), path), tuple(array.shape)
 
 
 def _in_place(live: Any, array: Any) -> Any:

@@ -42,7 +42,11 @@ _registered: dict[str, _Registered] = {}
 
 
 def register(
-    type: type, encode: Callable[[Any], Any], decode: Callable[[Any], Any], *, name: str | None = None
+    type: type,
+    encode: Callable[[Any], Any],
+    decode: Callable[[Any], Any],
+    *,
+    name: str | None = None,
 ) -> None:
     """Teaches lastgood to store objects of ``type``: ``encode`` gives values that it can store, ``decode`` makes the
     object again from them. ``name`` is what the type is called in checkpoints; default its qualified name.
@@ -83,7 +87,9 @@ class _Encoder:
 
     def node(self, value: Any, keys: tuple[Any, ...], depth: int) -> Json:
         if depth > DEPTH_MAX:
-            raise Invalid(f"{self.path(keys[:3])}…: nested more than {DEPTH_MAX} deep, or in itself")
+            raise Invalid(
+                f"{self.path(keys[:3])}…: nested more than {DEPTH_MAX} deep, or in itself"
+            )
         kind = type(value)
         if value is None or kind in (bool, str, int):
             return value
@@ -116,7 +122,9 @@ class _Encoder:
             items = [self.node(v, (*keys, i), depth + 1) for i, v in enumerate(value)]
             return {"$": "tuple" if kind is tuple else "torch.Size", "v": items}
         if kind in (set, frozenset):
-            items = [self.node(v, (*keys, i), depth + 1) for i, v in enumerate(sorted(value, key=repr))]
+            items = [
+                self.node(v, (*keys, i), depth + 1) for i, v in enumerate(sorted(value, key=repr))
+            ]
             return {"$": kind.__name__, "v": items}
         if kind is collections.deque:
             items = [self.node(v, (*keys, i), depth + 1) for i, v in enumerate(value)]
@@ -150,7 +158,9 @@ class _Encoder:
                     f"{self.path(keys)} has a key of {type(k).__name__}, {k!r}; "
                     "keys are strings, numbers, None or tuples of them"
                 )
-            items.append([self.node(k, (*keys, "key"), depth + 1), self.node(v, (*keys, k), depth + 1)])
+            items.append(
+                [self.node(k, (*keys, "key"), depth + 1), self.node(v, (*keys, k), depth + 1)]
+            )
         return {"$": kind.__name__, "v": items}
 
     def array(self, value: Any, keys: tuple[Any, ...], kind: str) -> Json:
@@ -158,7 +168,7 @@ class _Encoder:
         while name in self.arrays:
             name += "'"
         self.arrays[name] = value
-        return {"$": kind, "n": name}
+        return {"$": kind, "n": name, **_memory.told(value)}
 
 
 def _is_scalar(value: Any) -> bool:
@@ -217,6 +227,12 @@ class _Decoder:
     def tagged(self, kind: str, tree: Json, like: Any) -> Any:
         if kind in ("torch", "numpy", "jax"):
             array = self.arrays[tree["n"]]
+            if kind == "jax" and not _memory.is_jax(array):
+                from lastgood import jax as lg_jax
+
+                return lg_jax.from_numpy(array, tree)
+            if kind == "numpy" and "dtype" in tree and array.dtype.name != tree["dtype"]:
+                array = array.view(_memory.numpy_dtype_called(tree["dtype"]))
             return array[()] if tree.get("scalar") else array
         value = tree.get("v")
         if kind == "float":
@@ -240,6 +256,11 @@ class _Decoder:
                     "register it as when it was saved"
                 )
             return known.decode(self.node(value, None))
+        if kind == "jax.tree":
+            raise Incompatible(
+                f"{self.where} was a pytree of jax arrays when it was saved, and a {type(like).__name__} is in its "
+                "place: open the run with the tree that was saved"
+            )
         return self.sequence(kind, tree, like)
 
     def sequence(self, kind: str, tree: Json, like: Any) -> Any:

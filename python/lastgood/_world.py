@@ -1,19 +1,24 @@
-"""Which process this is: from torch.distributed, else from the environment of torchrun or ``lastgood run``."""
+"""Which process this is: from torch.distributed or jax.distributed, else from the environment of torchrun or ``lastgood run``."""
 
 from __future__ import annotations
 
-import itertools
+import datetime
+import hashlib
 import os
 import secrets
 import sys
+from typing import Any
 
-from lastgood._lastgood import Invalid
+from lastgood._lastgood import Invalid, Unavailable
 from lastgood._state import World
 
 #: Variables that stores take credentials and endpoints from.
 _STORE_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
-_opened = itertools.count()
+#: How often each run was opened by this process under ``LASTGOOD_INCARNATION``.
+_opened: dict[str, int] = {}
+#: How long a rank waits for the first one to name the start.
+_NAMING = datetime.timedelta(minutes=5)
 
 
 def store_options() -> dict[str, str]:
@@ -28,6 +33,15 @@ def _distributed() -> object | None:
     return None
 
 
+def _jax() -> Any:
+    """What knows the processes of jax.distributed, if the program uses jax."""
+    if sys.modules.get("jax") is None:
+        return None
+    from lastgood.jax import _processes
+
+    return _processes
+
+
 def find_world() -> World:
     """This process among all.
 
@@ -37,6 +51,9 @@ def find_world() -> World:
     distributed = _distributed()
     if distributed is not None:
         return World(distributed.get_rank(), distributed.get_world_size())  # type: ignore[attr-defined]
+    jax = _jax()
+    if jax is not None and (world := jax.find_world()) is not None:
+        return world  # type: ignore[no-any-return]
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None and size is None:
         return World()
@@ -49,30 +66,48 @@ def find_world() -> World:
     return world
 
 
-def find_incarnation(world: World) -> str | None:
-    """The name that all ranks of this start share; None for a rank alone, which needs none.
+def find_incarnation(world: World, run: str) -> str | None:
+    """The name that all ranks of this start of ``run`` share; None for a rank alone, which needs none.
 
     Raises:
         Invalid: if there are several ranks and nothing tells them a name.
+        Unavailable: if the first rank has named none within 5 minutes.
     """
-    number = next(_opened)
     given = os.environ.get("LASTGOOD_INCARNATION")
     if given is not None:
+        number = _opened.get(run, 0)
+        _opened[run] = number + 1
         # Ranks that torchrun starts again by itself are a new incarnation.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        parts = [given, *([restarts] if restarts != "0" else []), *([f"open{number}"] if number else [])]
+        parts = [
+            given,
+            *([restarts] if restarts != "0" else []),
+            *([f"open{number}"] if number else []),
+        ]
         return ".".join(parts)
     if world.size == 1:
         return None
     if _distributed() is None:
+        jax = _jax()
+        name = jax.incarnation(number, world) if jax is not None else None
+        if name is not None:
+            return name  # type: ignore[no-any-return]
         raise Invalid(
             f"there are {world.size} ranks, and nothing names their start: call torch.distributed.init_process_group "
-            "before lg.open, or start the job by `lastgood run`"
+            "or jax.distributed.initialize before lg.open, or start the job by `lastgood run`"
         )
     from torch.distributed import distributed_c10d
 
     store = distributed_c10d._get_default_store()
-    key = f"lastgood/incarnation/{number}"
+    key = f"lastgood/{hashlib.sha256(run.encode()).hexdigest()[:16]}"
+    # The store counts, and not this process: it may have been part of other process groups than the others.
+    key = f"{key}/{store.add(f'{key}/rank{world.rank}', 1)}"
     if world.rank == 0:
         store.set(key, secrets.token_hex(16))
-    return bytes(store.get(key)).decode()
+    try:
+        store.wait([key], _NAMING)
+        return bytes(store.get(key)).decode()
+    except RuntimeError as error:
+        raise Unavailable(
+            f"rank 0 has not opened run {run} within {_NAMING}: {error}; every rank opens the same runs, as often"
+        ) from None

@@ -12,6 +12,7 @@ mod lint;
 mod markdown;
 mod metadata;
 mod process;
+mod python;
 mod repo;
 mod test;
 
@@ -40,6 +41,11 @@ const COMMANDS: &[Command] = &[
         run: demo::run,
     },
     Command { name: "bench", about: "cargo bench -p lastgood, with its options", run: bench::run },
+    Command {
+        name: "python",
+        about: "the package's tests in an environment of their own; lint, stubs, install, lock",
+        run: python::run,
+    },
     Command {
         name: "docs",
         about: "writes the generated pages; --check compares them",

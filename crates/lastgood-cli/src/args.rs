@@ -105,14 +105,27 @@ pub(crate) enum Command {
         #[arg(long, default_value = "marked by hand")]
         reason: String,
     },
-    /// Save a safetensors file as a checkpoint
+    /// Say which checkpoints of other tools can be trusted, and which one is the last
+    #[command(after_help = examples::DOCTOR)]
+    Doctor {
+        /// A folder with checkpoints at any depth, or one file
+        path: PathBuf,
+        /// Check sizes and structure only; do not read the bytes of tensors
+        #[arg(long)]
+        quick: bool,
+        /// Take this name or module in pickles as harmless; may be repeated
+        #[arg(long, value_name = "NAME")]
+        allow: Vec<String>,
+    },
+    /// Save what another tool saved as a checkpoint: safetensors, torch.save, Lightning, DCP
     #[command(after_help = examples::IMPORT)]
     Import {
-        /// The file
+        /// A file of safetensors or torch.save; or a folder of DCP, or of safetensors with an index
+        #[arg(value_name = "PATH")]
         file: PathBuf,
         #[command(flatten)]
         run: RunArgs,
-        /// The step that the file is the state of
+        /// The step that it is the state of
         #[arg(long)]
         step: u64,
         /// The component that gets the tensors

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod demo;
+mod doctor;
 mod exit;
 mod interrupt;
 mod output;

@@ -8,10 +8,9 @@ use lastgood::restore::Selector;
 use lastgood::state::World;
 use lastgood::{Repository, RunName};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::errors::Raise;
-use crate::run::{Checkpoint, history_of, interruptible, repository, standing_of};
+use crate::run::{Checkpoint, Row, history_of, interruptible, read, repository, standing_of};
 use crate::state::Targets;
 
 /// The checkpoints of a run, for whoever is no rank of it.
@@ -20,25 +19,31 @@ use crate::state::Targets;
 pub(crate) struct Reader {
     repository: Repository,
     name: RunName,
+    world: World,
 }
 
 #[pymethods]
 impl Reader {
-    /// Run `run` in the store `url`; it need not exist, and has no checkpoint then.
+    /// Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
+    /// then.
     #[new]
+    #[pyo3(signature = (url, options, run, rank=0, world_size=1))]
     fn new(
         py: Python<'_>,
         url: String,
         options: BTreeMap<String, String>,
         run: &str,
+        rank: u32,
+        world_size: u32,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
+        let world = World { rank, size: world_size };
         let repository = py.detach(|| repository(&url, &options, false)).or_raise()?;
-        Ok(Self { repository, name })
+        Ok(Self { repository, name, world })
     }
 
-    /// Every checkpoint, oldest first, as a dict each.
-    fn history<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    /// Every checkpoint, oldest first.
+    fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
         let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
         history_of(py, &ledger)
     }
@@ -61,15 +66,7 @@ impl Reader {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let repository = self.repository.clone();
-        let contents = checkpoint.contents();
-        interruptible(py, move || {
-            let world = World { rank: 0, size: 1 };
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
     /// Reads and verifies every byte of a checkpoint, and gives their number.

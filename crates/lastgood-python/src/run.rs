@@ -10,8 +10,8 @@ use lastgood::save::{Compression, Mode, SaveHandle as RustHandle, SaveOptions, S
 use lastgood::state::World;
 use lastgood::{Error, ErrorKind, Hash, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::errors::{Raise, raise};
 use crate::state::{Capture, Targets};
@@ -26,6 +26,7 @@ pub(crate) struct Run {
     repository: Repository,
     name: RunName,
     world: World,
+    /// The number of the attempt.
     #[pyo3(get)]
     attempt: u64,
     /// `None` once it is closed.
@@ -33,10 +34,10 @@ pub(crate) struct Run {
 }
 
 /// The settings of saves, by the names that `SaveOptions` has.
-fn save_options(settings: &Bound<'_, PyDict>) -> PyResult<SaveOptions> {
+fn save_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<SaveOptions> {
     let mut options = SaveOptions::default();
     for (name, value) in settings {
-        match name.extract::<String>()?.as_str() {
+        match name.as_str() {
             "chunk_bytes" => options.chunk_bytes = value.extract()?,
             "arena_bytes_max" => options.arena_bytes_max = value.extract()?,
             "in_flight_max" => options.in_flight_max = value.extract()?,
@@ -95,10 +96,10 @@ impl Run {
         rank: u32,
         world_size: u32,
         incarnation: Option<String>,
-        settings: &Bound<'_, PyDict>,
+        settings: BTreeMap<String, Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
-        let save = save_options(settings)?;
+        let save = save_options(&settings)?;
         let world = World { rank, size: world_size };
         let options_of_run = RunOptions { world, incarnation, save, heartbeat: None };
         py.detach(|| {
@@ -146,14 +147,7 @@ impl Run {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        let (repository, world) = (self.repository.clone(), self.world);
-        let contents = Arc::clone(&checkpoint.contents);
-        interruptible(py, move || {
-            let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-            let read = taken.fill(world, |targets| repository.restore(&contents, targets));
-            Python::attach(|py| *targets.borrow_mut(py) = taken);
-            read.map(|restored| (restored.bytes, restored.bytes_read))
-        })
+        read(py, &self.repository, self.world, checkpoint, targets)
     }
 
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
@@ -215,6 +209,19 @@ impl Run {
         .or_raise()
     }
 
+    /// Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+    fn expire(&self, py: Python<'_>, selector: &str, reason: String) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        py.detach(|| {
+            self.with(|run| {
+                let id = lastgood::restore::resolve(run.refresh()?, &selector)?.id;
+                run.expire(&id, &reason)?;
+                Ok(id.to_string())
+            })
+        })
+        .or_raise()
+    }
+
     /// Reads and verifies every byte of a checkpoint, and gives their number; `progress` is called with the
     /// bytes so far and in all.
     #[pyo3(signature = (checkpoint, progress=None))]
@@ -235,8 +242,8 @@ impl Run {
         })
     }
 
-    /// Every checkpoint of the run, oldest first, as a dict each.
-    fn history<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    /// Every checkpoint of the run, oldest first.
+    fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
         let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
         history_of(py, &ledger)
     }
@@ -307,28 +314,45 @@ pub(crate) fn interruptible<T: Send + 'static>(
     }
 }
 
+/// Reads into `targets`, and gives the bytes that were placed and those that were read.
+pub(crate) fn read(
+    py: Python<'_>,
+    repository: &Repository,
+    world: World,
+    checkpoint: &Checkpoint,
+    targets: Py<Targets>,
+) -> PyResult<(u64, u64)> {
+    let (repository, contents) = (repository.clone(), Arc::clone(&checkpoint.contents));
+    interruptible(py, move || {
+        let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
+        let read = taken.fill(world, |targets| repository.restore(&contents, targets));
+        Python::attach(|py| *targets.borrow_mut(py) = taken);
+        read.map(|restored| (restored.bytes, restored.bytes_read))
+    })
+}
+
+/// A checkpoint as the ledger tells of it, by the names that `lastgood._run.Checkpoint` has.
+pub(crate) type Row = BTreeMap<&'static str, Py<PyAny>>;
+
 /// The checkpoints of a ledger, oldest first.
-pub(crate) fn history_of<'py>(
-    py: Python<'py>,
-    ledger: &Ledger,
-) -> PyResult<Vec<Bound<'py, PyDict>>> {
+pub(crate) fn history_of(py: Python<'_>, ledger: &Ledger) -> PyResult<Vec<Row>> {
     ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
 }
 
-fn row<'py>(py: Python<'py>, checkpoint: &ledger::Checkpoint) -> PyResult<Bound<'py, PyDict>> {
-    let row = PyDict::new(py);
-    row.set_item("id", checkpoint.id.to_string())?;
-    row.set_item("step", checkpoint.step)?;
-    row.set_item("standing", checkpoint.standing.name())?;
-    row.set_item("reason", checkpoint.reason.as_deref())?;
-    row.set_item("at", &checkpoint.at)?;
-    row.set_item("attempt", checkpoint.attempt)?;
-    row.set_item("world_size", checkpoint.world_size)?;
-    row.set_item("parent", checkpoint.parent.map(|id| id.to_string()))?;
-    row.set_item("bytes", checkpoint.bytes)?;
-    row.set_item("new_bytes", checkpoint.new_bytes)?;
-    row.set_item("expired", checkpoint.expired)?;
-    Ok(row)
+fn row(py: Python<'_>, checkpoint: &ledger::Checkpoint) -> PyResult<Row> {
+    Ok(BTreeMap::from([
+        ("id", checkpoint.id.to_string().into_py_any(py)?),
+        ("step", checkpoint.step.into_py_any(py)?),
+        ("standing", checkpoint.standing.name().into_py_any(py)?),
+        ("reason", checkpoint.reason.clone().into_py_any(py)?),
+        ("at", checkpoint.at.clone().into_py_any(py)?),
+        ("attempt", checkpoint.attempt.into_py_any(py)?),
+        ("world_size", checkpoint.world_size.into_py_any(py)?),
+        ("parent", checkpoint.parent.map(|id| id.to_string()).into_py_any(py)?),
+        ("bytes", checkpoint.bytes.into_py_any(py)?),
+        ("new_bytes", checkpoint.new_bytes.into_py_any(py)?),
+        ("expired", checkpoint.expired.into_py_any(py)?),
+    ]))
 }
 
 /// What a checkpoint holds, by name; its tables are verified.

@@ -44,9 +44,52 @@ struct Piece {
 
 #[derive(Debug)]
 enum What {
-    Tensor { dtype: Dtype, shape: Vec<u64>, extent: NdBox, replicated: bool, memory: Memory },
+    Tensor { dtype: Dtype, shape: Vec<u64>, extent: NdBox, role: Role, memory: Memory },
     Bytes { data: Vec<u8>, replicated: bool },
     Tied(String),
+}
+
+/// Which ranks hold a tensor or a part of one, and whether this one stores it.
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    /// Every rank holds the same whole; one stores it.
+    Same,
+    /// Nobody else holds it.
+    Alone,
+    /// Other ranks hold the same part, and this one stores it.
+    Stored,
+    /// Other ranks hold the same part, and one of them stores it.
+    Witnessed,
+}
+
+impl Role {
+    fn new(role: &str) -> Result<Self> {
+        match role {
+            "same" => Ok(Self::Same),
+            "shard" | "own" => Ok(Self::Alone),
+            "stored" => Ok(Self::Stored),
+            "witnessed" => Ok(Self::Witnessed),
+            other => Err(Error::invalid(format!("{other:?} is no role"))
+                .with_remedy("use same, shard, own, stored or witnessed")),
+        }
+    }
+}
+
+/// A callable of Python that is asked once everything is copied.
+#[derive(Debug)]
+struct Check(Py<PyAny>);
+
+impl Check {
+    fn ask(&self) -> Result<()> {
+        let problem = Python::attach(|py| self.0.call0(py)?.extract::<Option<String>>(py));
+        match problem {
+            Ok(None) => Ok(()),
+            Ok(Some(problem)) => Err(Error::invalid(problem).with_remedy(
+                "change parameters and optimizer state in the optimizer's step or under run.lock() alone",
+            )),
+            Err(error) => Err(Error::internal(format!("a check of the copy failed: {error}"))),
+        }
+    }
 }
 
 /// The state of one rank at one step, for `Run.save`.
@@ -56,6 +99,7 @@ pub(crate) struct Capture {
     components: Vec<Component>,
     pieces: Vec<Piece>,
     metadata: Vec<(String, String)>,
+    checks: Vec<Check>,
 }
 
 #[pymethods]
@@ -72,8 +116,9 @@ impl Capture {
     }
 
     /// The part at `offsets` of size `sizes` of a tensor of global shape `shape`: `bytes` bytes at `address`,
-    /// row-major and little-endian, which `owner` keeps alive. `replicated`: every rank holds the same whole.
-    #[pyo3(signature = (component, name, dtype, shape, offsets, sizes, address, bytes, owner, replicated))]
+    /// row-major and little-endian, which `owner` keeps alive. `role`: every rank holds the `same` whole; a `shard`
+    /// or its `own` is this rank's alone; other ranks hold the same part, `stored` by this or `witnessed`.
+    #[pyo3(signature = (component, name, dtype, shape, offsets, sizes, address, bytes, owner, role))]
     #[expect(clippy::too_many_arguments, reason = "one call a tensor, positional")]
     fn tensor(
         &mut self,
@@ -86,12 +131,13 @@ impl Capture {
         address: usize,
         bytes: usize,
         owner: Py<PyAny>,
-        replicated: bool,
+        role: &str,
     ) -> PyResult<()> {
+        let role = Role::new(role).or_raise()?;
         let memory = Memory::new(address, bytes, owner).or_raise()?;
         let dtype: Dtype = dtype.parse().or_raise()?;
         let extent = NdBox { offsets, sizes };
-        let what = What::Tensor { dtype, shape, extent, replicated, memory };
+        let what = What::Tensor { dtype, shape, extent, role, memory };
         self.pieces.push(Piece { component, name, what });
         Ok(())
     }
@@ -110,6 +156,11 @@ impl Capture {
     /// Text that travels with the checkpoint.
     fn metadata(&mut self, key: String, value: String) {
         self.metadata.push((key, value));
+    }
+
+    /// Asks `check` once everything is copied: None if the copy can be trusted, else why the save must fail.
+    fn check(&mut self, check: Py<PyAny>) {
+        self.checks.push(Check(check));
     }
 
     /// The bytes of this rank's tensors and values.
@@ -138,13 +189,17 @@ impl Capture {
                 capture.component(&component.name, &component.owner, component.durability)?;
             for Piece { name, what, .. } in pieces {
                 match what {
-                    What::Tensor { dtype, shape, replicated: true, memory, extent } => {
-                        check_whole(&name, &shape, &extent)?;
-                        part.source(&name, dtype, &shape, memory)?;
-                    }
-                    What::Tensor { dtype, shape, extent, replicated: false, memory } => {
-                        part.shard_source(&name, dtype, &shape, extent, memory)?;
-                    }
+                    What::Tensor { dtype, shape, extent, role, memory } => match role {
+                        Role::Same => {
+                            check_whole(&name, &shape, &extent)?;
+                            part.source(&name, dtype, &shape, memory)?;
+                        }
+                        Role::Alone => part.shard_source(&name, dtype, &shape, extent, memory)?,
+                        Role::Stored | Role::Witnessed => {
+                            let stores = matches!(role, Role::Stored);
+                            part.copy_source(&name, dtype, &shape, extent, memory, stores)?;
+                        }
+                    },
                     What::Bytes { data, replicated: true } => part.blob(&name, data)?,
                     What::Bytes { data, replicated: false } => part.rank_blob(&name, data)?,
                     What::Tied(of) => part.tied(&name, &of)?,
@@ -153,6 +208,9 @@ impl Capture {
         }
         for (key, value) in self.metadata.drain(..) {
             capture.metadata(key, value);
+        }
+        for check in self.checks.drain(..) {
+            capture.check(move || check.ask());
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 
 use crate::ledger::{Appended, Checkpoint, Decision, Ledger, Writer};
 use crate::objects;
+use crate::save::check_alike;
 
 /// How far a save is on its way to a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +124,7 @@ async fn gather(ledger: &Ledger, save: &SaveKey, world_size: u32) -> Result<Mani
         ledger.store().settle(&object).await?;
         indexes.push((index, bytes, hash));
     }
+    check_alike(indexes.iter().map(|(index, ..)| index))?;
     // Each index is whole, so that a contradiction is what the ranks said and no damage.
     let built = Manifest::build(&indexes).and_then(|manifest| {
         check_complete(indexes.iter().map(|(index, ..)| index)).map(|()| manifest)

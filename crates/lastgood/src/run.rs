@@ -141,7 +141,7 @@ impl Run {
     }
 
     /// Restores the attempt's checkpoint into what `declare` names, and gives what was restored, or
-    /// `None` for a fresh run. All ranks of an attempt restore the same one.
+    /// `None` for a fresh run. All ranks of an attempt restore the same one; a rank alone the newest.
     ///
     /// If it is damaged, it is marked bad. A rank alone then goes back to the next one by itself; a
     /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
@@ -181,6 +181,11 @@ impl Run {
     /// As [`Run::restore`], but for those of the targets.
     pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
         self.io.runtime.block_on(self.ledger.refresh())?;
+        let stands = self.next.is_none_or(|id| self.refusal(&id).is_none());
+        if self.world.size == 1 && stands {
+            // Nobody has to agree: what was committed since the attempt began counts too.
+            self.next = restore::choose_id(self.ledger.history()).or(self.next);
+        }
         while let Some(id) = self.next {
             let error = match self.refusal(&id) {
                 Some(error) => error,
@@ -366,6 +371,26 @@ impl Run {
     pub fn mark(&mut self, id: &Hash, standing: Standing, reason: &str) -> Result<()> {
         let Self { io, ledger, writer, .. } = self;
         io.runtime.block_on(mark(ledger, writer, id, standing, reason))
+    }
+
+    /// Takes a checkpoint off the list, for good: no selector but its id names it any more, no new save
+    /// stands on its chunks, and a collection may delete what only it needs.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such checkpoint; `Fenced`; `Unavailable`, `Denied`.
+    pub fn expire(&mut self, id: &Hash, reason: &str) -> Result<()> {
+        let Self { io, ledger, writer, .. } = self;
+        let (checkpoint, reason) = (*id, reason.to_owned());
+        io.runtime.block_on(attempt::settle(ledger, writer, |history| {
+            match history.checkpoint(&checkpoint) {
+                None => Err(Error::not_found(format!("there is no checkpoint {checkpoint}"))),
+                Some(found) if found.expired => Ok(Decision::Nothing),
+                Some(_) => {
+                    let reason = reason.clone();
+                    Ok(Decision::Append(Kind::CheckpointExpired { checkpoint, reason }))
+                }
+            }
+        }))
     }
 
     /// Waits for every save that is under way.

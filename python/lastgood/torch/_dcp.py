@@ -284,7 +284,7 @@ class Writer(StorageWriter, AsyncStager):
         if self._alone:
             world = _world.find_world()
             if self._world_incarnation is None:
-                self._world_incarnation = _world.find_incarnation(world)
+                self._world_incarnation = _world.find_incarnation(world, " ".join(self._place))
             if self._step is None:
                 raise Invalid(
                     "without collectives the ranks cannot agree on a step; give a checkpoint_id"

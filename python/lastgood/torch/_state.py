@@ -6,7 +6,8 @@ checkpoint of a wrapped model restores into a bare one. A DTensor is the shard t
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +16,6 @@ from torch import nn
 from lastgood import _memory, _state, _tree
 from lastgood._lastgood import Invalid
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, Shard, Snapshot, World
-
-#: What wrappers put between the parts of a name.
-_WRAPPERS = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
-
 
 def adapter_for(name: str, state: MutableMapping[str, Any], obj: Any) -> Adapter | None:
     """The adapter for a module, an optimizer or a bare tensor; None for everything else."""
@@ -41,11 +38,36 @@ def _is_fsdp1(module: nn.Module) -> bool:
     return any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
 
 
-def clean(name: str) -> str:
-    """A qualified name without what wrappers add."""
-    for wrapper in _WRAPPERS:
-        name = name.replace("." + wrapper, ".").removeprefix(wrapper)
-    return name
+#: The attribute in which each kind of wrapper keeps the module that it wraps.
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
+def cleaner(module: nn.Module) -> Callable[[str], str]:
+    """Gives names of ``module`` without what wrappers add. Only real wrappers count: a model may have a part that it
+    calls ``module``."""
+    added: set[str] = set()
+    for path, part in module.named_modules(remove_duplicate=False):
+        for kind in type(part).__mro__:
+            attribute = _WRAPPERS.get(kind.__name__)
+            if attribute is not None and attribute in part._modules:
+                added.add(f"{path}.{attribute}" if path else attribute)
+    if not added:
+        return lambda name: name
+
+    def clean(name: str) -> str:
+        path, kept = "", []
+        for part in name.split("."):
+            path = f"{path}.{part}" if path else part
+            if path not in added:
+                kept.append(part)
+        return ".".join(kept)
+
+    return clean
 
 
 def modules_of(state: MutableMapping[str, Any]) -> dict[str, nn.Module]:
@@ -64,38 +86,142 @@ def _is_dtensor(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
-def local_shard(tensor: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...], bool]:
-    """Of a DTensor: the local tensor, its offsets and sizes in the global one, and whether this rank is the one that
-    stores it (of the ranks that hold the same part, the one at the beginning of every replicated mesh dimension)."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+@dataclass(frozen=True)
+class LocalPart:
+    """The part of a DTensor that this rank holds."""
 
-    mesh, placements = tensor.device_mesh, tensor.placements
+    tensor: Any
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    #: ``shard`` if no other rank holds it; else ``stored`` on the rank at the beginning of every replicated dimension
+    #: of the mesh, and ``witnessed`` on the others.
+    role: str
+
+    @property
+    def empty(self) -> bool:
+        return 0 in self.sizes
+
+
+class Spread:
+    """Over which dimensions of its root mesh a job spreads its parameters.
+
+    With two-dimensional parallelism a parameter may be spread over one dimension alone, by a mesh that knows nothing of
+    the other one: all ranks along that other dimension hold the same part. A dimension that no parameter is spread over
+    is something else (the stages of a pipeline hold different parameters).
+    """
+
+    def __init__(self, tensors: Iterable[Any]) -> None:
+        self._used: set[int] = set()
+        self._known: dict[int, tuple[Any, set[int], list[int]]] = {}
+        for tensor in tensors:
+            if _is_dtensor(tensor):
+                self._used |= self._look(tensor.device_mesh)[1]
+
+    def _look(self, mesh: Any) -> tuple[Any, set[int], list[int]]:
+        """The mesh itself, which dimensions of the root it covers, and this rank's place in the root."""
+        found = self._known.get(id(mesh))
+        if found is None:
+            root = mesh._get_root_mesh()
+            mine = list(root.get_coordinate() or ())
+            covered: set[int] = set()
+            for rank in mesh.mesh.flatten().tolist():
+                place = (root.mesh == rank).nonzero().flatten().tolist()
+                covered |= {d for d, at in enumerate(mine) if len(place) == len(mine) and place[d] != at}
+            found = self._known[id(mesh)] = (mesh, covered, mine)
+        return found
+
+    def role(self, mesh: Any) -> str:
+        """Whether ranks outside of ``mesh`` hold the same as those in it, as a role of `LocalPart`."""
+        _, covered, mine = self._look(mesh)
+        missing = self._used - covered
+        if not missing:
+            return "shard"
+        return "witnessed" if any(mine[d] for d in missing if d < len(mine)) else "stored"
+
+
+def spread_of(state: MutableMapping[str, Any]) -> Spread:
+    """How the parameters of all modules of the state are spread."""
+    return Spread(p for module in modules_of(state).values() for p in module.parameters())
+
+
+def local_part(tensor: Any, path: str, spread: Spread | None = None) -> LocalPart:
+    """The part of the DTensor ``tensor`` that this rank holds.
+
+    Raises:
+        Invalid: if it is no state (partial sums), or no box of the global tensor.
+    """
+    mesh, placements, shape = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
     if any(placement.is_partial() for placement in placements):
-        raise Invalid("a DTensor with partial sums is no state; redistribute it first")
-    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+        raise Invalid(f"{path}: a DTensor with partial sums is no state; redistribute it first")
+    local = tensor._local_tensor
     coordinate = mesh.get_coordinate()
     if coordinate is None:
-        empty = tensor.to_local()
-        return empty, (0,) * tensor.ndim, (0,) * tensor.ndim, False
-    stores = all(
-        place == 0 or not placement.is_replicate()
-        for place, placement in zip(coordinate, placements, strict=True)
-    )
-    return tensor.to_local(), tuple(offsets), tuple(sizes), stores
+        return LocalPart(local, (0,) * len(shape), (0,) * len(shape), "shard")
+    rows: dict[int, list[range]] = {dim: [range(size)] for dim, size in enumerate(shape)}
+    role = spread.role(mesh) if spread is not None else "shard"
+    for axis, placement in enumerate(placements):
+        parts, mine = mesh.size(axis), coordinate[axis]
+        if placement.is_replicate():
+            if parts > 1 and role != "witnessed":
+                role = "witnessed" if mine else "stored"
+            continue
+        # FSDP over tensor parallelism cuts each part of the other mesh dimension.
+        groups = getattr(placement, "split_factor", 1)
+        cut = [_chunk(group, parts, mine) for group in _groups(rows[placement.dim], groups)]
+        rows[placement.dim] = [run for runs in cut for run in runs]
+    boxes = [_joined(rows[dim]) for dim in range(len(shape))]
+    sizes = tuple(sum(len(run) for run in rows[dim]) for dim in range(len(shape)))
+    if sizes != tuple(local.shape) or any(len(runs) > 1 for runs in boxes):
+        raise Invalid(
+            f"{path}: the part of {list(shape)} that this rank holds by {placements} is no box of it; redistribute it "
+            "so that each rank holds consecutive rows"
+        )
+    offsets = tuple(runs[0].start if runs else 0 for runs in boxes)
+    return LocalPart(local, offsets, sizes, role)
 
 
-def shards_of(name: str, tensor: Any, path: str, role: str, copy: bool) -> list[Shard]:
-    """What this rank stores of ``tensor``: nothing, if another one stores the same part of a DTensor."""
+def _groups(runs: list[range], groups: int) -> list[list[range]]:
+    return [runs] if groups == 1 else [_chunk(runs, groups, i) for i in range(groups)]
+
+
+def _chunk(runs: list[range], parts: int, mine: int) -> list[range]:
+    """Part ``mine`` of the positions in ``runs``, as torch.chunk cuts them."""
+    count = sum(len(run) for run in runs)
+    width = -(-count // parts)
+    begin, end = min(count, mine * width), min(count, (mine + 1) * width)
+    cut, passed = [], 0
+    for run in runs:
+        piece = run[max(0, begin - passed) : max(0, end - passed)]
+        cut += [piece] if piece else []
+        passed += len(run)
+    return cut
+
+
+def _joined(runs: list[range]) -> list[range]:
+    joined: list[range] = []
+    for run in runs:
+        if joined and joined[-1].stop == run.start:
+            joined[-1] = range(joined[-1].start, run.stop)
+        else:
+            joined.append(run)
+    return joined
+
+
+def shards_of(
+    name: str, tensor: Any, path: str, role: str, copy: bool, spread: Spread | None = None
+) -> list[Shard]:
+    """The part of ``tensor`` that this rank holds; of a DTensor it is what its placements say, whatever ``role``."""
     dtype = _dtype_name(tensor, path)
     if not _is_dtensor(tensor):
         plain = _real(_memory.plain_torch(tensor, path, copy))
         return [_state.whole(name, dtype, plain.shape, _memory.of_torch(plain), role)]
-    local, offsets, sizes, stores = local_shard(tensor)
+    part = local_part(tensor, path, spread)
     shape = tuple(tensor.shape)
-    if not stores or (0 in sizes and 0 not in shape):
+    if part.empty and 0 not in shape:
         return []
-    plain = _memory.plain_torch(local, path, copy)
-    return [Shard(name, dtype, shape, offsets, sizes, _memory.of_torch(plain), "shard")]
+    plain = _memory.plain_torch(part.tensor, path, copy)
+    memory = _memory.of_torch(plain)
+    return [Shard(name, dtype, shape, part.offsets, part.sizes, memory, part.role)]
 
 
 def _dtype_name(tensor: Any, path: str) -> str:
@@ -115,11 +241,10 @@ def stage(
     """Memory for a tensor of a checkpoint, or for the part of it that ``like`` holds, and how to get the tensor."""
     dtype = _memory.torch_dtype(tensor.dtype)
     if like is not None and _is_dtensor(like):
-        _, offsets, sizes, _ = local_shard(like)
-        memory = torch.empty(sizes, dtype=dtype)
-        target = Shard(
-            name, tensor.dtype, tensor.shape, offsets, sizes, _memory.of_torch(memory), "shard"
-        )
+        part = local_part(like, name)
+        memory = torch.empty(part.sizes, dtype=dtype)
+        held = _memory.of_torch(memory)
+        target = Shard(name, tensor.dtype, tensor.shape, part.offsets, part.sizes, held, "shard")
         return target, lambda: _as_dtensor(memory, like)
     memory = torch.empty(tensor.shape, dtype=dtype)
     role = _state.role_of(saved, name, world)
@@ -143,7 +268,7 @@ def _as_dtensor(local: Any, like: Any) -> Any:
 
 
 def _local(tensor: Any) -> Any:
-    return tensor.to_local() if _is_dtensor(tensor) else tensor
+    return tensor._local_tensor if _is_dtensor(tensor) else tensor
 
 
 def _fits(component: str, name: str, tensor: Any, saved: SavedTensor) -> str | None:
@@ -174,33 +299,56 @@ class ModuleAdapter:
 
     def tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tensors of the state dict by clean name, and its other values."""
-        tensors, extra = {}, {}
+        tensors: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        clean = cleaner(self.module)
+        live = {id(value) for value in self.module.parameters()}
+        live.update(id(value) for value in self.module.buffers())
         for name, value in self.module.state_dict(keep_vars=True).items():
             # What get_extra_state gives may be a tensor, and is set by set_extra_state all the same.
-            is_extra = name.rpartition(".")[2] == "_extra_state"
-            (extra if is_extra else tensors)[clean(name)] = value
+            into = extra if name.rpartition(".")[2] == "_extra_state" else tensors
+            cleaned = clean(name)
+            if into is tensors and id(value) not in live:
+                raise Invalid(
+                    f"{self.name}.state_dict() makes {cleaned} anew, so that nothing could be restored into it; give "
+                    "lastgood an object with a state_dict and a load_state_dict of its own"
+                )
+            if cleaned in into:
+                raise Invalid(f"{self.name} has two tensors that are called {cleaned}; rename one")
+            into[cleaned] = value
         return tensors, extra
 
     def capture(self, world: World, deferred: bool) -> Snapshot:
         tensors, extra = self.tensors()
         guarded = _guarded(self.state) if deferred else set()
         snapshot = Snapshot()
+        spread = spread_of(self.state)
         first: dict[int, str] = {}
+        stored: set[str] = set()
         for name, tensor in tensors.items():
             if isinstance(tensor, nn.Parameter) and id(tensor) in first:
-                snapshot.ties[name] = first[id(tensor)]
+                # A rank that stores nothing of a tensor has nothing to say of its ties.
+                if first[id(tensor)] in stored:
+                    snapshot.ties[name] = first[id(tensor)]
                 continue
             first[id(tensor)] = name
             is_buffer = not isinstance(tensor, nn.Parameter)
             role = "own" if is_buffer and world.size > 1 else "same"
+            path = f"{self.name}[{name!r}]"
             copy = id(tensor) not in guarded
-            snapshot.shards += shards_of(name, tensor, f"{self.name}[{name!r}]", role, copy)
+            shards = shards_of(name, tensor, path, role, copy, spread)
+            snapshot.shards += shards
+            if any(shard.role != "witnessed" for shard in shards):
+                stored.add(name)
+            if not copy:
+                snapshot.deferred.append((path, _local(tensor)))
         encoded = _tree.encode(extra, self.name)
         snapshot.shards += _state.shards_of(encoded.arrays, self.name, "own" if world.size > 1 else "same")
+        frozen, evaluates = self._flags()
         snapshot.tree = {
             "extra": encoded.tree,
-            "frozen": [clean(n) for n, p in self.module.named_parameters() if not p.requires_grad],
-            "evaluates": [clean(n) for n, m in self.module.named_modules() if not m.training],
+            "frozen": sorted(frozen),
+            "evaluates": sorted(evaluates),
         }
         return snapshot
 
@@ -217,8 +365,7 @@ class ModuleAdapter:
             if isinstance(tensor, nn.Parameter) and id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            source = self._of_rank_0(saved, name, world)
-            target, make = stage(source, name, saved.tensors[name], world, tensor)
+            target, make = self._stage(saved, name, world, tensor)
             targets.append(target)
             swaps.append((tensor, make))
         staged_extra = _state.stage(saved, kinds, world, {})
@@ -239,15 +386,18 @@ class ModuleAdapter:
 
         return Loading(targets + staged_extra.targets, apply, undo)
 
-    def _of_rank_0(self, saved: Saved, name: str, world: World) -> Saved:
+    def _stage(
+        self, saved: Saved, name: str, world: World, tensor: Any
+    ) -> tuple[Shard, Callable[[], Any]]:
         """In a world of another size, a buffer that every rank stored for itself is taken from rank 0, which is
         whose buffers DDP gives to all ranks."""
         ranks = saved.own.get(name)
         if ranks is None or ranks == world.size:
-            return saved
+            return stage(saved, name, saved.tensors[name], world, tensor)
         saved.notices.append(f"{self.name}/{name}: taken from rank 0 of {ranks}")
-        own = {key: value for key, value in saved.own.items() if key != name}
-        return Saved(self.name, saved.world_size, saved.trees, saved.tensors, own, saved.notices)
+        shared = replace(saved, own={key: value for key, value in saved.own.items() if key != name})
+        target, make = stage(shared, name, saved.tensors[name], world, tensor)
+        return replace(target, name=f"{name}@rank0"), make
 
     def _problems(
         self,
@@ -272,10 +422,12 @@ class ModuleAdapter:
         return problems
 
     def _flags(self) -> tuple[set[str], set[str]]:
+        clean = cleaner(self.module)
         frozen = {clean(n) for n, p in self.module.named_parameters() if not p.requires_grad}
         return frozen, {clean(n) for n, m in self.module.named_modules() if not m.training}
 
     def _set_flags(self, frozen: set[str], evaluates: set[str]) -> None:
+        clean = cleaner(self.module)
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad == (clean(name) in frozen):
                 parameter.requires_grad_(clean(name) not in frozen)
@@ -283,11 +435,26 @@ class ModuleAdapter:
             module.training = clean(name) not in evaluates
 
     def _set_extra(self, extra: dict[str, Any]) -> None:
+        clean = cleaner(self.module)
         for key, value in extra.items():
             path = key.removesuffix("_extra_state").removesuffix(".")
             for name, module in self.module.named_modules():
                 if clean(name) == path:
                     module.set_extra_state(value)
+
+
+def versions(tensors: list[tuple[str, Any]]) -> list[tuple[str, Any, int, int]]:
+    """What tells whether one of the named ``tensors`` is changed in place or moved from now on."""
+    return [(path, t, t._version, t.data_ptr()) for path, t in tensors if not t.is_inference()]
+
+
+def changed(before: list[tuple[str, Any, int, int]]) -> str | None:
+    """Says which tensor was changed since `versions`, if any was. Writes that torch does not count (through
+    ``.data``, or from another library) are not seen."""
+    for path, tensor, version, address in before:
+        if tensor._version != version or tensor.data_ptr() != address:
+            return f"{path} was changed while the save copied it"
+    return None
 
 
 def _guarded(state: MutableMapping[str, Any]) -> set[int]:
@@ -310,10 +477,15 @@ class OptimizerAdapter:
         self.state = state
 
     def names(self) -> dict[int, str]:
-        """What each parameter is called: as in the module that it belongs to, else by its place."""
+        """What each parameter is called: as in the module that it belongs to, else by its place.
+
+        Raises:
+            Invalid: if a module was sharded after the optimizer was made: it then trains nothing.
+        """
         modules = modules_of(self.state)
         known: dict[int, str] = {}
         for component, module in modules.items():
+            clean = cleaner(module)
             for name, parameter in module.named_parameters(remove_duplicate=True):
                 prefix = f"{component}." if len(modules) > 1 else ""
                 known.setdefault(id(parameter), prefix + clean(name))
@@ -323,7 +495,21 @@ class OptimizerAdapter:
             for parameter in group["params"]:
                 names[id(parameter)] = known.get(id(parameter), f"#{place}")
                 place += 1
+        self._check_not_stale(known, names, modules)
         return names
+
+    def _check_not_stale(
+        self, known: dict[int, str], names: dict[int, str], modules: dict[str, nn.Module]
+    ) -> None:
+        if not names or any(parameter in known for parameter in names):
+            return
+        held = [p for module in modules.values() for p in module.parameters()]
+        held_by_us = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if any(map(_is_dtensor, held)) and not any(map(_is_dtensor, held_by_us)):
+            raise Invalid(
+                f"{self.name} was made before fully_shard or parallelize_module gave the model new parameters, and "
+                "trains none of them; make the optimizer after the sharding"
+            )
 
     def groups(self, names: dict[int, str]) -> list[dict[str, Any]]:
         return [
@@ -334,20 +520,26 @@ class OptimizerAdapter:
     def capture(self, world: World, deferred: bool) -> Snapshot:
         names = self.names()
         snapshot = Snapshot()
+        spread = spread_of(self.state)
         per_parameter: dict[str, Any] = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 name = names[id(parameter)]
                 values = self.optimizer.state.get(parameter)
                 if values:
-                    per_parameter[name] = self._values(snapshot, name, values, deferred)
+                    per_parameter[name] = self._values(snapshot, name, values, spread, deferred)
         encoded = _tree.encode({"groups": self.groups(names), "state": per_parameter}, self.name)
         snapshot.shards += _state.shards_of(encoded.arrays, self.name, "same")
         snapshot.tree = encoded.tree
         return snapshot
 
     def _values(
-        self, snapshot: Snapshot, name: str, values: dict[str, Any], deferred: bool
+        self,
+        snapshot: Snapshot,
+        name: str,
+        values: dict[str, Any],
+        spread: Spread,
+        deferred: bool,
     ) -> dict[str, Any]:
         """The values of one parameter that are no tensors; the tensors go to the snapshot."""
         plain = {}
@@ -355,7 +547,9 @@ class OptimizerAdapter:
             if isinstance(value, torch.Tensor):
                 stored = f"state.{name}.{key}"
                 path = f"{self.name}[{stored!r}]"
-                snapshot.shards += shards_of(stored, value, path, "same", not deferred)
+                snapshot.shards += shards_of(stored, value, path, "same", not deferred, spread)
+                if deferred:
+                    snapshot.deferred.append((path, _local(value)))
                 plain[key] = {"tensor": stored}
             else:
                 plain[key] = {"value": value}

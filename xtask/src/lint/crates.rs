@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lastgood", &["lastgood-format", "lastgood-store"]),
     ("lastgood-serve", &["lastgood-format", "lastgood-store", "lastgood"]),
     ("lastgood-chaos", &["lastgood-format", "lastgood-store", "lastgood"]),
-    ("lastgood-python", &["lastgood-format", "lastgood-store", "lastgood"]),
+    ("lastgood-python", &["lastgood-format", "lastgood-store", "lastgood", "lastgood-cli"]),
     (
         "lastgood-cli",
         &["lastgood-format", "lastgood-store", "lastgood", "lastgood-serve", "lastgood-chaos"],

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::gateway::{self, Gateway};
 use super::stages::Need;
 use crate::process::{self, TOOLS};
-use crate::repo;
+use crate::{python as package, repo};
 
 /// Why something that a stage needs is not there.
 #[derive(Clone, Debug)]
@@ -81,7 +81,14 @@ impl Installation {
         let (sender, reports) = channel();
         let (tools, system) = (sender.clone(), sender);
         let wanted = needs.clone();
+        let (python, of_python) = (tools.clone(), needs.contains(&Need::Python));
         thread::spawn(move || install_cargo_tools(&needs, &tools));
+        thread::spawn(move || {
+            if of_python {
+                let result = package::prepare().map(|()| None).map_err(failed);
+                let _ = python.send(Ready { need: Need::Python, result });
+            }
+        });
         thread::spawn(move || install_system(&wanted, &system));
         Self { reports, ready: BTreeMap::new(), gateway: None }
     }

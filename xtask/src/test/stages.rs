@@ -17,6 +17,8 @@ pub(super) enum Need {
     FileSystems,
     /// A running S3 gateway; its address is in `LASTGOOD_TEST_S3`.
     Gateway,
+    /// The environment of the Python tests.
+    Python,
 }
 
 /// One thing that is tried.
@@ -104,6 +106,21 @@ pub(super) const STAGES: &[Stage] = &[
         "cargo doc --workspace --lib --no-deps --features lastgood/candle --locked",
     )
     .env(&[("RUSTDOCFLAGS", "-D warnings")]),
+    Stage::new(
+        "package",
+        "the Python package installs as with pip; its types, its style, its stubs",
+        "xtask python lint",
+    )
+    .needs(&[Need::Python])
+    .release(),
+    Stage::new(
+        "python",
+        "the package with PyTorch, JAX and their trainers, under kills and damage",
+        "xtask python test",
+    )
+    .needs(&[Need::Python])
+    .release()
+    .beside(),
     Stage::new(
         "power-cuts",
         "file systems that lose power during saves",

@@ -62,13 +62,32 @@ Examples:
 Recovery takes the newest good checkpoint, else the newest verified one, else the newest one; never a bad
 one. As soon as one is marked good, newer ones that are not are passed over.";
 
+pub(super) const DOCTOR: &str = "\
+Examples:
+  lastgood doctor ./output                          of a Hugging Face Trainer: checkpoint-500, checkpoint-1000, …
+  lastgood doctor /ckpt --json | jq -r 'select(.last_trusted) | .last_trusted'
+  lastgood doctor model.pt --allow mylib.config
+
+It knows Hugging Face Trainer, DCP, Lightning, DeepSpeed, Megatron, Orbax, safetensors and torch.save, and needs
+none of them. No pickle is run: what loading one would import is listed.
+
+It exits with 0 if every checkpoint can be trusted and with 3 if one cannot. Nothing is changed.";
+
 pub(super) const IMPORT: &str = "\
 Examples:
   lastgood import model.safetensors --store /data/ckpt --run llm --step 0
   lastgood import adapter.safetensors --store s3://bucket/ckpt --run llm --step 10 --component adapter
+  lastgood import ./checkpoint-500 --store /data/ckpt --run llm --step 500
+  lastgood import ./dcp/step-100 --store /data/ckpt --run llm --step 100
+  lastgood import last.ckpt --store /data/ckpt --run llm --step 800
 
-Every dtype of safetensors, and its metadata, is kept. An import is an attempt of its own: it fences a job
-of the same run that is still running. It needs the memory of the file once.";
+Every dtype of safetensors, and its metadata, is kept. Of pickles, which are read and never run, tensors are
+kept under the path that leads to them (state_dict.layer.weight), numbers and texts as values, bytes as blobs;
+objects are left out, and named. Of a folder with weights only the weights are taken. What is damaged as far as
+its format can show is refused, and what was written is read back.
+
+An import is an attempt of its own: it fences a job of the same run that is still running. It needs the memory
+of its tensors once.";
 
 pub(super) const EXPORT: &str = "\
 Examples:

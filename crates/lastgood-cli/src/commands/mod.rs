@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod demo;
+mod doctor;
 mod export;
 mod import;
 mod log;
@@ -35,6 +36,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
         Command::Mark { run, at, standing, reason } => {
             mark::run(&run, &at.at, standing, &reason, as_json)
         }
+        Command::Doctor { path, quick, allow } => doctor::run(&path, quick, &allow, as_json),
         Command::Import { file, run, step, component } => {
             import::run(&file, &run, step, &component, as_json)
         }

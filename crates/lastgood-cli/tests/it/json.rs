@@ -54,6 +54,10 @@ fn every_command_says_what_its_page_says() {
     let log = on(folder, &["log", "--json"]).exits(0).json();
     let common = documented("log");
     assert!(log.iter().all(|entry| common.is_subset(&keys(entry))), "{log:?}");
+    let mut examined = lastgood(&["doctor", file, "--json"]).exits(0).json();
+    assert_eq!(keys(&examined.pop().unwrap()), documented("doctor: the last line"));
+    assert_eq!(keys(&examined.pop().unwrap()), documented("doctor: a line for each folder"));
+    assert_eq!(keys(&examined[0]), documented("doctor: a line for each checkpoint"));
     let script = lastgood(&["completions", "bash", "--json"]).exits(0).json();
     assert_eq!(keys(&script[0]), documented("completions"));
 }

@@ -134,8 +134,9 @@ fn what_is_not_there_says_what_is() {
         let ran = on(folder, &["show", &format!("--at={selector}")]).exits(2);
         assert!(ran.err.contains("last-good, latest, a step"), "{}", ran.err);
     }
-    let ran = on(folder, &["import", folder.to_str().unwrap(), "--step", "1"]).exits(2);
-    assert!(ran.err.contains("no file"), "{}", ran.err);
+    let store = folder.join("store");
+    let ran = on(folder, &["import", store.to_str().unwrap(), "--step", "1"]).exits(2);
+    assert!(ran.err.contains("0 safetensors files"), "{}", ran.err);
 }
 
 #[test]

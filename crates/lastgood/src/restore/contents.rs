@@ -8,6 +8,7 @@ use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, key};
 
 use crate::ledger::Ledger;
 use crate::objects;
+use crate::save::ALIKE;
 
 /// The tables of one checkpoint.
 #[derive(Debug)]
@@ -102,11 +103,14 @@ impl Contents {
         &self.tensors
     }
 
-    /// The text that travels with the checkpoint; of equal keys the lowest rank's value.
+    /// The text that travels with the checkpoint; of equal keys the lowest rank's value. What ranks tell each
+    /// other is left out.
     #[must_use]
     pub fn metadata(&self) -> BTreeMap<&str, &str> {
         let all = self.indexes.iter().rev().flat_map(|index| &index.metadata);
-        all.map(|(key, value)| (key.as_str(), value.as_str())).collect()
+        all.map(|(key, value)| (key.as_str(), value.as_str()))
+            .filter(|(key, _)| *key != ALIKE)
+            .collect()
     }
 
     /// The run's folder in the store.

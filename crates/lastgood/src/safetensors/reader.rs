@@ -6,7 +6,7 @@ use lastgood_format::{Dtype, Error, Result};
 use safetensors::tensor::Metadata;
 
 use super::{HEADER_BYTES_MAX, LENGTH_BYTES};
-use crate::state::{Capture, Durability, Source};
+use crate::state::{Capture, Durability, Part, Source};
 
 /// A safetensors file whose header was read and checked.
 ///
@@ -71,10 +71,24 @@ impl<'f> Reader<'f> {
     /// `Incompatible` if there is a dtype that lastgood does not know; `Invalid` if the component is
     /// declared already.
     pub fn capture(&self, component: &str, owner: &str, capture: &mut Capture<'f>) -> Result<()> {
+        self.capture_metadata(capture);
+        self.capture_into(&mut capture.component(component, owner, Durability::Durable)?)
+    }
+
+    /// Captures the file's metadata as the checkpoint's.
+    pub fn capture_metadata(&self, capture: &mut Capture<'_>) {
         for (key, value) in self.header.metadata().iter().flatten() {
             capture.metadata(key.clone(), value.clone());
         }
-        let mut part = capture.component(component, owner, Durability::Durable)?;
+    }
+
+    /// Captures every tensor into a component that is declared already, so that several files can be one
+    /// component.
+    ///
+    /// # Errors
+    /// `Incompatible` if there is a dtype that lastgood does not know; `Invalid` as
+    /// [`Part::source`](crate::state::Part::source).
+    pub fn capture_into(&self, part: &mut Part<'_, 'f>) -> Result<()> {
         for name in self.header.offset_keys() {
             let Some(info) = self.header.info(&name) else { continue };
             let dtype: Dtype = info.dtype.to_string().parse()?;

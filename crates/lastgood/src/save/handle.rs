@@ -80,7 +80,7 @@ impl SaveHandle {
     /// Waits at most `timeout` until the state is copied; `None` if it is not yet.
     ///
     /// # Errors
-    /// The error that the capture failed with.
+    /// What the capture failed with: `Overloaded`, or that of a source.
     pub fn wait_captured(&self, timeout: Duration) -> Result<Option<()>> {
         let status = self.wait_while(timeout, |status| matches!(status, SaveStatus::Capturing));
         match &*status {

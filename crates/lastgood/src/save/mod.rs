@@ -11,8 +11,10 @@ mod packer;
 mod pipeline;
 mod plan;
 mod shared;
+mod witness;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -27,6 +29,7 @@ use lastgood_format::{Error, ErrorKind, Result};
 use plan::Plan;
 use shared::Queued;
 pub(crate) use shared::Shared;
+pub(crate) use witness::{KEY as ALIKE, check_alike};
 pub(crate) use worker::Worker;
 
 use crate::state::Capture;
@@ -136,6 +139,7 @@ struct Begun {
     plan: Arc<Plan>,
     lent: Lent,
     full: Sender<(usize, Segment)>,
+    witness: Sender<BTreeMap<String, String>>,
     handle: SaveHandle,
 }
 
@@ -143,12 +147,17 @@ impl Begun {
     /// Copies the state and hands it on.
     fn fill(self, capture: &Capture<'_>) -> Result<()> {
         // The arena last, so that a panic drops it before the sender: see below.
-        let Self { plan, full, handle, mut lent } = self;
-        let filled = lent.fill(capture, &plan, |i, segment| {
-            full.send((i, segment)).map_err(|_| shared::closed())
-        });
-        if let Err(error) = &filled {
-            handle.set(SaveStatus::Failed(error.clone()));
+        let Self { plan, full, witness, handle, mut lent } = self;
+        let filled = lent
+            .fill(capture, &plan, |i, segment| {
+                full.send((i, segment)).map_err(|_| shared::closed())
+            })
+            .and_then(|()| capture.checks.iter().try_for_each(|check| check.0()))
+            .and_then(|()| witness::testify(capture, handle.step()));
+        match &filled {
+            // Nobody is left to read it if the writing thread is gone.
+            Ok(testimony) => witness.send(testimony.clone()).unwrap_or_default(),
+            Err(error) => handle.set(SaveStatus::Failed(error.clone())),
         }
         // The arena first: the writing thread looks for it as soon as the last segment is through,
         // and an arena that comes later than that would be lost to every save after this one.
@@ -224,15 +233,17 @@ impl Saver {
         let generation = self.shared.next_generation(step);
         let handle = SaveHandle::new(SaveKey { attempt: self.attempt, step, generation });
         let (full, segments) = channel();
+        let (witness, testimony) = channel();
         let slot = Arc::new(Mutex::new(None));
         self.shared.enqueue(Queued {
             plan: Arc::clone(&plan),
             segments,
             arena: Arc::clone(&slot),
             metadata: capture.metadata.clone(),
+            witness: testimony,
             handle: handle.promise(),
         });
-        Ok(Begun { plan, lent: Lent { arena: Some(arena), slot }, full, handle })
+        Ok(Begun { plan, lent: Lent { arena: Some(arena), slot }, full, witness, handle })
     }
 
     /// The chunks that the next save may reuse, and its parent.

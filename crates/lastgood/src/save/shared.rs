@@ -20,6 +20,8 @@ pub(crate) struct Queued {
     /// Where the capturing thread leaves the arena when it is full.
     pub(super) arena: Arc<Mutex<Option<Arena>>>,
     pub(super) metadata: BTreeMap<String, String>,
+    /// What is known only when everything is copied, as more metadata; nothing comes if the capture failed.
+    pub(super) witness: Receiver<BTreeMap<String, String>>,
     pub(super) handle: Promise,
 }
 

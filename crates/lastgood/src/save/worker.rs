@@ -124,11 +124,17 @@ impl Worker {
     }
 
     fn write(&mut self, queued: Queued) -> Option<Waiting> {
-        let Queued { plan, segments, arena, metadata, handle } = queued;
+        let Queued { plan, segments, arena, metadata, witness, handle } = queued;
         let base = self.shared.lock().base.clone();
         let parent = base.as_ref().map(|base| base.checkpoint);
         let base = base.filter(|base| self.is_reusable(base));
-        let written = self.write_save(&plan, segments, (base, parent), handle.save(), metadata);
+        let late = |metadata: &mut BTreeMap<String, String>| {
+            let testimony = witness.recv().map_err(|_| Error::internal("the capture failed"))?;
+            metadata.extend(testimony);
+            Ok(())
+        };
+        let written =
+            self.write_save(&plan, segments, (base, parent), handle.save(), metadata, late);
         let arena = arena.lock().unwrap_or_else(PoisonError::into_inner).take();
         match written {
             Ok(index) => {
@@ -158,7 +164,8 @@ impl Worker {
         segments: Receiver<(usize, Segment)>,
         (base, parent): (Option<Arc<Base>>, Option<Hash>),
         save: SaveKey,
-        metadata: BTreeMap<String, String>,
+        mut metadata: BTreeMap<String, String>,
+        late: impl FnOnce(&mut BTreeMap<String, String>) -> Result<()>,
     ) -> Result<ShardIndex> {
         let rank = self.world.rank;
         let folder = key::run_folder(self.ledger.run());
@@ -171,6 +178,7 @@ impl Worker {
         };
         let written = pipeline::run(&self.io, &job, segments)?;
         self.measure(&written);
+        late(&mut metadata)?;
         let reused = base.map(|base| base.checkpoint).filter(|_| written.reused);
         let index = ShardIndex {
             run: self.ledger.run().clone(),
@@ -309,7 +317,8 @@ impl Worker {
         drop(full);
         let metadata = save.index.metadata.clone();
         let plan = Arc::clone(&save.plan);
-        match self.write_save(&plan, segments, (None, save.index.parent), again, metadata) {
+        let base = (None, save.index.parent);
+        match self.write_save(&plan, segments, base, again, metadata, |_| Ok(())) {
             Ok(index) => {
                 save.index = index;
                 save.arena = Some(arena);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use lastgood_format::index::{DIMS_MAX, TENSOR_NAME_BYTES_MAX};
 use lastgood_format::layout::NdBox;
@@ -19,7 +20,19 @@ pub struct Capture<'a> {
     pub(crate) pieces: Vec<Piece<'a>>,
     pub(crate) ties: Vec<Tie>,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// Parts that this rank holds and another one stores.
+    pub(crate) witnessed: Vec<Piece<'a>>,
+    pub(crate) checks: Vec<Check<'a>>,
     names: BTreeSet<String>,
+}
+
+/// Says, once everything is copied, whether the copy can be trusted.
+pub(crate) struct Check<'a>(pub(crate) Box<dyn Fn() -> Result<()> + Send + Sync + 'a>);
+
+impl fmt::Debug for Check<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
 }
 
 /// A tensor that is the same memory as another one of its component.
@@ -49,6 +62,8 @@ pub(crate) struct Piece<'a> {
     pub(crate) data: Data<'a>,
     /// Every rank holds the same bytes, so that one of them is enough.
     pub(crate) replicated: bool,
+    /// Other ranks hold the same part, replicated or not: all of them must hold the same bytes.
+    pub(crate) shared: bool,
 }
 
 impl<'a> Capture<'a> {
@@ -61,6 +76,8 @@ impl<'a> Capture<'a> {
             pieces: Vec::new(),
             ties: Vec::new(),
             metadata: BTreeMap::new(),
+            witnessed: Vec::new(),
+            checks: Vec::new(),
             names: BTreeSet::new(),
         }
     }
@@ -103,6 +120,11 @@ impl<'a> Capture<'a> {
     /// Text that travels with the checkpoint.
     pub fn metadata(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.metadata.insert(key.into(), value.into());
+    }
+
+    /// Asks `check` once everything is copied, before the state may be changed again; its error fails the save.
+    pub fn check(&mut self, check: impl Fn() -> Result<()> + Send + Sync + 'a) {
+        self.checks.push(Check(Box::new(check)));
     }
 
     /// The bytes that the shards and values of this rank hold.
@@ -168,6 +190,30 @@ impl<'a> Part<'_, 'a> {
         source: impl Source + 'a,
     ) -> Result<()> {
         self.push_source(name, dtype, shape, extent, Box::new(source), false)
+    }
+
+    /// As [`Part::shard_source`], of a part that other ranks hold as well, one of which `stores` it. A save of which
+    /// they hold different bytes is refused.
+    ///
+    /// # Errors
+    /// As [`Part::shard_source`].
+    pub fn copy_source(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        extent: NdBox,
+        source: impl Source + 'a,
+        stores: bool,
+    ) -> Result<()> {
+        self.push_source(name, dtype, shape, extent, Box::new(source), false)?;
+        let Some(mut piece) = self.capture.pieces.pop() else { return Ok(()) };
+        piece.shared = true;
+        match stores {
+            true => self.capture.pieces.push(piece),
+            false => self.capture.witnessed.push(piece),
+        }
+        Ok(())
     }
 
     fn push_source(
@@ -352,13 +398,14 @@ impl<'a> Part<'_, 'a> {
             extent,
             data,
             replicated,
+            shared: replicated,
         });
         Ok(())
     }
 }
 
 fn json<T: Serialize + ?Sized>(name: &str, value: &T) -> Result<Vec<u8>> {
-    let refused = |e: &dyn std::fmt::Display| {
+    let refused = |e: &dyn fmt::Display| {
         Error::invalid(format!("value {name:?} cannot be written as JSON: {e}"))
     };
     finite::check(value).map_err(|e| refused(&e))?;

@@ -528,3 +528,53 @@ fn packed_types_are_cut_only_where_bytes_meet() {
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
     assert!(error.to_string().contains("m/w"), "{error}");
 }
+
+#[test]
+fn ranks_that_have_drifted_apart_commit_nothing() {
+    let (_, repository) = in_memory();
+    let mut runs = open_all(&repository, 2, "first");
+    let save = |runs: &mut [lastgood::Run], step, odd: [u8; 2]| -> Result<Hash> {
+        let mut handles = Vec::new();
+        for (run, odd) in runs.iter_mut().zip(odd) {
+            handles.push(run.save(step, Mode::Async, |capture| {
+                let mut part = capture.component("m", "t", Durability::Durable)?;
+                // One of each size is stored by each rank, so that both see the other one drift.
+                part.replicated("a", Dtype::U8, &[9000], vec![1; 9000])?;
+                part.replicated("b", Dtype::U8, &[9000], [vec![1; 8999], vec![odd]].concat())
+            })?);
+        }
+        let results: Vec<_> = handles.iter().map(lastgood::save::SaveHandle::wait).collect();
+        results.into_iter().collect::<Result<Vec<_>>>().map(|ids| ids[0])
+    };
+    let id = save(&mut runs, 1, [0, 0]).unwrap();
+    let error = save(&mut runs, 2, [0, 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("ranks 0 and 1 hold different bytes"), "{error}");
+    assert!(error.to_string().contains("m/b") && !error.to_string().contains("m/a"), "{error}");
+    // Nothing was committed, and what comes after goes on as before.
+    let ledger = repository.ledger(&run_name()).unwrap();
+    assert_eq!(ledger.history().checkpoints().iter().map(|c| c.id).collect::<Vec<_>>(), [id]);
+    save(&mut runs, 3, [1, 1]).unwrap();
+}
+
+#[test]
+fn a_copy_that_its_owner_does_not_trust_is_no_checkpoint() {
+    let (_, repository) = in_memory();
+    let mut run = open_alone(&repository, "first");
+    for (step, trusted) in [(1, true), (2, false), (3, true)] {
+        let handle = run
+            .save_overlapped(step, move |capture| {
+                capture.component("m", "t", Durability::Durable)?.blob("b", vec![1; 9])?;
+                capture.check(move || match trusted {
+                    true => Ok(()),
+                    false => Err(Error::invalid("changed while it was copied")),
+                });
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(handle.wait().is_ok(), trusted, "step {step}");
+        assert_eq!(handle.wait_captured(std::time::Duration::MAX).is_ok(), trusted);
+    }
+    let ledger = repository.ledger(&run_name()).unwrap();
+    assert_eq!(ledger.history().checkpoints().iter().map(|c| c.step).collect::<Vec<_>>(), [1, 3]);
+}

@@ -270,3 +270,37 @@ fn a_base_that_is_marked_bad_is_not_reused() {
     let (restored, found) = restore_bytes(&mut run, LENGTH).unwrap().unwrap();
     assert_eq!((restored.step, found), (2, data));
 }
+
+#[test]
+fn what_expired_is_named_by_its_id_alone_and_nothing_stands_on_it() {
+    let (_store, repository) = in_memory();
+    let data = bytes(1, LENGTH);
+    let mut run = open_alone(&repository, "a");
+    let first = save_bytes(&mut run, 1, &data).unwrap();
+    let second = save_bytes(&mut run, 2, &bytes(2, LENGTH)).unwrap();
+    run.expire(&second, "test").unwrap();
+    let entries = run.refresh().unwrap().entries();
+    run.expire(&second, "again").unwrap();
+    let history = run.refresh().unwrap();
+    assert_eq!(history.entries(), entries, "an expiry that changes nothing was written");
+    assert_eq!(choose(history).unwrap().id, first);
+    for selector in ["latest", "last-good"] {
+        assert_eq!(resolve(history, &selector.parse().unwrap()).unwrap().id, first);
+    }
+    let gone = resolve(history, &Selector::Step(2)).unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    assert_eq!(resolve(history, &Selector::Id(second.to_string())).unwrap().id, second);
+    let nowhere = run.expire(&Hash::of(b"nowhere"), "test").unwrap_err();
+    assert_eq!(nowhere.kind(), ErrorKind::NotFound);
+    // The chunks of an expired base are written again.
+    run.expire(&first, "test").unwrap();
+    let third = save_bytes(&mut run, 3, &data).unwrap();
+    let ledger = repository.existing(&run_name()).unwrap();
+    repository.verify(&ledger, &third, &|_, _| ()).unwrap();
+    assert!(ledger.history().checkpoint(&third).unwrap().new_bytes >= LENGTH as u64);
+    drop(run);
+    let mut old = open_alone(&repository, "b");
+    let mut newer = open_alone(&repository, "c");
+    assert_eq!(old.expire(&third, "late").unwrap_err().kind(), ErrorKind::Fenced);
+    newer.expire(&third, "test").unwrap();
+}

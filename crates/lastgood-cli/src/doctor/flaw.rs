@@ -1,0 +1,43 @@
+//! Why something could not be read.
+
+use std::fmt;
+use std::io;
+
+/// Why something could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// The bytes are not what they should be.
+    Content(String),
+    /// It is larger or stranger than what is read here. It may be right.
+    Limit(String),
+    /// The system did not give the bytes.
+    Io(String),
+}
+
+impl Flaw {
+    pub(crate) fn content(text: impl Into<String>) -> Self {
+        Self::Content(text.into())
+    }
+
+    pub(crate) fn limit(text: impl Into<String>) -> Self {
+        Self::Limit(text.into())
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Content(text) | Self::Limit(text) | Self::Io(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<io::Error> for Flaw {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Content("the file ends too early".to_owned()),
+            io::ErrorKind::NotFound => Self::Content("it is not there".to_owned()),
+            _ => Self::Io(format!("{error}")),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Single files, alone or as a part of a checkpoint.
+
+use std::path::Path;
+
+use super::{Format, lightning, safetensors};
+use crate::doctor::Audit;
+use crate::doctor::disk::Span;
+use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
+use crate::doctor::torch::{self, TorchFile};
+
+/// The largest JSON file that is read: an index of half a million tensors.
+pub(super) const JSON_BYTES_MAX: u64 = 64 << 20;
+/// The largest file that holds one name or number.
+pub(super) const TRACKER_BYTES_MAX: u64 = 4096;
+
+/// Opens a file of a checkpoint, and reports it if it is missing or empty.
+pub(super) fn open(root: &Path, name: &str, findings: &mut Findings) -> Option<Span> {
+    match Span::open(&root.join(name)) {
+        Ok(span) if span.len() == 0 => {
+            findings.add(
+                Finding::damage("empty", name)
+                    .expected("a file with something in it")
+                    .found("0 bytes")
+                    .remedy("the machine died before it was written out; take an older checkpoint"),
+            );
+            None
+        }
+        Ok(span) => Some(span),
+        Err(flaw) if !root.join(name).exists() => {
+            findings.add(
+                Finding::damage("missing", name)
+                    .expected("a file")
+                    .found(format!("{flaw}"))
+                    .remedy("the checkpoint is not whole; take an older one"),
+            );
+            None
+        }
+        Err(flaw) => {
+            findings.add(Finding::flaw(name, "a file that can be read", &flaw));
+            None
+        }
+    }
+}
+
+/// Looks at a file of `torch.save` of a checkpoint.
+pub(super) fn torch(
+    audit: &Audit<'_>,
+    checkpoint: &mut Checkpoint,
+    name: &str,
+) -> Option<TorchFile> {
+    let Checkpoint { path, findings, coverage, .. } = checkpoint;
+    torch_in(audit, path, name, findings, coverage)
+}
+
+pub(super) fn torch_in(
+    audit: &Audit<'_>,
+    root: &Path,
+    name: &str,
+    findings: &mut Findings,
+    coverage: &mut Coverage,
+) -> Option<TorchFile> {
+    let span = open(root, name, findings)?;
+    torch::audit(audit, name, &span, findings, coverage)
+}
+
+/// A JSON file of a checkpoint.
+pub(super) fn json(root: &Path, name: &str, findings: &mut Findings) -> Option<serde_json::Value> {
+    let span = open(root, name, findings)?;
+    let read = span.all(JSON_BYTES_MAX).and_then(|bytes| {
+        serde_json::from_slice(&bytes)
+            .map_err(|e| crate::doctor::flaw::Flaw::content(format!("it is no JSON: {e}")))
+    });
+    match read {
+        Ok(value) => Some(value),
+        Err(flaw) => {
+            findings.add(Finding::flaw(name, "JSON", &flaw));
+            None
+        }
+    }
+}
+
+/// Looks at a checkpoint that is one file.
+pub(super) fn audit(audit: &Audit<'_>, format: Format, checkpoint: &mut Checkpoint) {
+    let path = checkpoint.path.clone();
+    let (Some(root), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+    else {
+        return;
+    };
+    checkpoint.step = lightning::step_in_name(name);
+    let Checkpoint { findings, coverage, .. } = checkpoint;
+    if format == Format::Safetensors {
+        if let Some(span) = open(root, name, findings) {
+            safetensors::audit_file(name, &span, findings, coverage);
+        }
+        return;
+    }
+    if let Some(file) = torch_in(audit, root, name, findings, coverage) {
+        lightning::audit(&file, name, checkpoint);
+    }
+}

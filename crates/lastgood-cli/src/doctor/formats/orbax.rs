@@ -1,0 +1,438 @@
+//! Orbax: a folder for each step, items in it, arrays of zarr in OCDBT trees or in files.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::files;
+use super::ocdbt::{self, Tree, Value};
+use crate::doctor::Audit;
+use crate::doctor::discover::Folder;
+use crate::doctor::disk::Span;
+use crate::doctor::flaw::Flaw;
+use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
+
+const STEP_METADATA: &str = "_CHECKPOINT_METADATA";
+const TREE_METADATA: &str = "_METADATA";
+const OF_PROCESS: &str = "ocdbt.process_";
+const MANIFEST: &str = "manifest.ocdbt";
+/// What the name of a folder has until it is renamed to its own.
+pub(super) const TEMPORARY: &str = ".orbax-checkpoint-tmp";
+/// Chunks of one array that are looked for one by one.
+const CHUNKS_MAX: u64 = 1_000_000;
+/// How many bytes are decompressed for each byte of a checkpoint, and at least.
+const WORK_PER_BYTE: u64 = 64;
+const WORK_MIN: u64 = 1 << 30;
+/// The largest value that is decoded.
+const VALUE_BYTES_MAX: u64 = 4 << 30;
+
+pub(super) fn is(name: &str, folder: &Folder) -> bool {
+    name.contains(TEMPORARY)
+        || folder.has(STEP_METADATA)
+        || folder.has(MANIFEST)
+        || (folder.has(TREE_METADATA) && (folder.has("_sharding") || folder.has_folder("d")))
+}
+
+/// The step that a folder's name tells of, with or without a prefix.
+fn step(name: &str) -> Option<u64> {
+    let name = name.split(TEMPORARY).next()?;
+    name.rsplit(['_', '-']).next()?.parse().ok()
+}
+
+pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
+    let name = checkpoint.path.file_name().and_then(|name| name.to_str()).unwrap_or("").to_owned();
+    checkpoint.step = step(&name);
+    if name.contains(TEMPORARY) {
+        return checkpoint.findings.add(
+            Finding::damage("uncommitted", name)
+                .expected("a folder that was renamed when it was whole")
+                .found("its temporary name: the save was cut off, or is under way")
+                .remedy("Orbax passes over it; take an older checkpoint"),
+        );
+    }
+    let Checkpoint { path, findings, coverage, bytes, .. } = checkpoint;
+    if folder.has(STEP_METADATA)
+        && let Some(value) = files::json(path, STEP_METADATA, findings)
+        && value.get("commit_timestamp_nsecs").is_none_or(Json::is_null)
+    {
+        findings.add(
+            Finding::damage("uncommitted", STEP_METADATA)
+                .expected("the time of the commit")
+                .found("none: the save was not finished")
+                .remedy("take an older checkpoint"),
+        );
+    }
+    let mut items: Vec<String> = Vec::new();
+    if folder.has(TREE_METADATA) || folder.has(MANIFEST) {
+        items.push(String::new());
+    }
+    // What each process wrote is a tree of its own, which the item's own names.
+    for inner in folder.folders.iter().filter(|inner| !inner.starts_with(OF_PROCESS)) {
+        let below = Folder::read(&path.join(inner)).unwrap_or_default();
+        if below.has(TREE_METADATA) || below.has(MANIFEST) {
+            items.push(format!("{inner}/"));
+        }
+    }
+    let expected = handlers(path, findings);
+    for (item, has_tree) in &expected {
+        let is_there = match has_tree {
+            true => items.contains(&format!("{item}/")),
+            false => folder.has_folder(item),
+        };
+        if is_there {
+            continue;
+        }
+        findings.add(
+            Finding::damage("missing", item)
+                .expected("an item that the metadata of the step names")
+                .found("it is not there")
+                .remedy("take an older checkpoint"),
+        );
+    }
+    if items.is_empty() && expected.is_empty() {
+        findings.add(
+            Finding::damage("missing", ".")
+                .expected("items with arrays")
+                .found("none")
+                .remedy("take an older checkpoint"),
+        );
+    }
+    let work = Cell::new(bytes.saturating_mul(WORK_PER_BYTE).saturating_add(WORK_MIN));
+    for prefix in items {
+        let (root, path) = (path.as_path(), path.join(&prefix));
+        Item { audit, root, path: &path, prefix: &prefix, work: &work }.check(findings, coverage);
+    }
+    findings.add(
+        Finding::note("no-checksum", "arrays")
+            .expected("a checksum of every chunk")
+            .found("only tables have one (CRC-32C); arrays are compressed without")
+            .remedy("what cannot be decompressed was found; other flips cannot be"),
+    );
+}
+
+/// The items that the metadata of a step names, and whether each is a tree of arrays.
+fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, bool> {
+    if !path.join(STEP_METADATA).exists() {
+        return BTreeMap::new();
+    }
+    let value = files::json(path, STEP_METADATA, &mut Findings::default());
+    let items = value.as_ref().and_then(|value| value.get("item_handlers"));
+    let Some(items) = items.and_then(Json::as_object) else { return BTreeMap::new() };
+    let inside = |name: &&String| !name.is_empty() && !name.contains('/') && *name != "..";
+    if let Some(odd) = items.keys().find(|name| !inside(name)) {
+        findings.add(Finding::damage("unreadable", STEP_METADATA).found(format!("item {odd:?}")));
+    }
+    let has_tree = |handler: &Json| {
+        let known = |name: &str| {
+            name.ends_with("StandardCheckpointHandler") || name.ends_with("PyTreeCheckpointHandler")
+        };
+        handler.as_str().is_some_and(known)
+    };
+    let named = items.iter().filter(|(name, _)| inside(name));
+    named.map(|(name, handler)| (name.clone(), has_tree(handler))).collect()
+}
+
+/// One item: a tree of arrays.
+struct Item<'a> {
+    audit: &'a Audit<'a>,
+    /// The checkpoint that it is in.
+    root: &'a Path,
+    path: &'a Path,
+    prefix: &'a str,
+    /// How much work may still be done: hostile tables name one chunk a million times, or a chunk that
+    /// decompresses without end.
+    work: &'a Cell<u64>,
+}
+
+impl Item<'_> {
+    fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
+        let metadata = files::json(self.root, &self.named(TREE_METADATA), findings);
+        let flag = |name: &str| metadata.as_ref().and_then(|m| m.get(name)?.as_bool());
+        let in_tree = flag("use_ocdbt").unwrap_or_else(|| self.path.join(MANIFEST).exists());
+        let entries = match in_tree {
+            true => match ocdbt::read(self.path) {
+                Ok(tree) => {
+                    coverage.checked += tree.checked;
+                    Entries::Tree(tree)
+                }
+                Err(flaw) => {
+                    return findings.add(Finding::flaw(
+                        self.named(MANIFEST),
+                        "a tree whose nodes are all there",
+                        &flaw,
+                    ));
+                }
+            },
+            false => Entries::Files,
+        };
+        let arrays = self.arrays(metadata.as_ref(), &entries);
+        let fill = flag("store_array_data_equal_to_fill_value").unwrap_or(false);
+        for array in arrays {
+            self.check_array(&array, &entries, fill, findings, coverage);
+        }
+        if let Entries::Tree(tree) = &entries {
+            self.check_places(tree, findings);
+        }
+    }
+
+    /// The arrays that the metadata names, or that are there.
+    fn arrays(&self, metadata: Option<&Json>, entries: &Entries) -> BTreeSet<String> {
+        let mut arrays = BTreeSet::new();
+        let tree = metadata.and_then(|m| m.get("tree_metadata")).and_then(Json::as_object);
+        for entry in tree.into_iter().flat_map(serde_json::Map::values) {
+            let kind = entry.pointer("/value_metadata/value_type").and_then(Json::as_str);
+            let is_array = matches!(kind, Some("jax.Array" | "np.ndarray" | "scalar"));
+            let keys = entry.get("key_metadata").and_then(Json::as_array);
+            let parts: Option<Vec<String>> = keys.and_then(|keys| {
+                let text = |key: &Json| match key.get("key")? {
+                    Json::String(text) => Some(text.clone()),
+                    other => Some(other.to_string()),
+                };
+                keys.iter().map(text).collect()
+            });
+            if let Some(parts) = parts.filter(|_| is_array) {
+                arrays.insert(parts.join("."));
+            }
+        }
+        if let Entries::Tree(tree) = entries {
+            let there = tree.values.keys().filter_map(|key| {
+                key.strip_suffix("/.zarray").or_else(|| key.strip_suffix("/zarr.json"))
+            });
+            arrays.extend(there.map(str::to_owned));
+        }
+        arrays
+    }
+
+    fn get(&self, entries: &Entries, key: &str) -> Option<Result<Stored, Flaw>> {
+        match entries {
+            Entries::Tree(tree) => Some(match tree.values.get(key)? {
+                Value::Inline(bytes) => Ok(Stored::Bytes(bytes.clone())),
+                Value::At(location) => ocdbt::inside(self.path, location).map(Stored::Span),
+            }),
+            Entries::Files => {
+                let escapes = key.split('/').any(|part| part == ".." || part.is_empty());
+                let path = self.path.join(key);
+                if escapes || !path.exists() {
+                    return None;
+                }
+                Some(Span::open(&path).map(Stored::Span))
+            }
+        }
+    }
+
+    fn check_array(
+        &self,
+        array: &str,
+        entries: &Entries,
+        fill: bool,
+        findings: &mut Findings,
+        coverage: &mut Coverage,
+    ) {
+        let object = self.named(array);
+        let description = self
+            .get(entries, &format!("{array}/.zarray"))
+            .or_else(|| self.get(entries, &format!("{array}/zarr.json")));
+        let Some(description) = description else {
+            return findings.add(
+                Finding::damage("missing-tensor", object)
+                    .expected("the description of an array that the metadata names")
+                    .found("it is not there")
+                    .remedy("take an older checkpoint"),
+            );
+        };
+        let description = description.and_then(|stored| stored.json());
+        let grid = match description.as_ref().map_err(Flaw::clone).and_then(Grid::read) {
+            Ok(grid) => grid,
+            Err(flaw) => return findings.add(Finding::flaw(object, "an array of zarr", &flaw)),
+        };
+        for key in grid.keys(array) {
+            let cost = grid.zstd_bytes.unwrap_or(0).saturating_add(64);
+            let Some(left) = self.work.get().checked_sub(cost) else {
+                let flaw = Flaw::limit("more chunks than its size explains");
+                return findings.add(Finding::flaw(object, "an array of zarr", &flaw));
+            };
+            self.work.set(left);
+            match self.get(entries, &key) {
+                Some(Ok(stored)) => {
+                    coverage.uncheckable += stored.len();
+                    if !self.audit.quick
+                        && let Err(flaw) = grid.check(&stored)
+                    {
+                        findings.add(Finding::flaw(self.named(&key), "a chunk of an array", &flaw));
+                    }
+                    self.audit.read(stored.len());
+                }
+                Some(Err(flaw)) => {
+                    findings.add(Finding::flaw(self.named(&key), "a chunk of an array", &flaw));
+                }
+                // Without that setting, a chunk that is all fill value is not stored.
+                None if !fill => {}
+                None => findings.add(
+                    Finding::damage("missing-chunk", self.named(&key))
+                        .expected("a chunk of an array")
+                        .found("it is not there")
+                        .remedy("a restore fills it with the fill value, and says nothing"),
+                ),
+            }
+        }
+    }
+
+    /// Every value lies in a file that is there and long enough.
+    fn check_places(&self, tree: &Tree, findings: &mut Findings) {
+        let mut spans: BTreeMap<&str, Result<u64, Flaw>> = BTreeMap::new();
+        for (key, value) in &tree.values {
+            let Value::At(location) = value else { continue };
+            let len = spans.entry(&location.file).or_insert_with(|| {
+                let whole = ocdbt::Location { offset: 0, len: 0, ..location.clone() };
+                ocdbt::inside(self.path, &whole)?;
+                Span::open(&self.path.join(&location.file)).map(|span| span.len())
+            });
+            let flaw = match len {
+                Ok(len) if location.offset.saturating_add(location.len) <= *len => continue,
+                Ok(len) => Flaw::content(format!(
+                    "data file {} has {len} bytes, it should end at {}",
+                    location.file,
+                    location.offset.saturating_add(location.len)
+                )),
+                Err(flaw) => flaw.clone(),
+            };
+            findings.add(
+                Finding::flaw(self.named(key), "bytes that are in a data file", &flaw)
+                    .of_kind("truncated"),
+            );
+        }
+    }
+}
+
+enum Entries {
+    Tree(Tree),
+    Files,
+}
+
+enum Stored {
+    Bytes(Vec<u8>),
+    Span(Span),
+}
+
+impl Stored {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Span(span) => span.len(),
+        }
+    }
+
+    fn bytes(&self, most: u64) -> Result<Vec<u8>, Flaw> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.clone()),
+            Self::Span(span) => span.all(most),
+        }
+    }
+
+    fn json(&self) -> Result<Json, Flaw> {
+        let bytes = self.bytes(files::JSON_BYTES_MAX)?;
+        serde_json::from_slice(&bytes).map_err(|e| Flaw::content(format!("it is no JSON: {e}")))
+    }
+}
+
+/// How an array of zarr is cut into chunks.
+#[derive(Debug)]
+struct Grid {
+    /// Chunks in each dimension.
+    counts: Vec<u64>,
+    /// Between the numbers of a chunk's name, and what stands before them.
+    separator: String,
+    before: &'static str,
+    /// The bytes of a decoded chunk, if its codec is one that can be decoded here.
+    zstd_bytes: Option<u64>,
+}
+
+impl Grid {
+    fn read(description: &Json) -> Result<Self, Flaw> {
+        let odd = |what: &str| Flaw::content(format!("its description has no {what}"));
+        let sizes = |value: Option<&Json>| -> Option<Vec<u64>> {
+            value?.as_array()?.iter().map(Json::as_u64).collect()
+        };
+        let is_v3 = description.get("zarr_format").and_then(Json::as_u64) == Some(3);
+        let shape = sizes(description.get("shape")).ok_or_else(|| odd("shape"))?;
+        let chunks = match is_v3 {
+            true => sizes(description.pointer("/chunk_grid/configuration/chunk_shape")),
+            false => sizes(description.get("chunks")),
+        };
+        let chunks = chunks.filter(|c| c.len() == shape.len()).ok_or_else(|| odd("chunks"))?;
+        if chunks.contains(&0) && !shape.contains(&0) {
+            return Err(odd("chunks with something in them"));
+        }
+        let counts: Vec<u64> =
+            shape.iter().zip(&chunks).map(|(size, chunk)| size.div_ceil((*chunk).max(1))).collect();
+        let total = counts.iter().try_fold(1u64, |total, count| total.checked_mul(*count));
+        if total.is_none_or(|total| total > CHUNKS_MAX) {
+            return Err(Flaw::limit(format!("more than {CHUNKS_MAX} chunks")));
+        }
+        let zstd = description.pointer("/compressor/id").and_then(Json::as_str) == Some("zstd");
+        let each = description.get("dtype").and_then(Json::as_str).and_then(element_bytes);
+        let bytes = chunks.iter().try_fold(each.unwrap_or(0), |sum, size| sum.checked_mul(*size));
+        let separator = match is_v3 {
+            true => description.pointer("/chunk_key_encoding/configuration/separator"),
+            false => description.get("dimension_separator"),
+        };
+        let default = if is_v3 { "/" } else { "." };
+        Ok(Self {
+            counts,
+            separator: separator.and_then(Json::as_str).unwrap_or(default).to_owned(),
+            before: if is_v3 { "c" } else { "" },
+            zstd_bytes: bytes.filter(|_| zstd && each.is_some() && !is_v3),
+        })
+    }
+
+    /// The names of all chunks.
+    fn keys(&self, array: &str) -> Vec<String> {
+        let total: u64 = self.counts.iter().product();
+        let name = |number: u64| {
+            let mut rest = number;
+            let mut parts = Vec::new();
+            for count in self.counts.iter().rev() {
+                parts.push((rest % count).to_string());
+                rest /= count;
+            }
+            parts.extend((!self.before.is_empty()).then(|| self.before.to_owned()));
+            if parts.is_empty() {
+                parts.push("0".to_owned());
+            }
+            parts.reverse();
+            format!("{array}/{}", parts.join(&self.separator))
+        };
+        (0..total).map(name).collect()
+    }
+
+    /// Decompresses a chunk, and counts its bytes.
+    fn check(&self, stored: &Stored) -> Result<(), Flaw> {
+        let Some(expected) = self.zstd_bytes else { return Ok(()) };
+        let wrong = |e| Flaw::content(format!("it cannot be decompressed: {e}"));
+        let bytes = stored.bytes(VALUE_BYTES_MAX)?;
+        let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(wrong)?;
+        let found =
+            std::io::copy(&mut decoder.take(expected.saturating_add(1)), &mut std::io::sink());
+        match found.map_err(wrong)? {
+            found if found == expected => Ok(()),
+            found => Err(Flaw::content(format!("{found} bytes decompressed, {expected} expected"))),
+        }
+    }
+}
+
+/// The size of an element, as numpy writes its dtype; `bfloat16` and the small floats have names.
+fn element_bytes(dtype: &str) -> Option<u64> {
+    match dtype {
+        "bfloat16" => Some(2),
+        name if name.starts_with("float8") => Some(1),
+        name if name.starts_with(['<', '>', '|', '=']) => name.get(2..)?.parse().ok(),
+        _ => None,
+    }
+}

@@ -1,2 +1,0 @@
-"""Data loaders (being written)."""
-def adapt(obj): return None

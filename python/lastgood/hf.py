@@ -1,0 +1,246 @@
+"""Hugging Face `Trainer`: every checkpoint that it writes is kept in a run, and it resumes from the last good one.
+
+    trainer = Trainer(…, callbacks=[lg.hf.LastGoodCallback()])
+    trainer.train(resume_from_checkpoint=lg.hf.last_good(trainer.args.output_dir))
+
+The trainer goes on to write, read and rotate its folders as ever. A folder counts once it is committed in the store:
+what a crash leaves half written is set aside, and what is missing or damaged is written back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lastgood import _batches, _folders, _resume, _whole
+from lastgood._handle import SaveHandle
+from lastgood._lastgood import Closed, LastgoodError
+from lastgood._peers import Peers
+from lastgood._run import Run
+from lastgood._state import World
+
+__all__ = ["LastGoodCallback", "last_good"]
+
+_OWNER = "transformers"
+_NAME = re.compile(r"checkpoint-(\d+)")
+#: What the trainer leaves in a folder that a preemption kept it from finishing, and never reads.
+_INCOMPLETE = "checkpoint-is-incomplete.txt"
+#: What a checkpoint must have to be resumed from, one of each line.
+_NEEDED = (
+    (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "pytorch_model.bin",
+    ),
+    ("optimizer.pt",),
+    ("scheduler.pt",),
+    ("rng_state.pth", "rng_state_0.pth"),
+    ("trainer_state.json",),
+)
+
+
+class LastGoodCallback(TrainerCallback):
+    """Saves each finished ``checkpoint-N`` folder of a `Trainer` to a run: whole or not at all, deduplicated against
+    the one before, read back and verified behind the training.
+
+    Args:
+        store: as for `lg.open`; default ``LASTGOOD_STORE``, else the folder ``_lastgood`` in the output folder.
+        run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
+        block: return from a save only when it is committed.
+        strict: a failed save ends the training; by default it warns and training goes on.
+        verify: read every saved byte back, and mark the checkpoint verified.
+        exact_batches: let random numbers of the data collator depend on nothing but the seed, the epoch and the
+            batch, so that batches which the trainer fetched ahead are the same after a resume.
+
+    With several ranks each stores the files that it alone sees; a save needs memory for the files of the folder.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.hf.LastGoodCallback("s3://bucket/runs", run="bert")
+        lg.hf.LastGoodCallback(store='s3://bucket/runs', run='bert')
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | None = None,
+        run: str | None = None,
+        *,
+        block: bool = False,
+        strict: bool = False,
+        verify: bool = True,
+        exact_batches: bool = True,
+    ) -> None:
+        self._store = None if store is None else os.fspath(store)
+        self._name = run
+        self._block = block
+        self._strict = strict
+        self._verify = verify
+        self._exact_batches = exact_batches
+        self._collators: list[_batches.SeededCollator] = []
+        self._pending: list[tuple[SaveHandle, str]] = []
+        self._verifying: list[threading.Thread] = []
+        self._run: Run | None = None
+
+    def __repr__(self) -> str:
+        return f"lg.hf.LastGoodCallback(store={self._store!r}, run={self._name!r})"
+
+    def _open(self, args: Any, before: int | None = None) -> Run:
+        place = _resume.place_of(self._store, Path(args.output_dir))
+        self._run = _resume.open_run(place, self._name, before=before)
+        return self._run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the run, so that a store that cannot be used is found out before the first step."""
+        run = self._open(args, before=state.global_step + 1)
+        run.step(state.global_step)
+        loader = kwargs.get("train_dataloader")
+        if self._exact_batches and loader is not None:
+            seed = args.data_seed if args.data_seed is not None else args.seed
+            self._collators = _batches.seed_collators(loader, seed, int(state.epoch or 0))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the collator of the next epoch."""
+        for collator in self._collators:
+            collator.epoch = round(state.epoch)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells a supervisor of the step."""
+        if self._run is not None:
+            self._run.step(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves the folder that the trainer has just finished."""
+        step = state.global_step
+        folder = Path(args.output_dir) / f"checkpoint-{step}"
+        try:
+            self._settle()
+            run = self._open(args, before=step)
+            peers = Peers(World(run.rank, run.world_size))
+            # No rank lists the files before every rank has written its own.
+            peers.gather("written", step)
+            handle = _folders.ingest(run, folder, step, _OWNER, peers)
+            _resume.saved(run, step)
+            self._pending.append((handle, folder.name))
+            if self._block:
+                self._settle(wait=True)
+            if self._verify and run.rank == 0:
+                self._start_verifying(handle)
+        except (LastgoodError, OSError) as error:
+            _resume.tell_failure(error, folder.name, self._strict)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Waits until the last save is committed and verified."""
+        try:
+            self._settle(wait=True)
+        except LastgoodError as error:
+            _resume.tell_failure(error, "the last checkpoint", self._strict)
+        for thread in self._verifying:
+            thread.join()
+
+    def _settle(self, wait: bool = False) -> None:
+        """Tells of the saves that failed; with ``wait``, of those on their way too."""
+        pending, self._pending = self._pending, []
+        for handle, name in pending:
+            if not wait and not handle.durable.done():
+                self._pending.append((handle, name))
+                continue
+            try:
+                handle.durable.result()
+            except LastgoodError as error:
+                _resume.tell_failure(error, name, self._strict)
+
+    def _start_verifying(self, handle: SaveHandle) -> None:
+        def verify() -> None:
+            try:
+                handle.verified.result()
+            except Closed:
+                return
+            except LastgoodError as error:
+                # A save that failed is told by the handle; what was committed and is damaged is marked bad.
+                if handle.status == "committed":
+                    _resume.tell(
+                        f"the checkpoint of step {handle.step} does not read back: {error}"
+                    )
+
+        self._verifying = [thread for thread in self._verifying if thread.is_alive()]
+        thread = threading.Thread(target=verify, name="lastgood-verify", daemon=True)
+        self._verifying.append(thread)
+        thread.start()
+
+
+def last_good(
+    output_dir: str | os.PathLike[str],
+    store: str | os.PathLike[str] | None = None,
+    run: str | None = None,
+    *,
+    adopt: bool = True,
+) -> str | None:
+    """The folder to resume from, for ``trainer.train(resume_from_checkpoint=…)``; None for a fresh run.
+
+    The newest good checkpoint of the run is verified in the store and compared with its folder; a folder that is
+    missing, partial or different is written back, byte for byte. Newer folders that were never committed are moved to
+    ``_lastgood-quarantine`` in ``output_dir``, with the reason; nothing is deleted. With several ranks all call this,
+    after the trainer is made.
+
+    Args:
+        output_dir: that of the `TrainingArguments`.
+        store, run: as given to `LastGoodCallback`.
+        adopt: take a newer folder that a crash kept from being saved, if it is proven whole: it has every file that
+            its predecessor had and the trainer's state, which is written last; each file passes the checks of its
+            format; and the system was not started since. It is saved first.
+
+    Raises:
+        Corrupt: if what is stored is damaged and there is nothing to go back to.
+        Invalid: with several ranks, before there is a process group.
+        Unavailable, Denied: as the store says.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> print(lg.hf.last_good(tempfile.mkdtemp()))
+        None
+    """
+    parent = Path(output_dir)
+    opened = _resume.open_run(_resume.place_of(store, parent), run)
+    return _resume.Resume(opened, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt).find()
+
+
+def _folders_of(parent: Path) -> dict[int, Path]:
+    found = {}
+    for path in parent.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found[int(match[1])] = path
+    return found
+
+
+def _doubt(step: int, folder: Path, names: set[str]) -> str | None:
+    """Why the trainer's folder is not proven whole."""
+    there = _folders.files_in(folder)
+    if _INCOMPLETE in there:
+        return f"{_INCOMPLETE} is there: the trainer was stopped while it saved"
+    for path in sorted(names):
+        if path not in there:
+            return f"{path} is missing"
+    for choice in () if names else _NEEDED:
+        if not any(path in there for path in choice):
+            return f"{choice[0]} is missing"
+    for path in sorted(there):
+        doubt = _whole.doubt(folder / path)
+        if doubt is not None:
+            return doubt
+    state = json.loads((folder / "trainer_state.json").read_bytes())
+    if not isinstance(state, dict) or state.get("global_step") != step:
+        return f"trainer_state.json is not of step {step}"
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        missing = sorted(set(json.loads(index.read_bytes())["weight_map"].values()) - set(there))
+        if missing:
+            return f"{missing[0]} is missing"
+    return None

@@ -1,1 +1,0 @@
-def adapter_for(name, state, obj): return None

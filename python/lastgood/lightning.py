@@ -1,0 +1,438 @@
+"""Lightning: checkpoints go to a run, with the generators that Lightning leaves out, and `fit` goes on from the last
+good one.
+
+    trainer = L.Trainer(callbacks=[lg.lightning.LastGood("s3://bucket/runs"), ModelCheckpoint(every_n_train_steps=100)])
+    trainer.fit(model, ckpt_path=lg.lightning.last_good("s3://bucket/runs"))
+
+`ModelCheckpoint` decides when to save, as ever. What it writes is a few bytes that name the checkpoint in the store;
+strategies that write checkpoints by themselves (FSDP, ModelParallel) have the folder that they wrote stored whole.
+Works with ``lightning`` and with ``pytorch_lightning``.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from lastgood import _folders, _lastgood, _memory, _resume, _rng, _tree, _values, _world
+from lastgood._lastgood import Corrupt, Incompatible, Invalid, LastgoodError, NotFound
+from lastgood._peers import Peers
+from lastgood._state import World
+
+__all__ = ["CheckpointIO", "LastGood", "last_good"]
+
+_OWNER = "lightning"
+_COMPONENT = "checkpoint"
+#: What `last_good` gives to `fit`; resolved when all ranks are there.
+_TOKEN = "lastgood:last-good"
+#: The key in Lightning's checkpoint under which the generators are.
+_RNG_KEY = "lastgood_rng"
+
+
+def _callback_base() -> Any:
+    """The `Callback` of the Lightning that the program uses: the same library has two names."""
+    names = ["lightning.pytorch", "pytorch_lightning"]
+    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+        names.reverse()
+    for name in names:
+        try:
+            return importlib.import_module(f"{name}.callbacks").Callback
+        except ModuleNotFoundError as error:
+            missing = error
+    raise missing
+
+
+def _settings(store: str | os.PathLike[str] | None, run: str | None) -> tuple[str, str]:
+    place = store if store is not None else os.environ.get("LASTGOOD_STORE")
+    if not place:
+        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
+    return os.fspath(place), run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
+
+
+def _reader(place: str, name: str) -> Any:
+    return _lastgood.Reader(place, _world.store_options(), name)
+
+
+def last_good(store: str | os.PathLike[str] | None = None, run: str | None = None) -> str | None:
+    """What to give to ``fit(ckpt_path=…)``: the last good checkpoint of the run, or None if there is none yet. It is
+    looked up, read and verified when `fit` loads it, on all ranks alike; a damaged one is passed over.
+
+    Args:
+        store, run: as given to `LastGood` or `CheckpointIO`.
+
+    Raises:
+        Unavailable, Denied, Corrupt: if the ledger cannot be read.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> print(lg.lightning.last_good(tempfile.mkdtemp()))
+        None
+    """
+    place, name = _settings(store, run)
+    try:
+        _reader(place, name).find("last-good")
+    except NotFound:
+        return None
+    return _TOKEN
+
+
+class CheckpointIO:
+    """A plugin that keeps Lightning's checkpoints in a run, as plain values and tensors: ``Trainer(plugins=[…])``.
+
+    A save returns when the checkpoint is committed; wrapped in Lightning's `AsyncCheckpointIO` it does not hold up
+    the training. At the path that Lightning gives there is then a text file that names the checkpoint; files of other
+    plugins are read as before. What cannot be stored without pickle is an error that names its path in the checkpoint.
+
+    Args:
+        store: as for `lg.open`; default ``LASTGOOD_STORE``.
+        run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
+        strict: a failed save ends the training; by default it warns and training goes on.
+
+    Raises:
+        Invalid: if there is no store.
+
+    Example:
+        >>> import lastgood as lg, tempfile
+        >>> io = lg.lightning.CheckpointIO(tempfile.mkdtemp())
+        >>> io.save_checkpoint({"global_step": 5, "epoch": 0}, tempfile.mkdtemp() + "/5.ckpt")
+        >>> io.load_checkpoint("lastgood:last-good")["global_step"]
+        5
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | None = None,
+        run: str | None = None,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self._place, self._name = _settings(store, run)
+        self._strict = strict
+        for package in ("lightning.fabric", "lightning_fabric"):
+            module = sys.modules.get(f"{package}.plugins.io.checkpoint_io")
+            if module is not None:
+                # A trainer knows a plugin by its class.
+                module.CheckpointIO.register(type(self))
+
+    def _run(self, before: int | None = None) -> Any:
+        return _resume.open_run(self._place, self._name, alone=True, before=before)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Saves ``checkpoint``, and writes the file at ``path`` that names it once it is committed.
+
+        Raises:
+            With ``strict`` whatever the save fails with.
+        """
+        step = int(checkpoint.get("global_step", 0))
+        try:
+            run = self._run(before=step)
+            handle = _values.save(run, step, _COMPONENT, _OWNER, checkpoint)
+            _resume.saved(run, step)
+            stored = handle.durable.result()
+        except (LastgoodError, OSError) as error:
+            _resume.tell_failure(error, f"the checkpoint {path}", self._strict)
+            return
+        pointer = {
+            "lastgood": {
+                "store": self._place,
+                "run": self._name,
+                "checkpoint": stored,
+                "step": step,
+            }
+        }
+        _write_text(os.fspath(path), json.dumps(pointer) + "\n")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint that ``path`` names; every byte is verified. Tensors are on the CPU, unless ``map_location``
+        says a device.
+
+        Raises:
+            NotFound: if the file names a checkpoint that is not there.
+            Corrupt: if it is damaged (and, for `last_good`, all before it are).
+        """
+        text = os.fspath(path)
+        if text == _TOKEN:
+            value: Any = self._load_last_good()
+        else:
+            named = _read_pointer(text)
+            if named is None:
+                other: dict[str, Any] = _load_other(path, map_location, weights_only)
+                return other
+            reader = _reader(named["store"], named["run"])
+            value = _values.load(reader, reader.find(f"id:{named['checkpoint']}"), _COMPONENT)
+        loaded: dict[str, Any] = _moved(value, map_location)
+        return loaded
+
+    def _load_last_good(self) -> dict[str, Any]:
+        """Rank 0, which saves, reads first and passes over what is damaged; the others read what it chose."""
+        world = _world.find_world()
+        peers = Peers(world)
+        value: Any = None
+        chosen: dict[str, str | None] = {"id": None, "error": None}
+        if world.rank == 0:
+            try:
+                value, chosen["id"] = self._choose()
+            except LastgoodError as error:
+                chosen["error"] = str(error)
+                if world.size == 1:
+                    raise
+        chosen = peers.gather("resume", chosen)[0]
+        if chosen["id"] is None:
+            raise NotFound(chosen["error"] or f"run {self._name} has no checkpoint to go on from")
+        if value is None:
+            reader = _reader(self._place, self._name)
+            value = _values.load(reader, reader.find(f"id:{chosen['id']}"), _COMPONENT)
+        return value  # type: ignore[no-any-return]
+
+    def _choose(self) -> tuple[Any, str | None]:
+        run = self._run()
+        while (checkpoint := run._native.candidate()) is not None:
+            try:
+                value = _values.load(run._native, checkpoint, _COMPONENT)
+            except Corrupt as error:
+                for notice in run._native.reject(checkpoint, str(error)):
+                    _resume.tell(notice)
+                continue
+            run._native.build_on(checkpoint)
+            return value, checkpoint.id
+        return None, None
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes what is at ``path``. The checkpoint in the store is left to the store's retention."""
+        target = Path(path)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        """Nothing is under way between saves."""
+
+
+def _write_text(path: str, text: str) -> None:
+    """The file is there whole or not at all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.writing")
+    with work.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    work.replace(target)
+    _folders.sync_folder(target.parent)
+
+
+def _read_pointer(path: str) -> dict[str, str] | None:
+    """What the file names; None if another plugin wrote it."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    if not head.startswith(b'{"lastgood"'):
+        return None
+    try:
+        named = json.loads(head)["lastgood"]
+        return {key: str(named[key]) for key in ("store", "run", "checkpoint")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise Incompatible(f"{path} names no checkpoint of this version: {error!r}") from None
+
+
+def _load_other(path: Any, map_location: Any, weights_only: bool | None) -> Any:
+    name = "lightning.fabric" if "lightning.fabric" in sys.modules else "lightning_fabric"
+    plugin = importlib.import_module(f"{name}.plugins").TorchCheckpointIO()
+    location = map_location if map_location is not None else (lambda storage, _: storage)
+    return plugin.load_checkpoint(path, map_location=location, weights_only=weights_only)
+
+
+def _moved(value: Any, location: Any) -> Any:
+    import torch
+
+    if not isinstance(location, (str, torch.device)) or torch.device(location).type == "cpu":
+        return value
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.to(location), value
+    )
+
+
+class LastGood(_callback_base()):  # type: ignore[misc]
+    """A callback that makes a trainer's checkpoints recoverable: it installs `CheckpointIO`, adds every rank's random
+    number generators, stores the folders of strategies that write by themselves, and tells a supervisor of the steps.
+
+    Args:
+        store, run, strict: as for `CheckpointIO`.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.lightning.LastGood("s3://bucket/runs", run="digits")
+        lg.lightning.LastGood(store='s3://bucket/runs', run='digits')
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | None = None,
+        run: str | None = None,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self._place, self._name = _settings(store, run)
+        self._strict = strict
+        self._pending: Any = None
+        self._heartbeat: Any = None
+
+    def __repr__(self) -> str:
+        return f"lg.lightning.LastGood(store={self._place!r}, run={self._name!r})"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Takes its place in the strategy, before anything is loaded."""
+        from lastgood._run import _heartbeat
+
+        self._heartbeat = _heartbeat()
+        strategy = trainer.strategy
+        if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
+            strategy.checkpoint_io = CheckpointIO(self._place, self._name, strict=self._strict)
+        if not getattr(strategy, "_lastgood", False):
+            strategy._lastgood = True
+            strategy.save_checkpoint = functools.partial(
+                self._save, trainer, strategy.save_checkpoint
+            )
+            strategy.load_checkpoint = functools.partial(
+                self._load, trainer, strategy.load_checkpoint
+            )
+        loop = trainer.fit_loop
+        if stage == "fit" and not getattr(loop, "_lastgood", False):
+            loop._lastgood = True
+            loop.setup_data = functools.partial(self._setup_data, trainer, loop.setup_data)
+
+    def _save(
+        self, trainer: Any, save: Any, checkpoint: dict[str, Any], filepath: Any, **kwargs: Any
+    ) -> None:
+        """What the strategy wrote as a folder is stored when every rank has written its part."""
+        step = trainer.global_step
+        save(checkpoint, filepath, **kwargs)
+        folder = Path(trainer.strategy.broadcast(filepath))
+        if trainer.strategy.reduce_boolean_decision(not folder.is_dir(), all=False):
+            return
+        try:
+            run = _resume.open_run(self._place, self._name, before=step)
+            peers = Peers(World(run.rank, run.world_size))
+            peers.gather("written", step)
+            handle = _folders.ingest(run, folder, step, _OWNER, peers)
+            _resume.saved(run, step)
+            handle.durable.result()
+        except (LastgoodError, OSError) as error:
+            _resume.tell_failure(error, f"the checkpoint {folder}", self._strict)
+
+    def _load(self, trainer: Any, load: Any, checkpoint_path: Any, **kwargs: Any) -> Any:
+        if os.fspath(checkpoint_path) != _TOKEN or not self._is_folder():
+            return load(checkpoint_path, **kwargs)
+        run = _resume.open_run(self._place, self._name)
+        parent = Path(trainer.default_root_dir) / "_lastgood-resume"
+        found = _resume.Resume(
+            run, parent, _OWNER, dict, lambda *_: "it is not asked for", adopt=False
+        )
+        folder = found.find()
+        if folder is None:
+            raise NotFound(f"run {self._name} has no checkpoint to go on from")
+        loaded = load(folder, **kwargs)
+        Peers(World(run.rank, run.world_size)).gather("loaded", 0)
+        if trainer.local_rank == 0:
+            shutil.rmtree(parent, ignore_errors=True)
+        return loaded
+
+    def _is_folder(self) -> bool:
+        """True if the last good checkpoint is a folder that a strategy wrote."""
+        checkpoint = _reader(self._place, self._name).find("last-good")
+        return _folders.COMPONENT in {name for name, _, _ in checkpoint.components()}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds the generators of every rank."""
+        peers = Peers(World(trainer.global_rank, trainer.world_size))
+        checkpoint[_RNG_KEY] = peers.gather("rng", _packed_generators())
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keeps the generators for when everything else is in place."""
+        stored = checkpoint.get(_RNG_KEY)
+        if stored is None:
+            return
+        if len(stored) != trainer.world_size:
+            _resume.tell(
+                f"{len(stored)} ranks saved their generators and there are {trainer.world_size} now: random numbers "
+                "are not those of an undisturbed run"
+            )
+            return
+        self._pending = stored[trainer.global_rank]
+
+    def _setup_data(self, trainer: Any, setup: Any) -> None:
+        """An iterator draws when it is made. At the start of an epoch that is part of the run; in the middle of one
+        it was made before the state was saved."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            setup()
+            return
+        _set_generators(pending)
+        setup()
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.current.ready > 0 and not progress.is_last_batch:
+            _set_generators(pending)
+
+    def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        """Tells a supervisor of the step."""
+        if self._heartbeat is not None:
+            self._heartbeat(trainer.global_step)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Gives the strategy its own methods back."""
+        for obj in (trainer.strategy, trainer.fit_loop):
+            for name in ("_lastgood", "save_checkpoint", "load_checkpoint", "setup_data"):
+                with contextlib.suppress(AttributeError):
+                    obj.__delattr__(name)
+
+
+def _packed_generators() -> str:
+    """The generators as text: it survives any way in which a strategy writes it."""
+    encoded = _tree.encode(_rng._global_states(), "rng")
+    arrays = {}
+    for name, array in encoded.arrays.items():
+        plain = array.numpy() if _memory.is_torch(array) else array
+        arrays[name] = [
+            _memory.numpy_dtype_name(plain.dtype, name),
+            list(plain.shape),
+            plain.tobytes(),
+        ]
+    packed = {
+        name: [dtype, shape, base64.b64encode(data).decode()]
+        for name, (dtype, shape, data) in arrays.items()
+    }
+    return json.dumps({"tree": encoded.tree, "arrays": packed}, allow_nan=False)
+
+
+def _set_generators(text: str) -> None:
+    import numpy
+    import torch
+
+    stored = json.loads(text)
+    kinds = _tree.arrays_of(stored["tree"])
+    arrays: dict[str, Any] = {}
+    for name, (dtype, shape, data) in stored["arrays"].items():
+        array = (
+            numpy.frombuffer(base64.b64decode(data), _memory.numpy_dtype(dtype))
+            .reshape(shape)
+            .copy()
+        )
+        arrays[name] = torch.from_numpy(array) if kinds[name] == "torch" else array
+    notices: list[str] = []
+    _rng._set_global_states(_tree.decode(stored["tree"], arrays, "rng"), notices)
+    for notice in notices:
+        _resume.tell(notice)

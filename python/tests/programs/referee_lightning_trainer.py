@@ -1,0 +1,6 @@
+"""lightning_trainer with lastgood, as the module that the referee starts."""
+
+from referee_targets import main
+
+if __name__ == "__main__":
+    main("lightning_trainer")

@@ -1,0 +1,6 @@
+"""loop_ddp with lastgood, as the module that the referee starts."""
+
+from referee_targets import main
+
+if __name__ == "__main__":
+    main("loop_ddp")

@@ -1,0 +1,92 @@
+"""examples/train_jax.py ends in the same bits whether or not it is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "examples/train_jax.py"), "--steps", "200", "--every", "2"]
+#: Far longer than it takes: only a hang reaches it.
+PATIENCE = 300
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "XLA_FLAGS"))}
+    path = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    return {**kept, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+
+
+def digest(output: str) -> str:
+    found = re.search(r"^(?:\[rank 0\] )?digest ([0-9a-f]{32})$", output, re.MULTILINE)
+    assert found, output
+    return found[1]
+
+
+def child_of(pid: int, program: str) -> int | None:
+    """The child of ``pid`` that runs ``program``."""
+    try:
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = pathlib.Path(f"/proc/{pid}/task").iterdir()
+        children += [c for t in threads for c in (t / "children").read_text().split()]
+        for child in children:
+            if program.encode() in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    except OSError:
+        pass
+    return None
+
+
+def killed(store: pathlib.Path, checkpoints: int) -> str:
+    """Runs the program under `lastgood run`, kills it once it has so many checkpoints, and gives its output."""
+    command = [
+        sys.executable,
+        "-m",
+        "lastgood",
+        "run",
+        "--store",
+        str(store),
+        "--run",
+        "digits",
+        "--",
+        *PROGRAM,
+    ]
+    supervisor = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+    try:
+        folder = store / "runs/digits/checkpoints"
+        end = time.monotonic() + PATIENCE
+        while not folder.exists() or len(list(folder.iterdir())) < checkpoints:
+            assert time.monotonic() < end and supervisor.poll() is None, supervisor.communicate()[0]
+            time.sleep(0.002)
+        child = child_of(supervisor.pid, "train_jax.py")
+        assert child is not None
+        os.kill(child, signal.SIGKILL)
+        output: str = supervisor.communicate(timeout=PATIENCE)[0]
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    assert supervisor.returncode == 0, output
+    return output
+
+
+def test_the_example_ends_in_the_same_bits_after_a_kill(tmp_path: pathlib.Path) -> None:
+    undisturbed = subprocess.run(
+        [*PROGRAM, "--store", str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=environment(),
+        check=False,
+    )
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    output = killed(tmp_path / "b", 8)
+    begins = [int(step) for step in re.findall(r"attempt \d+ begins at step (\d+)", output)]
+    assert len(begins) == 2 and begins[0] == 0 and 0 < begins[1] < 200, output
+    assert digest(output) == digest(undisturbed.stdout)

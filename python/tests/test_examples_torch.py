@@ -1,0 +1,114 @@
+"""The examples for torch end with the same digest whether they are killed on the way or not."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lastgood as lg
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LASTGOOD = [sys.executable, "-m", "lastgood", "run"]
+
+
+def environment() -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))}
+    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "python")}
+
+
+def digests(output: str) -> list[str]:
+    return re.findall(r"digest ([0-9a-f]{64})", output)
+
+
+def undisturbed(command: list[str]) -> str:
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return digests(ended.stdout)[0]
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """The processes below ``pid`` whose command line names ``name`` as the program that they run."""
+    parents, found = {pid}, []
+    rows = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                command = (entry / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            rows.append((int(entry.name), int(stat.rpartition(")")[2].split()[1]), command))
+    for _ in rows:
+        parents |= {child for child, parent, _ in rows if parent in parents}
+    for child, _, command in rows:
+        runs = len(command) > 2 and any(part.endswith(name) for part in command[1:3])
+        if child in parents and child != pid and runs:
+            found.append(child)
+    return sorted(found)
+
+
+def killed(command: list[str], store: Path, name: str, seed: int) -> str:
+    """Runs ``command`` and kills one process of ``name`` once there is a checkpoint, at a moment drawn by ``seed``."""
+    draw = random.Random(seed)
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 200
+    victims: list[int] = []
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(store.glob("runs/default/checkpoints/*.json")):
+            time.sleep(draw.uniform(0.0, 0.3))
+            victims = descendants(process.pid, name)
+            if victims:
+                os.kill(draw.choice(victims), signal.SIGKILL)
+                break
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert victims, f"seed {seed}: it was over before it could be killed\n{output}"
+    # It was killed, and went on from a checkpoint.
+    assert re.findall(r"from step [1-9]", output), output
+    return digests(output)[-1]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3] if os.environ.get("LASTGOOD_SLOW") else [1])
+def test_one_process(tmp_path: Path, seed: int) -> None:
+    program = [sys.executable, str(EXAMPLES / "train_torch.py"), "--store"]
+    expected = undisturbed([*program, str(tmp_path / "undisturbed")])
+    store = tmp_path / "killed"
+    supervised = [*LASTGOOD, "--store", str(store), "--run", "default", "--", *program, str(store), "--pause", "0.01"]
+    assert killed(supervised, store, "train_torch.py", seed) == expected
+    assert len({c.attempt for c in history(store)}) > 1
+
+
+@pytest.mark.parametrize(
+    "how", ["torchrun", "ranks", "torchrun_alone"] if os.environ.get("LASTGOOD_SLOW") else ["torchrun"]
+)
+def test_two_ranks(tmp_path: Path, how: str) -> None:
+    program = [str(EXAMPLES / "train_fsdp.py"), "--store"]
+    expected = undisturbed([*TORCHRUN, *program, str(tmp_path / "undisturbed")])
+    store = tmp_path / "killed"
+    under = [*LASTGOOD, "--store", str(store), "--run", "default"]
+    ours = [*program, str(store), "--pause", "0.05"]
+    command = {
+        "torchrun": [*under, "--", *TORCHRUN, *ours],
+        "ranks": [*under, "--ranks", "2", "--", sys.executable, *ours],
+        "torchrun_alone": [*TORCHRUN, "--max-restarts", "3", *ours],
+    }[how]
+    assert killed(command, store, "train_fsdp.py", 1) == expected
+    assert len({c.attempt for c in history(store)}) > 1
+
+
+def history(store: Path) -> list[lg.Checkpoint]:
+    with lg.open(store, {}) as run:
+        return run.history()

@@ -1,0 +1,130 @@
+"""Starts the training programs of these tests: one process has the libraries imported, and each program is a fork."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROGRAMS = Path(__file__).parent / "programs"
+sys.path.insert(0, str(PROGRAMS))
+
+import lastgood  # noqa: E402
+import zygote  # noqa: E402
+
+#: What is imported once for all programs.
+MODULES = [
+    "transformers.trainer",
+    "transformers.models.bert.modeling_bert",
+    "lightning.pytorch",
+    "lastgood.hf",
+    "lastgood.accelerate",
+    "lastgood.lightning",
+    "ckpt_chaos.targets.hf_trainer",
+    "ckpt_chaos.targets.lightning_trainer",
+    "torchdata.stateful_dataloader",
+    "referee_targets",
+]
+
+
+def environment() -> dict[str, str]:
+    """What programs run under: one thread, since sums over another number of threads are other bits."""
+    paths = [str(Path(lastgood.__file__).parent.parent), str(PROGRAMS)]
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LASTGOOD_", "RANK", "WORLD_SIZE", "LOCAL_"))
+    }
+    return {
+        **ours,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",
+    }
+
+
+@functools.cache
+def forks() -> zygote.Zygote:
+    """The process that has everything imported; one for all tests of this process."""
+    started = zygote.Zygote(MODULES, environment())
+    atexit.register(started.close)
+    return started
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[zygote.Fork]:
+    """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK."""
+    port = free_port()
+    started = []
+    for rank in range(ranks):
+        env = environment()
+        if ranks > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            env |= {
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            env |= {"TORCHELASTIC_RUN_ID": "tests"}
+        command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
+        with open(f"{log}.{rank}", "w") as out:
+            started.append(
+                forks().popen(
+                    command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT
+                )
+            )
+    return started
+
+
+def finish(started: list[zygote.Fork], log: Path, seconds: float = 300) -> list[int]:
+    """Waits for every rank, and gives their exit codes. When one is dead the others get 3 s, as under torchrun."""
+    until = time.monotonic() + seconds
+    while any(fork.poll() is None for fork in started):
+        if any(fork.poll() not in (None, 0) for fork in started):
+            until = min(until, time.monotonic() + 3)
+        if time.monotonic() > until:
+            for fork in started:
+                fork.kill()
+        time.sleep(0.02)
+    return [fork.wait() or 0 for fork in started]
+
+
+def run(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[int]:
+    """Starts a program and waits for it."""
+    return finish(start(program, log, *arguments, ranks=ranks), log)
+
+
+def output(log: Path, rank: int = 0) -> str:
+    """What a rank printed."""
+    return Path(f"{log}.{rank}").read_text(encoding="utf-8", errors="replace")
+
+
+def trace(out: Path, rank: int = 0) -> dict[int, str]:
+    """The digest after each step; what was done twice must have given the same."""
+    found: dict[int, str] = {}
+    for line in (out / f"trace.{rank}").read_text().splitlines():
+        step, digest = line.split()
+        assert found.setdefault(int(step), digest) == digest, (
+            f"step {step} gave another state the second time"
+        )
+    return found
+
+
+def began(out: Path, rank: int = 0) -> int:
+    """The step that the last process began at."""
+    return int((out / f"start.{rank}").read_text())

@@ -1,0 +1,72 @@
+//! `cargo xtask python`: the environment of the Python tests, and everything that is checked in it.
+
+mod environment;
+mod stubs;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use environment::prepare;
+
+use crate::process;
+
+type Word = (&'static str, fn(&[String]) -> Result<bool>);
+
+/// What each word of the command line does.
+const WORDS: &[Word] = &[
+    ("test", test),
+    ("lint", |_| lint()),
+    ("stubs", |_| stubs::write().map(|()| true)),
+    ("lock", |_| environment::lock().map(|()| true)),
+    ("install", |_| environment::install().map(|()| true)),
+];
+
+/// Runs `cargo xtask python WORD`.
+pub(crate) fn run(args: &[String]) -> Result<bool> {
+    let (word, rest) = args.split_first().map_or(("test", &[][..]), |(word, rest)| (word, rest));
+    let Some((_, run)) = WORDS.iter().find(|(name, _)| *name == word) else {
+        let names: Vec<&str> = WORDS.iter().map(|(name, _)| *name).collect();
+        bail!("there is no {word:?}; there are {}", names.join(", "));
+    };
+    if word != "lock" {
+        prepare()?;
+    }
+    run(rest)
+}
+
+/// Formatting, lints, types, and stubs that say what the module has.
+fn lint() -> Result<bool> {
+    environment::install()?;
+    let checks: [&[&str]; 4] = [
+        &["-m", "ruff", "check", "python", "examples"],
+        &["-m", "ruff", "format", "--check", "python", "examples"],
+        &["-m", "mypy"],
+        &["-m", "mypy.stubtest", "lastgood._lastgood", "--ignore-missing-stub"],
+    ];
+    let mut well = stubs::check()?;
+    for check in checks {
+        well &= succeeds(&mut python(check))?;
+    }
+    Ok(well)
+}
+
+/// Installs the package as a user would and runs its tests; more words go to pytest.
+fn test(args: &[String]) -> Result<bool> {
+    environment::install()?;
+    let mut tests =
+        python(&["-m", "pytest", "-p", "lastgood_counts", "-n", "2", "--dist", "loadgroup"]);
+    tests.env("LASTGOOD_INSTALLED", "1").args(args);
+    succeeds(&mut tests)
+}
+
+/// The interpreter of the environment with `args`.
+fn python(args: &[&str]) -> Command {
+    let mut command = process::command(&environment::python().display().to_string());
+    command.args(args).env("PYTHONPATH", "python/plugins").env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+fn succeeds(command: &mut Command) -> Result<bool> {
+    Ok(command.status().with_context(|| format!("cannot run {command:?}"))?.success())
+}
