@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch as _torch  # noqa: F401  (without it, `lg.torch` says in one sentence what to install)
+
 if TYPE_CHECKING:
     from lastgood.torch._dcp import Writer
     from lastgood.torch._dcp_calls import async_save, load, save

@@ -184,8 +184,8 @@ class Writer(StorageWriter, AsyncStager):
         >>> _ = dcp.save({"w": torch.ones(3), "epoch": 2}, checkpoint_id="step-7", storage_writer=writer)
         >>> state = {"w": torch.zeros(3), "epoch": 0}
         >>> dcp.load(state, storage_reader=lg.torch.Reader(store))
-        >>> state
-        {'epoch': 2, 'w': tensor([1., 1., 1.])}
+        >>> state["w"], state["epoch"]
+        (tensor([1., 1., 1.]), 2)
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Writer(StorageWriter, AsyncStager):
         if self._alone:
             world = _world.find_world()
             if self._world_incarnation is None:
-                self._world_incarnation = _world.find_incarnation(world)
+                self._world_incarnation = _world.find_incarnation(world, " ".join(self._place))
             if self._step is None:
                 raise Invalid(
                     "without collectives the ranks cannot agree on a step; give a checkpoint_id"

@@ -283,8 +283,8 @@ class Reader(StorageReader):
             return
         if kind == "bytesio":
             value = io.BytesIO(value)
-        stock = isinstance(planner, DefaultLoadPlanner)
-        if stock and type(planner).load_bytes is DefaultLoadPlanner.load_bytes:
+        plain = DefaultLoadPlanner.load_bytes
+        if isinstance(planner, DefaultLoadPlanner) and type(planner).load_bytes is plain:
             if planner.flatten_state_dict:
                 set_element(planner.original_state_dict, planner.mappings[fqn], value)
             else:

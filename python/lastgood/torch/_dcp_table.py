@@ -161,7 +161,8 @@ def _value(item: WriteItem, planner: SavePlanner) -> dict[str, Any]:
         for name, array in encoded.arrays.items():
             if kinds.get(name) == "jax" or not _storable(array):
                 raise Invalid(
-                    f"{fqn}: the array {name} in it cannot be stored in a value; convert it, or give it a key of its own in the state dict"
+                    f"{fqn}: the array {name} in it cannot be stored in a value; "
+                    "convert it, or give it a key of its own in the state dict"
                 )
         return {"tree": encoded.tree, "arrays": encoded.arrays}
     data = planner.resolve_data(item)
@@ -191,10 +192,9 @@ def _storable(array: Any) -> bool:
 
 
 def _is_stock(planner: SavePlanner) -> bool:
-    kind = type(planner)
     return isinstance(planner, DefaultSavePlanner) and (
-        kind.transform_object is DefaultSavePlanner.transform_object
-        and kind.resolve_data is DefaultSavePlanner.resolve_data
+        type(planner).transform_object is DefaultSavePlanner.transform_object
+        and type(planner).resolve_data is DefaultSavePlanner.resolve_data
     )
 
 

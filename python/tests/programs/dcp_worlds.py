@@ -19,17 +19,16 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import fsspec
+import lastgood as lg
+import lastgood.torch._dcp_calls
 import torch
 import torch._dynamo  # distribute_tensor imports it, once in every process: here it is once for all
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from lastgood.fs import LastgoodFileSystem
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-
-import lastgood as lg
-import lastgood.torch._dcp_calls
-from lastgood.fs import LastgoodFileSystem
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -241,8 +240,8 @@ def killed_writer() -> None:
     )
     for rank_killed, at in ((1, "write_data"), (0, "write_data"), (1, "_wait_written")):
 
-        def save(rank: int, arm: Callable[[int], None] = kill_in(rank_killed, at)) -> None:
-            arm(rank)
+        def save(rank: int, killed: int = rank_killed, at: str = at) -> None:
+            kill_in(killed, at)(rank)
             lg.torch.save(state(2), lg.torch.Writer(store), checkpoint_id=2)
 
         codes = world(2, save)
