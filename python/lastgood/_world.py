@@ -77,10 +77,13 @@ def find_incarnation(world: World, run: str) -> str | None:
     if given is not None:
         number = _opened.get(run, 0)
         _opened[run] = number + 1
-        # Ranks that torchrun starts again by itself are a new incarnation.
+        # Ranks that torchrun starts again by itself are a new incarnation. Under ``lastgood run`` torchrun's ranks are
+        # others than the one that the supervisor has started an attempt for; this variable is torchrun's alone.
+        inner = ["torchrun"] if "TORCHELASTIC_USE_AGENT_STORE" in os.environ else []
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         parts = [
             given,
+            *inner,
             *([restarts] if restarts != "0" else []),
             *([f"open{number}"] if number else []),
         ]
