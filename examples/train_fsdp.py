@@ -10,14 +10,13 @@ import argparse
 import hashlib
 import time
 
+import lastgood as lg
 import sklearn.datasets
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-
-import lastgood as lg
 
 BATCH = 64
 

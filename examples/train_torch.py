@@ -1,6 +1,6 @@
 """A classifier of scikit-learn's digits in one process, which can be killed at any moment:
 
-    lastgood run --store ./checkpoints --run default -- python examples/train_torch.py --store ./checkpoints
+lastgood run --store ./checkpoints --run default -- python examples/train_torch.py --store ./checkpoints
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import argparse
 import hashlib
 import time
 
+import lastgood as lg
 import sklearn.datasets
 import torch
 from torch import nn
-
-import lastgood as lg
 
 BATCH = 64
 

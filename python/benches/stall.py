@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import lastgood as lg
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-
-import lastgood as lg
 
 WIDTH = 1024
 
@@ -36,7 +35,9 @@ def train(model: nn.Module, optimizer: Any, rows: int) -> None:
     optimizer.zero_grad()
 
 
-def loop(steps: int, every: int, step: Callable[[], None], save: Callable[[int], None] | None) -> tuple[float, float]:
+def loop(
+    steps: int, every: int, step: Callable[[], None], save: Callable[[int], None] | None
+) -> tuple[float, float]:
     begin, inside = time.perf_counter(), 0.0
     for number in range(1, steps + 1):
         step()
@@ -82,13 +83,17 @@ def compare(asked: Any) -> None:
                     found[way].append(measured)
         run.close()
     base = statistics.median(total for total, _ in found["none"])
-    print(f"state {asked.megabytes} MB, {steps} steps of {base / steps * 1e3:.0f} ms, {asked.saves} saves a loop")
+    print(
+        f"state {asked.megabytes} MB, {steps} steps of {base / steps * 1e3:.0f} ms, {asked.saves} saves a loop"
+    )
     slowdowns = {}
     for way in ("lastgood", "dcp"):
         total = statistics.median(t for t, _ in found[way])
         inside = statistics.median(i for _, i in found[way])
         slowdowns[way] = (total - base) / asked.saves
-        print(f"{way:10} {slowdowns[way] * 1e3:8.1f} ms a save in all, {inside / asked.saves * 1e3:8.1f} ms in the call")
+        print(
+            f"{way:10} {slowdowns[way] * 1e3:8.1f} ms a save in all, {inside / asked.saves * 1e3:8.1f} ms in the call"
+        )
     print(f"ratio      {slowdowns['dcp'] / max(slowdowns['lastgood'], 1e-9):8.1f}")
 
 
@@ -98,19 +103,20 @@ def small(count: int) -> None:
     for parameter in module:
         parameter.grad = torch.ones(16)
     optimizer.step()
-    with tempfile.TemporaryDirectory() as folder:
-        with lg.open(folder, {"model": module, "optimizer": optimizer}, policy=lg.Policy(at=[10**9])) as run:
-            times = []
-            for step in range(6):
-                begin = time.perf_counter()
-                handle = run.save(step)
-                times.append(time.perf_counter() - begin)
-                handle.durable.result()
-            print(f"{2 * count:6} tensors: {statistics.median(times) * 1e3:.1f} ms in Run.save")
+    with tempfile.TemporaryDirectory() as folder, lg.open(
+        folder, {"model": module, "optimizer": optimizer}, policy=lg.Policy(at=[10**9])
+    ) as run:
+        times = []
+        for step in range(6):
             begin = time.perf_counter()
-            for step in range(10_000):
-                run.step(step, loss=0.5)
-            print(f"run.step without a save: {(time.perf_counter() - begin) / 10_000 * 1e6:.2f} us")
+            handle = run.save(step)
+            times.append(time.perf_counter() - begin)
+            handle.durable.result()
+        print(f"{2 * count:6} tensors: {statistics.median(times) * 1e3:.1f} ms in Run.save")
+        begin = time.perf_counter()
+        for step in range(10_000):
+            run.step(step, loss=0.5)
+        print(f"run.step without a save: {(time.perf_counter() - begin) / 10_000 * 1e6:.2f} us")
 
 
 def main() -> None:

@@ -198,7 +198,9 @@ class Plan:
             stuck = _take_back(done)
             if not isinstance(error, Exception):
                 raise
-            state = "everything is as it was" if not stuck else f"NOT taken back: {'; '.join(stuck)}"
+            state = (
+                "everything is as it was" if not stuck else f"NOT taken back: {'; '.join(stuck)}"
+            )
             raise Incompatible(
                 f"an object refused its state from checkpoint {self.checkpoint.id[:16]}; {state}: "
                 f"{type(error).__name__}: {error}"

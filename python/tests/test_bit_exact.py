@@ -67,6 +67,11 @@ def test_no_item_can_be_left_out(
     killed: tuple[str, dict[int, str]], undisturbed: dict[int, str], item: str
 ) -> None:
     store, _ = killed
-    found = exact.train(store, exact.STEPS if os.environ.get("LASTGOOD_SLOW") else exact.SAVED_AT + 3, item, save=False)
+    found = exact.train(
+        store,
+        exact.STEPS if os.environ.get("LASTGOOD_SLOW") else exact.SAVED_AT + 3,
+        item,
+        save=False,
+    )
     differ = [step for step, digest in found.items() if digest != undisturbed[step]]
     assert differ and differ[0] <= exact.SAVED_AT + 2, f"{item} makes no difference"

@@ -38,12 +38,21 @@ CHECKS = [
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs every check in four ranks, which are started once: importing torch takes longer than the checks."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))
+    }
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment.pop(name, None)
     ranks = []
     for rank in range(RANKS):
-        command = [sys.executable, "-W", "ignore", str(PROGRAMS / "ranks.py"), str(rank), str(folder)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(PROGRAMS / "ranks.py"),
+            str(rank),
+            str(folder),
+        ]
         with open(folder / f"output.{rank}", "wb") as output:
             ranks.append(subprocess.Popen(command, stdout=output, stderr=output, env=environment))
     for process in ranks:

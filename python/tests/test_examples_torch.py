@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 import lastgood as lg
+import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -22,7 +21,9 @@ LASTGOOD = [sys.executable, "-m", "lastgood", "run"]
 
 
 def environment() -> dict[str, str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))
+    }
     return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "python")}
 
 
@@ -86,13 +87,25 @@ def test_one_process(tmp_path: Path, seed: int) -> None:
     program = [sys.executable, str(EXAMPLES / "train_torch.py"), "--store"]
     expected = undisturbed([*program, str(tmp_path / "undisturbed")])
     store = tmp_path / "killed"
-    supervised = [*LASTGOOD, "--store", str(store), "--run", "default", "--", *program, str(store), "--pause", "0.01"]
+    supervised = [
+        *LASTGOOD,
+        "--store",
+        str(store),
+        "--run",
+        "default",
+        "--",
+        *program,
+        str(store),
+        "--pause",
+        "0.01",
+    ]
     assert killed(supervised, store, "train_torch.py", seed) == expected
     assert len({c.attempt for c in history(store)}) > 1
 
 
 @pytest.mark.parametrize(
-    "how", ["torchrun", "ranks", "torchrun_alone"] if os.environ.get("LASTGOOD_SLOW") else ["torchrun"]
+    "how",
+    ["torchrun", "ranks", "torchrun_alone"] if os.environ.get("LASTGOOD_SLOW") else ["torchrun"],
 )
 def test_two_ranks(tmp_path: Path, how: str) -> None:
     program = [str(EXAMPLES / "train_fsdp.py"), "--store"]

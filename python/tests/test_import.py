@@ -55,7 +55,16 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_framework_that_is_missing_is_one_sentence(name: str) -> None:
-    hidden = {"torch", "jax", "orbax", "transformers", "accelerate", "lightning", "pytorch_lightning", "fsspec"}
+    hidden = {
+        "torch",
+        "jax",
+        "orbax",
+        "transformers",
+        "accelerate",
+        "lightning",
+        "pytorch_lightning",
+        "fsspec",
+    }
     code = HIDE.format(hidden=hidden) + (
         "import lastgood as lg\n"
         f"try: lg.{name}\n"
@@ -83,7 +92,11 @@ def test_saves_and_restores_without_any_framework(tmp_path: Path) -> None:
 
 def test_the_command_is_the_same_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lastgood", "--version"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "lastgood", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout.strip() == f"lastgood {lg.__version__}"
     wrong = subprocess.run(
@@ -101,7 +114,18 @@ def test_the_installed_command_runs_a_job(tmp_path: Path) -> None:
     """The entry point starts itself again for what it supervises."""
     program = Path(sys.executable).with_name("lastgood")
     done = subprocess.run(
-        [program, "run", "--store", tmp_path, "--run", "job", "--", sys.executable, "-c", "print('trained')"],
+        [
+            program,
+            "run",
+            "--store",
+            tmp_path,
+            "--run",
+            "job",
+            "--",
+            sys.executable,
+            "-c",
+            "print('trained')",
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -164,7 +188,9 @@ def test_examples_in_docstrings_run() -> None:
     """Every example of the core; those of frameworks run in the frameworks' own tests."""
     count = 0
     for module in ["_run", "_state", "_tree", "_policy", "_handle", "_restore"]:
-        result = doctest.testmod(importlib.import_module(f"lastgood.{module}"), optionflags=doctest.ELLIPSIS)
+        result = doctest.testmod(
+            importlib.import_module(f"lastgood.{module}"), optionflags=doctest.ELLIPSIS
+        )
         assert result.failed == 0
         count += result.attempted
     assert count > 20

@@ -297,9 +297,8 @@ def test_what_does_not_fit_is_named_and_nothing_changes(case: str, tmp_path: pat
     tree, message = MISFITS[case]
     before = bits_of(tree)
     state = {"tree": tree}
-    with lg.open(tmp_path, state, rng=False) as run:
-        with pytest.raises(lg.Incompatible, match=message):
-            run.restore()
+    with lg.open(tmp_path, state, rng=False) as run, pytest.raises(lg.Incompatible, match=message):
+        run.restore()
     assert state["tree"] is tree and bits_of(tree) == before
     with pytest.raises(lg.Incompatible, match=message):
         lg.jax.restore(tmp_path, tree)

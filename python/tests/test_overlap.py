@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import lastgood as lg
+import pytest
 
 torch = pytest.importorskip("torch")
 
@@ -43,7 +42,9 @@ def restored(folder: Path, name: str, like: Any, step: int) -> Any:
         ("AdamW", {"foreach": False}),
     ],
 )
-def test_the_optimizer_waits_for_the_copy(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+def test_the_optimizer_waits_for_the_copy(
+    tmp_path: Path, kind: str, options: dict[str, Any]
+) -> None:
     model, optimizer = large(getattr(torch.optim, kind), **options)
     with lg.open(tmp_path, {"model": model, "optimizer": optimizer}) as run:
         expected = model.weight.detach().clone()
@@ -193,7 +194,13 @@ def test_a_scaler_that_skips_the_step_and_several_optimizers(tmp_path: Path) -> 
     first, second = torch.nn.Linear(9, 9), torch.nn.Linear(9, 9)
     optimizers = [torch.optim.AdamW(m.parameters()) for m in (first, second)]
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    state = {"first": first, "second": second, "a": optimizers[0], "b": optimizers[1], "scaler": scaler}
+    state = {
+        "first": first,
+        "second": second,
+        "a": optimizers[0],
+        "b": optimizers[1],
+        "scaler": scaler,
+    }
     with lg.open(tmp_path, state) as run:
         for step, bad in ((1, False), (2, True), (3, False)):
             for module, optimizer in zip((first, second), optimizers, strict=True):
@@ -202,7 +209,10 @@ def test_a_scaler_that_skips_the_step_and_several_optimizers(tmp_path: Path) -> 
                 scaler.step(optimizer)
                 optimizer.zero_grad()
             scaler.update()
-            expected = [p.clone() for m in (first, second) for p in m.parameters()], scaler.get_scale()
+            expected = (
+                [p.clone() for m in (first, second) for p in m.parameters()],
+                scaler.get_scale(),
+            )
             run.save(step).durable.result(60)
             with torch.no_grad():
                 first.weight.zero_()

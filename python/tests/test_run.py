@@ -63,7 +63,7 @@ def test_the_state_comes_back(tmp_path: Path) -> None:
     with lg.open(tmp_path, state) as run:
         assert run.restore() == 0
         run.save(10, block=True)
-        expected = [rng.random(), state["rng.python"].random(), random.random(), np.random.rand()]  # noqa: NPY002
+        expected = [rng.random(), state["rng.python"].random(), random.random(), np.random.rand()]
         state["numbers"].update(epoch=4, extra=1, history=[])
         state["array"][:] = 0
         state["counter"].value = 99
@@ -74,7 +74,7 @@ def test_the_state_comes_back(tmp_path: Path) -> None:
     assert state["counter"].value == 5 and state["scalar"] == 7
     # What others hold is the same object.
     assert state["numbers"] is held[0] and state["array"] is held[1]
-    drawn = [rng.random(), state["rng.python"].random(), random.random(), np.random.rand()]  # noqa: NPY002
+    drawn = [rng.random(), state["rng.python"].random(), random.random(), np.random.rand()]
     assert drawn == expected
 
 
@@ -96,8 +96,14 @@ def test_a_second_process_goes_on(tmp_path: Path) -> None:
 
 def test_a_restore_is_whole_or_nothing(tmp_path: Path) -> None:
     """Three kinds of objects, the last of which refuses: everything is as it was, generators too."""
+
     def make(value: int) -> dict[str, Any]:
-        return {"a": Counter(value), "b": {"x": np.full(3, value)}, "c": Counter(value), "d": Counter(value)}
+        return {
+            "a": Counter(value),
+            "b": {"x": np.full(3, value)},
+            "c": Counter(value),
+            "d": Counter(value),
+        }
 
     with lg.open(tmp_path, make(1)) as run:
         run.save(1, block=True)
@@ -105,7 +111,9 @@ def test_a_restore_is_whole_or_nothing(tmp_path: Path) -> None:
     state["d"].refuses = 1
     with lg.open(tmp_path, state) as run:
         before = random.getstate(), state["a"].array
-        with pytest.raises(lg.Incompatible, match="everything is as it was: RuntimeError: I would rather not"):
+        with pytest.raises(
+            lg.Incompatible, match="everything is as it was: RuntimeError: I would rather not"
+        ):
             run.restore()
         assert [state[n].value for n in "acd"] == [2, 2, 2]
         assert state["b"]["x"].tolist() == [2, 2, 2]
@@ -121,9 +129,14 @@ def test_a_restore_is_whole_or_nothing(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path: Path) -> None:
-    with lg.open(tmp_path, {"a": {"w": np.zeros((2, 3)), "v": np.zeros(2)}, "gone": {"x": 1}}) as run:
+    with lg.open(
+        tmp_path, {"a": {"w": np.zeros((2, 3)), "v": np.zeros(2)}, "gone": {"x": 1}}
+    ) as run:
         run.save(1, block=True)
-    state = {"a": {"w": np.ones((3, 2)), "v": np.ones(2, np.float32), "new": np.ones(1)}, "fresh": {"x": 1}}
+    state = {
+        "a": {"w": np.ones((3, 2)), "v": np.ones(2, np.float32), "new": np.ones(1)},
+        "fresh": {"x": 1},
+    }
     with lg.open(tmp_path, state) as run:
         report = run.preflight()
         with pytest.raises(lg.LastgoodError) as caught:
@@ -150,7 +163,9 @@ def test_only_some_components(tmp_path: Path) -> None:
         state["a"]["x"] = state["b"]["x"] = 9
         assert run.restore(at=1, only=["a"]) == 1
         assert state == {"a": {"x": 1}, "b": {"x": 9}}
-        assert run.restore() == 1 and state["b"]["x"] == 2, "the newest, not what the attempt began with"
+        assert run.restore() == 1 and state["b"]["x"] == 2, (
+            "the newest, not what the attempt began with"
+        )
         with pytest.raises(lg.NotFound, match="'zzz'"):
             run.restore(only=["zzz"])
         with pytest.raises(lg.NotFound):
@@ -187,7 +202,10 @@ def test_nothing_left_is_no_fresh_start(tmp_path: Path) -> None:
     with lg.open(tmp_path, {"a": {"x": np.arange(1000)}}) as run:
         run.save(1, block=True)
     flip(packs(tmp_path)[0])
-    with lg.open(tmp_path, {"a": {"x": np.zeros(1000, int)}}) as run, pytest.raises(lg.Corrupt, match="no checkpoint"):
+    with (
+        lg.open(tmp_path, {"a": {"x": np.zeros(1000, int)}}) as run,
+        pytest.raises(lg.Corrupt, match="no checkpoint"),
+    ):
         run.restore()
 
 
@@ -196,7 +214,9 @@ def test_verify_and_mark(tmp_path: Path) -> None:
         handle = run.save(1)
         identity = handle.durable.result(60)
         assert handle.verified.result(60) == identity
-        assert run.history()[0].standing == "verified"
+        assert run.history()[0].standing == "committed", (
+            "a mark would outrank what is saved after it"
+        )
         seen: list[tuple[int, int]] = []
         assert run.verify("latest", progress=lambda done, all: seen.append((done, all))) > 8000
         assert seen and seen[-1][0] == seen[-1][1]
@@ -295,7 +315,9 @@ def test_arguments_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lg.Policy(steps=0)
     for rank, size in [("1", None), ("2", "2"), ("x", "2")]:
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv("WORLD_SIZE", raising=False)
+        monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv(
+            "WORLD_SIZE", raising=False
+        )
         with pytest.raises(lg.Invalid, match="RANK"):
             lg.open(tmp_path, {})
     monkeypatch.setenv("RANK", "0")
@@ -319,7 +341,9 @@ def test_classes_of_durability(tmp_path: Path) -> None:
         run.restore(at=1)
         assert calls == ["rebuilt", "reset"]
         assert state["kept"].obj == {"x": 1} and state["cache"].obj == {"y": 5}
-        components = {name: (owner, kind) for name, owner, kind in run._native.find("1").components()}
+        components = {
+            name: (owner, kind) for name, owner, kind in run._native.find("1").components()
+        }
     assert components["kept"] == ("trainer team", "durable")
     assert components["cache"] == ("data", "derived")
     assert components["trace"] == ("profiler", "volatile")
@@ -439,9 +463,10 @@ def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
 
 def test_two_ranks_commit_together(tmp_path: Path) -> None:
     """Two ranks in one process: what each holds for itself, what both hold, and another number of ranks after."""
+
     def opened(rank: int, size: int, name: str, state: dict[str, Any]) -> lg.Run:
-        from lastgood._run import Run
         from lastgood._policy import as_policy
+        from lastgood._run import Run
         from lastgood._state import World
 
         native = _lastgood.Run(str(tmp_path), {}, "r", rank, size, name, {"commit_wait": 5.0})
@@ -449,7 +474,10 @@ def test_two_ranks_commit_together(tmp_path: Path) -> None:
 
     def states(size: int, value: int) -> list[dict[str, Any]]:
         return [
-            {"own": {"rank": rank, "x": np.full(3, rank + value)}, "same": lg.Durable({"y": np.full(2, value)}, ranks="same")}
+            {
+                "own": {"rank": rank, "x": np.full(3, rank + value)},
+                "same": lg.Durable({"y": np.full(2, value)}, ranks="same"),
+            }
             for rank in range(size)
         ]
 
@@ -468,7 +496,9 @@ def test_two_ranks_commit_together(tmp_path: Path) -> None:
     lonely = runs[0].save(2)
     with pytest.raises(TimeoutError):
         lonely.durable.result(0.2)
-    assert isinstance(lonely.durable.exception(60), lg.LastgoodError), "one rank alone is no checkpoint"
+    assert isinstance(lonely.durable.exception(60), lg.LastgoodError), (
+        "one rank alone is no checkpoint"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for run in runs:

@@ -22,7 +22,7 @@ def through(value: Any, template: Any = None) -> Any:
     return _tree.decode(json.loads(text), arrays, "x", template)
 
 
-Point = collections.namedtuple("Point", ["x", "y"])  # noqa: PYI024
+Point = collections.namedtuple("Point", ["x", "y"])
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,10 @@ def test_comes_back_exactly(value: Any) -> None:
     assert repr(back) == repr(value)
 
 
-@pytest.mark.parametrize("bits", [0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000000, 0xFFF0000000000000, 1 << 63])
+@pytest.mark.parametrize(
+    "bits",
+    [0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000000, 0xFFF0000000000000, 1 << 63],
+)
 def test_every_float_keeps_its_bits(bits: int) -> None:
     value = struct.unpack("<d", struct.pack("<Q", bits))[0]
     assert struct.pack("<d", through([value])[0]) == struct.pack("<d", value)
@@ -58,7 +61,9 @@ def test_random_values_come_back() -> None:
         if kind == 1:
             return struct.unpack("<d", rng.randbytes(8))[0]
         if kind == 2:
-            return "".join(chr(rng.choice([65, 36, 0, 0x1F600, 0x202E])) for _ in range(rng.randrange(5)))
+            return "".join(
+                chr(rng.choice([65, 36, 0, 0x1F600, 0x202E])) for _ in range(rng.randrange(5))
+            )
         if kind == 3:
             return rng.randbytes(rng.randrange(9))
         if kind in (4, 5):
@@ -77,7 +82,9 @@ def test_random_values_come_back() -> None:
 
 
 def test_arrays_have_names_that_people_read() -> None:
-    encoded = _tree.encode({"layer": {"w": np.ones(2)}, "layer.w": np.zeros(2), "l": [np.ones(1)]}, "x")
+    encoded = _tree.encode(
+        {"layer": {"w": np.ones(2)}, "layer.w": np.zeros(2), "l": [np.ones(1)]}, "x"
+    )
     assert sorted(encoded.arrays) == ["l.0", "layer.w", "layer.w'"]
     back = through({"s": np.float32(1.5), "a": np.array(1.5)})
     assert type(back["s"]) is np.float32 and type(back["a"]) is np.ndarray
@@ -123,7 +130,9 @@ def test_registered_types() -> None:
         def __init__(self, kelvin: float) -> None:
             self.kelvin = kelvin
 
-    lg.register(Temperature, lambda t: {"k": t.kelvin}, lambda v: Temperature(v["k"]), name="temperature")
+    lg.register(
+        Temperature, lambda t: {"k": t.kelvin}, lambda v: Temperature(v["k"]), name="temperature"
+    )
     assert through([Temperature(3.5)])[0].kelvin == 3.5
     with pytest.raises(lg.Invalid, match="registered"):
         lg.register(Custom, lambda c: 1, lambda v: Custom(), name="temperature")
@@ -134,7 +143,11 @@ def test_registered_types() -> None:
 
 @pytest.mark.parametrize(
     "tree",
-    [{"$": "no such kind", "v": []}, {"$": "torch.dtype", "v": "os"}, {"$": "namedtuple", "n": "P", "v": {}}],
+    [
+        {"$": "no such kind", "v": []},
+        {"$": "torch.dtype", "v": "os"},
+        {"$": "namedtuple", "n": "P", "v": {}},
+    ],
 )
 def test_trees_of_another_version_are_refused(tree: Any) -> None:
     with pytest.raises(lg.Incompatible):

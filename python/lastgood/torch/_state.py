@@ -17,6 +17,7 @@ from lastgood import _memory, _state, _tree
 from lastgood._lastgood import Invalid
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, Shard, Snapshot, World
 
+
 def adapter_for(name: str, state: MutableMapping[str, Any], obj: Any) -> Adapter | None:
     """The adapter for a module, an optimizer or a bare tensor; None for everything else."""
     if isinstance(obj, nn.Module):
@@ -126,7 +127,9 @@ class Spread:
             covered: set[int] = set()
             for rank in mesh.mesh.flatten().tolist():
                 place = (root.mesh == rank).nonzero().flatten().tolist()
-                covered |= {d for d, at in enumerate(mine) if len(place) == len(mine) and place[d] != at}
+                covered |= {
+                    d for d, at in enumerate(mine) if len(place) == len(mine) and place[d] != at
+                }
             found = self._known[id(mesh)] = (mesh, covered, mine)
         return found
 
@@ -343,7 +346,9 @@ class ModuleAdapter:
             if not copy:
                 snapshot.deferred.append((path, _local(tensor)))
         encoded = _tree.encode(extra, self.name)
-        snapshot.shards += _state.shards_of(encoded.arrays, self.name, "own" if world.size > 1 else "same")
+        snapshot.shards += _state.shards_of(
+            encoded.arrays, self.name, "own" if world.size > 1 else "same"
+        )
         frozen, evaluates = self._flags()
         snapshot.tree = {
             "extra": encoded.tree,
@@ -627,7 +632,9 @@ class OptimizerAdapter:
             missing = sorted(set(ours["params"]) - set(theirs["params"]))
             extra = sorted(set(theirs["params"]) - set(ours["params"]))
             problems += [f"{self.name}: group {i} of the checkpoint lacks {n}" for n in missing]
-            problems += [f"{self.name}: group {i} of the checkpoint holds {n} as well" for n in extra]
+            problems += [
+                f"{self.name}: group {i} of the checkpoint holds {n} as well" for n in extra
+            ]
         unknown = sorted(set(tree["state"]) - set(parameters))
         problems += [f"{self.name}/state.{name} is only in the checkpoint" for name in unknown]
         if problems:

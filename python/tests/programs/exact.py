@@ -14,11 +14,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import lastgood as lg
 import numpy
 import torch
 from torch import nn
-
-import lastgood as lg
 
 SAMPLES, BATCH, EPOCH = 160, 10, 16
 SAVED_AT, STEPS = 21, 40
@@ -84,7 +83,9 @@ class Training:
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.02, total_steps=STEPS + 1)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, 0.02, total_steps=STEPS + 1
+        )
         self.own = numpy.random.default_rng(5)
         self.counters = {"best": 99.0, "seen": 0}
         self.sampler = lg.data.Sampler(SAMPLES, seed=3, batch_size=BATCH)
@@ -187,7 +188,9 @@ class Training:
 def train(store: str, steps: int, dropped: str | None = None, save: bool = True) -> dict[int, str]:
     training = Training()
     found = {}
-    with lg.open(store, training.state, policy=lg.Policy(at=[SAVED_AT] if save else [10**9])) as run:
+    with lg.open(
+        store, training.state, policy=lg.Policy(at=[SAVED_AT] if save else [10**9])
+    ) as run:
         start = run.restore()
         if dropped is not None:
             training.forget(dropped)

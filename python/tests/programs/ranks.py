@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import lastgood as lg
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,8 +25,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
-
-import lastgood as lg
 
 RANKS = 4
 RANK = int(sys.argv[1])
@@ -83,7 +82,9 @@ def parallel(model: nn.Module, mesh: Any, layout: str) -> None:
         parallelize_module(model, mesh, {"fc1": column, "fc2": row})
     else:
         whole = RowwiseParallel(input_layouts=Replicate())
-        parallelize_module(model, mesh, {"fc1": whole, "fc2": ColwiseParallel(output_layouts=Replicate())})
+        parallelize_module(
+            model, mesh, {"fc1": whole, "fc2": ColwiseParallel(output_layouts=Replicate())}
+        )
 
 
 def train(model: nn.Module, optimizer: Any, layout: str, steps: int = 2) -> None:
@@ -119,9 +120,11 @@ def check_equal(expected: dict[str, Any], found: dict[str, Any]) -> None:
     for name, tensor in expected.items():
         other = found[name]
         assert tensor.dtype == other.dtype and tensor.shape == other.shape, name
-        same = torch.equal(tensor.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)) if (
-            tensor.ndim
-        ) else torch.equal(tensor, other)
+        same = (
+            torch.equal(tensor.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+            if (tensor.ndim)
+            else torch.equal(tensor, other)
+        )
         assert same, f"{name} differs"
 
 
@@ -144,7 +147,9 @@ def open_run(name: str, state: dict[str, Any], **settings: Any) -> lg.Run:
     return lg.open(f"{FOLDER}/store", state, run=name, **settings)
 
 
-def reshard(name: str, source: tuple[str, int], target: tuple[str, int], dtype: torch.dtype) -> None:
+def reshard(
+    name: str, source: tuple[str, int], target: tuple[str, int], dtype: torch.dtype
+) -> None:
     """Trains and saves in one layout, restores into another one that was begun from other weights."""
     layout, size = source
     mixed = dtype == torch.bfloat16
@@ -185,7 +190,9 @@ def reshard(name: str, source: tuple[str, int], target: tuple[str, int], dtype: 
 def check_names(run: lg.Run, expected: set[str], size: int) -> None:
     """What is stored has the names that torch gives."""
     rows = run._native.find("latest").tensors()
-    stored = {f"{c}/{n.rpartition('@rank')[0] or n}" for c, n, dtype, _, _ in rows if dtype != "BLOB"}
+    stored = {
+        f"{c}/{n.rpartition('@rank')[0] or n}" for c, n, dtype, _, _ in rows if dtype != "BLOB"
+    }
     stored = {name for name in stored if not name.startswith("rng/")}
     assert stored == expected, stored ^ expected
 
