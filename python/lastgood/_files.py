@@ -132,7 +132,7 @@ class Lane:
             address = ctypes.addressof(memory)
             shape = (len(data),)
             capture.tensor(
-                component, "data", "U8", shape, (0,), shape, address, len(data), memory, False
+                component, "data", "U8", shape, (0,), shape, address, len(data), memory, "shard"
             )
         capture.blob(component, "waiting", json.dumps(self.waiting).encode(), False)
         step, self.step = self.step, self.step + 1

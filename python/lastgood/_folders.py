@@ -137,7 +137,7 @@ def _declare(capture: Any, component: int, path: str, piece: _tensorfile.Piece, 
         address,
         piece.end - piece.begin,
         data,
-        False,
+        "shard",
     )
 
 

@@ -69,7 +69,7 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
 
 def _alone(place: str, name: str) -> Run:
     # Under a supervisor a job of one rank is its attempt; one of several ranks is not, if only one of them saves.
-    incarnation = _world.find_incarnation(World()) if _world.find_world().size == 1 else None
+    incarnation = _world.find_incarnation(World(), name) if _world.find_world().size == 1 else None
     native = _lastgood.Run(place, _world.store_options(), name, 0, 1, incarnation, {})
     opened = Run(native, {}, World(), _Never(), rng=False, overlap=True)
     _run._open_runs.add(opened)

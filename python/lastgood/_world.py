@@ -1,4 +1,5 @@
-"""Which process this is: from torch.distributed or jax.distributed, else from the environment of torchrun or ``lastgood run``."""
+"""Which process this is: from torch.distributed or jax.distributed, else from the environment of torchrun or
+``lastgood run``."""
 
 from __future__ import annotations
 
@@ -74,9 +75,9 @@ def find_incarnation(world: World, run: str) -> str | None:
         Unavailable: if the first rank has named none within 5 minutes.
     """
     given = os.environ.get("LASTGOOD_INCARNATION")
+    number = _opened.get(run, 0)
+    _opened[run] = number + 1
     if given is not None:
-        number = _opened.get(run, 0)
-        _opened[run] = number + 1
         # Ranks that torchrun starts again by itself are a new incarnation. Under ``lastgood run`` torchrun's ranks are
         # others than the one that the supervisor has started an attempt for; this variable is torchrun's alone.
         inner = ["torchrun"] if "TORCHELASTIC_USE_AGENT_STORE" in os.environ else []

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate as _accelerate  # type: ignore[import-untyped]
+import accelerate as _accelerate
 
 from lastgood import _folders, _resume, _whole
 from lastgood._lastgood import Invalid, LastgoodError

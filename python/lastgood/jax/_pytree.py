@@ -41,7 +41,7 @@ def is_nnx(value: Any) -> bool:
 def _is_leaf(value: Any) -> bool:
     """True for what is stored as a whole: leaves, what has none below it (None, ``{}``, ``EmptyState()``), and objects
     of flax.nnx, which are opened by flax."""
-    return is_nnx(value) or jax.tree_util.tree_structure(value).num_leaves == 0
+    return is_nnx(value) or not jax.tree_util.tree_leaves(value)
 
 
 def _path(keys: Any) -> Path:
@@ -117,7 +117,7 @@ def _is_code(value: Any) -> bool:
 def _is_empty(value: Any) -> bool:
     """True for a container of its own kind without leaves: there is nothing to store in it."""
     plain = value is None or type(value) in (dict, list, tuple)
-    return not plain and jax.tree_util.tree_structure(value).num_leaves == 0
+    return not plain and not jax.tree_util.tree_leaves(value)
 
 
 def node(encoder: Any, name: str, value: Any) -> Any:

@@ -90,7 +90,8 @@ def template_of(name: str, kind: str, args: Any) -> Abstract:
         raise Invalid(
             f"item {name!r}: restore_args with shardings need item=, the abstract tree, beside them"
         )
-    item = item.tree if hasattr(item, "use_zarr3") else item
+    if item is not None and hasattr(item, "use_zarr3"):
+        item = item.tree
     if item is not None:
         item = jax.tree.map(
             _leaf, item, is_leaf=lambda leaf: isinstance(leaf, ocp.metadata.Metadata)

@@ -26,7 +26,7 @@ from lastgood.orbax._policies import Info
 KEY = "lastgood.orbax"
 
 
-class CheckpointManager(ocp.AbstractCheckpointManager):  # type: ignore[misc]
+class CheckpointManager(ocp.AbstractCheckpointManager):
     """Saves and restores steps as orbax's class of this name does, in a store of lastgood.
 
     Args:

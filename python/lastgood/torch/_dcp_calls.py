@@ -15,9 +15,10 @@ from lastgood.torch._dcp_read import Reader
 
 def _raise(error: CheckpointException) -> NoReturn:
     """Raises what the lowest failed rank failed with, which is an `Exception`."""
-    failures = {rank: failure[0] for rank, failure in error.failures.items()}
-    ours = [(r, f) for r, f in sorted(failures.items()) if isinstance(f, LastgoodError)]
-    rank, first = (ours or sorted(failures.items()) or [(-1, error)])[0]
+    failures: dict[int, BaseException] = {rank: failure[0] for rank, failure in error.failures.items()}
+    all_failed: list[tuple[int, BaseException]] = sorted(failures.items(), key=lambda item: item[0])
+    ours = [(r, f) for r, f in all_failed if isinstance(f, LastgoodError)]
+    rank, first = (ours or all_failed or [(-1, error)])[0]
     if isinstance(first, Exception) and len(failures) == 1:
         raise first from error
     kind = type(first) if isinstance(first, LastgoodError) else Unavailable
@@ -64,7 +65,7 @@ def async_save(
         >>> future = lg.torch.async_save({"w": torch.ones(2)}, writer, checkpoint_id=1)
         >>> _ = future.result()
     """
-    inner = dcp.async_save(state_dict, storage_writer=writer, **options)
+    inner: Any = dcp.async_save(state_dict, storage_writer=writer, **options)
     inner = getattr(inner, "upload_completion", inner)
     outer: concurrent.futures.Future[Any] = concurrent.futures.Future()
 

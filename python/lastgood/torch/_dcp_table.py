@@ -135,7 +135,7 @@ def _declare_part(
         memory.address,
         memory.bytes,
         memory.owner,
-        False,
+        "shard",
     )
 
 
@@ -237,7 +237,7 @@ def _merge(table: Table, stored: Any, rank: int, *, alone: bool) -> None:
         metadata.planner_data = planner_data
     for fqn, dtype, requires_grad, size, offsets, sizes, name in stored["tensors"]:
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        known = metadata.state_dict_metadata.get(fqn)
+        known: Any = metadata.state_dict_metadata.get(fqn)
         if known is None:
             properties = TensorProperties(dtype=getattr(torch, dtype), requires_grad=requires_grad)
             known = TensorStorageMetadata(properties, torch.Size(size), [])

@@ -464,7 +464,7 @@ def changed(before: list[tuple[str, Any, int, int]]) -> str | None:
 
 def _guarded(state: MutableMapping[str, Any]) -> set[int]:
     """The parameters that only an optimizer of ours changes."""
-    parameters = set()
+    parameters: set[int] = set()
     for optimizer in optimizers_of(state):
         for group in optimizer.param_groups:
             parameters.update(id(p) for p in group["params"])
