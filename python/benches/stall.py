@@ -103,9 +103,12 @@ def small(count: int) -> None:
     for parameter in module:
         parameter.grad = torch.ones(16)
     optimizer.step()
-    with tempfile.TemporaryDirectory() as folder, lg.open(
-        folder, {"model": module, "optimizer": optimizer}, policy=lg.Policy(at=[10**9])
-    ) as run:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lg.open(
+            folder, {"model": module, "optimizer": optimizer}, policy=lg.Policy(at=[10**9])
+        ) as run,
+    ):
         times = []
         for step in range(6):
             begin = time.perf_counter()

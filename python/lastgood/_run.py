@@ -413,8 +413,8 @@ class Run:
         a rank alone goes back to the one before it by itself; several ranks go back together in their next start.
 
         Args:
-            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default the last good one, of several ranks
-                that which their attempt began with.
+            at: a step, ``last-good``, ``latest``, or at least 8 digits of an id; default the last good one, and of
+                several ranks that which their attempt began with.
             only: the components to restore; default all, and every one must be there.
 
         Raises:
@@ -498,8 +498,8 @@ class Run:
     def verify(
         self, at: str | int = "last-good", *, progress: Callable[[int, int], None] | None = None
     ) -> int:
-        """Reads and verifies every byte of a checkpoint, and gives their number. ``progress`` is called with the bytes so
-        far and in all. It does not mark it ``verified``: recovery prefers marked checkpoints to newer ones.
+        """Reads and verifies every byte of a checkpoint, and gives their number. ``progress`` is called with the bytes
+        so far and in all. It does not mark it ``verified``: recovery prefers marked checkpoints to newer ones.
 
         Raises:
             NotFound: if there is no such checkpoint.

@@ -93,7 +93,8 @@ def find_incarnation(world: World, run: str) -> str | None:
         return None
     if _distributed() is None:
         jax = _jax()
-        name = jax.incarnation(number, world) if jax is not None else None
+        digest = hashlib.sha256(run.encode()).hexdigest()[:16]
+        name = jax.incarnation(f"{digest}/{number}", world) if jax is not None else None
         if name is not None:
             return name  # type: ignore[no-any-return]
         raise Invalid(

@@ -24,6 +24,9 @@ READ_BYTES = 1 << 20
 _METADATA = ".metadata"
 
 
+__all__ = ["LastgoodFileSystem"]
+
+
 class LastgoodFileSystem(AbstractFileSystem):
     """The file system behind ``lastgood://``.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import trainers
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("accelerate")
 
 SMALL = "small_accelerate.py"

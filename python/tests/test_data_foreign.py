@@ -15,6 +15,8 @@ import torch
 from lastgood.data import Sampler, adapt, loader, seeded
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+pytestmark = pytest.mark.slow
+
 torchdata = pytest.importorskip("torchdata.stateful_dataloader")
 
 LENGTH, BATCH, STEPS = 12, 3, 4

@@ -17,6 +17,8 @@ import lastgood as lg
 import pytest
 from lastgood.data import Sampler, loader
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parent / "programs" / "data_ranks.py"
 STEPS = 12
 

@@ -10,6 +10,8 @@ import lastgood as lg
 import pytest
 from lastgood.data import adapt
 
+pytestmark = pytest.mark.slow
+
 streaming = pytest.importorskip("streaming", exc_type=ImportError)
 torch = pytest.importorskip("torch")
 

@@ -28,6 +28,8 @@ def command() -> list[str]:
     named = os.environ.get("LASTGOOD_BIN")
     if named:
         return [named]
+    if "LASTGOOD_INSTALLED" in os.environ:
+        return [sys.executable, "-m", "lastgood"]
     built = ROOT / "target" / "debug" / "lastgood"
     return [str(built)] if built.exists() else [sys.executable, "-m", "lastgood"]
 

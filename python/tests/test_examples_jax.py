@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(ROOT / "examples/train_jax.py"), "--steps", "200", "--every", "2"]
 #: Far longer than it takes: only a hang reaches it.

@@ -14,6 +14,8 @@ from pathlib import Path
 import lastgood as lg
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -103,10 +105,8 @@ def test_one_process(tmp_path: Path, seed: int) -> None:
     assert len({c.attempt for c in history(store)}) > 1
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["torchrun", "ranks", "torchrun_alone"] if os.environ.get("LASTGOOD_SLOW") else ["torchrun"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["torchrun", "ranks", "torchrun_alone"])
 def test_two_ranks(tmp_path: Path, how: str) -> None:
     program = [str(EXAMPLES / "train_fsdp.py"), "--store"]
     expected = undisturbed([*TORCHRUN, *program, str(tmp_path / "undisturbed")])

@@ -36,6 +36,7 @@ def supervised(example: str, at: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "needs", "kill_at", "ends"),
     [

@@ -18,6 +18,8 @@ from _worlds import worlds
 from lastgood import _files
 from lastgood.fs import LastgoodFileSystem
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCENARIOS = ["files_reshard", "killed_files", "torn_files"]
 

@@ -18,6 +18,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+pytestmark = pytest.mark.slow
+
 Abstract = jax.ShapeDtypeStruct
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import trainers
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lightning")
 
 SMALL = "small_lightning.py"

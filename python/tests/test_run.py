@@ -299,7 +299,7 @@ def test_arguments_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lg.open()
     with pytest.raises(lg.Invalid, match="chunk_bytes"):
         lg.open(tmp_path, {}, chunk_bytes=1)
-    with pytest.raises(lg.Invalid, match="no setting .bogus"):
+    with pytest.raises(lg.Invalid, match=r"no setting .bogus"):
         lg.open(tmp_path, {}, bogus=1)
     with pytest.raises(lg.Invalid, match="compression"):
         lg.open(tmp_path, {}, compression="gzip")
@@ -357,7 +357,7 @@ def test_policies(tmp_path: Path) -> None:
     assert not policy.due(1)
     time.sleep(0.06)
     assert policy.due(1)
-    policy.saved()
+    policy.saved(1)
     assert not policy.due(1)
 
 

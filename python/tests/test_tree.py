@@ -29,7 +29,8 @@ Point = collections.namedtuple("Point", ["x", "y"])
     "value",
     [
         None, True, False, 0, -1, 2**200, "", "ü\u202e\x00", 0.1, -0.0, 5e-324, 1e308, (), (1,), [], [[]], {}, {"": 1},
-        {"$": "float"}, {"$": {"$": 1}}, {1: 2, None: 3, 1.5: 4, (1, "a"): 5}, {True: 1}, {"1": 1, 1: 2}, b"", b"\x00\xff",
+        {"$": "float"}, {"$": {"$": 1}}, {1: 2, None: 3, 1.5: 4, (1, "a"): 5}, {True: 1}, {"1": 1, 1: 2}, b"",
+        b"\x00\xff",
         bytearray(b"ab"), 1 + 2j, complex(-0.0, 1), {1, 2}, frozenset({"a"}), collections.OrderedDict(b=1, a=2),
         collections.Counter({3: 2, "x": 1}), collections.deque([1, 2], maxlen=5), Point(1, [Point(2, 3)]),
     ],

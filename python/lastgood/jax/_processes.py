@@ -27,7 +27,7 @@ def find_world() -> World | None:
     return World(jax.process_index(), jax.process_count())
 
 
-def incarnation(number: int, world: World) -> str | None:
+def incarnation(number: str, world: World) -> str | None:
     """The name that all processes of this start share, through jax's own key-value store; None without one.
 
     Raises:

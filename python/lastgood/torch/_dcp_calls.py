@@ -15,7 +15,9 @@ from lastgood.torch._dcp_read import Reader
 
 def _raise(error: CheckpointException) -> NoReturn:
     """Raises what the lowest failed rank failed with, which is an `Exception`."""
-    failures: dict[int, BaseException] = {rank: failure[0] for rank, failure in error.failures.items()}
+    failures: dict[int, BaseException] = {
+        rank: failure[0] for rank, failure in error.failures.items()
+    }
     all_failed: list[tuple[int, BaseException]] = sorted(failures.items(), key=lambda item: item[0])
     ours = [(r, f) for r, f in all_failed if isinstance(f, LastgoodError)]
     rank, first = (ours or all_failed or [(-1, error)])[0]

@@ -1,4 +1,5 @@
-"""One process of a job of jax.distributed: saves arrays that lie over all processes, and restores them cut otherwise."""
+"""One process of a job of jax.distributed: saves arrays that lie over all processes, and restores them cut
+otherwise."""
 
 # ruff: noqa: E402
 from __future__ import annotations
