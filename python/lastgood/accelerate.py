@@ -83,7 +83,13 @@ def attach(
 
 
 class Keeper:
-    """What `attach` gives."""
+    """What `attach` gives: the folders of ``save_state``, kept in a run.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.accelerate.Keeper.restore.__name__
+        'restore'
+    """
 
     def __init__(
         self,

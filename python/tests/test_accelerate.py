@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import trainers
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("accelerate")
+
+pytestmark = pytest.mark.slow
 
 SMALL = "small_accelerate.py"
 

@@ -15,9 +15,9 @@ import torch
 from lastgood.data import Sampler, adapt, loader, seeded
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-pytestmark = pytest.mark.slow
-
 torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+
+pytestmark = pytest.mark.slow
 
 LENGTH, BATCH, STEPS = 12, 3, 4
 

@@ -10,10 +10,10 @@ import lastgood as lg
 import pytest
 from lastgood.data import adapt
 
-pytestmark = pytest.mark.slow
-
 streaming = pytest.importorskip("streaming", exc_type=ImportError)
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.slow
 
 LENGTH, BATCH, STEPS = 12, 4, 3
 

@@ -22,8 +22,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-pytestmark = pytest.mark.slow
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 SCENARIOS = [

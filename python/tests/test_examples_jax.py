@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]

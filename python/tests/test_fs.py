@@ -18,8 +18,6 @@ from _worlds import worlds
 from lastgood import _files
 from lastgood.fs import LastgoodFileSystem
 
-pytestmark = pytest.mark.slow
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCENARIOS = ["files_reshard", "killed_files", "torn_files"]
 
@@ -206,7 +204,7 @@ def test_lightning_keeps_its_checkpoints_in_a_run(fs: LastgoodFileSystem, tmp_pa
     pl.Trainer(max_steps=4, callbacks=[keep], **quiet).fit(model, data)
     names = fs.find("pl")
     assert names == ["pl/epoch=0-step=4.ckpt", "pl/last.ckpt"], names
-    again = pl.Trainer(max_steps=6, **quiet)
+    again = pl.Trainer(max_steps=6, default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
     again.fit(Model(), data, ckpt_path="lastgood://pl/last.ckpt", weights_only=False)
     assert again.global_step == 6
     assert not any(Path(p).name.endswith(".ckpt") for p in tmp_path.rglob("*"))

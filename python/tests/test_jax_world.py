@@ -18,9 +18,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-pytestmark = pytest.mark.slow
-
 Abstract = jax.ShapeDtypeStruct
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_processes_save_what_lies_over_both_and_one_restores_it(tmp_path: pathlib.Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trainers
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("lightning")
+
+pytestmark = pytest.mark.slow
 
 SMALL = "small_lightning.py"
 RANKS = {"one": 1, "ddp": 2, "fsdp2": 2}

@@ -21,8 +21,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
-pytestmark = pytest.mark.slow
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCENARIOS = ["full_stock", "full_ours", "torn_stock", "torn_files", "memory"]
 

@@ -55,6 +55,12 @@ class Loader(Iterable[Any]):
 
     Raises:
         Invalid: as `lg.data.loader`.
+
+    Example:
+        >>> import lastgood as lg
+        >>> batches = lg.data.loader(lg.data.Sampler(6, seed=7, batch_size=4))
+        >>> [len(batch) for batch in batches]
+        [4, 2]
     """
 
     def __init__(self, source: Any, *, workers_rng: WorkersRng = "refuse") -> None:

@@ -22,7 +22,13 @@ from lastgood.data._torchdata import StatefulLoader
 
 
 class Stateful(Protocol):
-    """What a component must have: its state as plain values, and the way back."""
+    """What a component must have: its state as plain values, and the way back.
+
+    Example:
+        >>> import lastgood as lg
+        >>> isinstance(lg.data.Sampler(6, seed=7, batch_size=4).state_dict(), dict)
+        True
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """The state: nested dicts, lists, numbers, strings, bytes, tensors and arrays."""

@@ -60,6 +60,12 @@ class Seeded:
 
     Raises:
         Invalid: as `lg.data.seeded`.
+
+    Example:
+        >>> import lastgood as lg
+        >>> seeded = lg.data.seeded([10, 20, 30], seed=7)
+        >>> len(seeded), seeded.dataset
+        (3, [10, 20, 30])
     """
 
     def __init__(self, dataset: Any, *, seed: int | None = None) -> None:

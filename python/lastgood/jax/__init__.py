@@ -15,20 +15,15 @@ from lastgood._lastgood import Corrupt, NotFound
 from lastgood._restore import Plan
 from lastgood._state import Durable, Loading, Saved, Snapshot, World
 from lastgood.jax import _pytree
-from lastgood.jax._arrays import from_numpy, node_of, shards_of, stored
-from lastgood.jax._pytree import PytreeAdapter, Tree, adapter_for
+from lastgood.jax._arrays import from_numpy as from_numpy
+from lastgood.jax._arrays import node_of as node_of
+from lastgood.jax._arrays import shards_of as shards_of
+from lastgood.jax._arrays import stored as stored
+from lastgood.jax._pytree import PytreeAdapter as PytreeAdapter
+from lastgood.jax._pytree import Tree as Tree
+from lastgood.jax._pytree import adapter_for as adapter_for
 
-__all__ = [
-    "PytreeAdapter",
-    "adapter_for",
-    "from_numpy",
-    "node_of",
-    "restore",
-    "save",
-    "shards_of",
-    "steps",
-    "stored",
-]
+__all__ = ["restore", "save", "steps"]
 
 #: The component that `save` writes.
 COMPONENT = "tree"

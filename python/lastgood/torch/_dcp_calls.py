@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lastgood._lastgood import LastgoodError, Unavailable
+from lastgood._lastgood import Corrupt, LastgoodError, Unavailable
 from lastgood.torch._dcp import Writer
 from lastgood.torch._dcp_read import Reader
 
@@ -106,6 +106,11 @@ def load(state_dict: dict[str, Any], reader: Reader, **options: Any) -> None:
     """
     try:
         dcp.load(state_dict, storage_reader=reader, **options)
+    except AssertionError as error:
+        # What a rank could not read of a damaged checkpoint is an assertion of DCP's, with our text in it.
+        if "metadata read failed" not in str(error):
+            raise
+        raise reader.refused or Corrupt(str(error)) from error
     except CheckpointException as error:
         if reader.refused is not None:
             raise reader.refused from error

@@ -119,8 +119,7 @@ pub(super) const STAGES: &[Stage] = &[
         "xtask python test",
     )
     .needs(&[Need::Python])
-    .release()
-    .beside(),
+    .release(),
     Stage::new(
         "power-cuts",
         "file systems that lose power during saves",
