@@ -3,9 +3,8 @@
 The engine behind the package.
 """
 
-from typing import Any, SupportsFloat, SupportsIndex, final
-
 from _typeshed import SupportsGetItem
+from typing import Any, SupportsFloat, SupportsIndex, final
 
 @final
 class Capture:
@@ -34,20 +33,7 @@ class Capture:
         """
         Text that travels with the checkpoint.
         """
-    def tensor(
-        self,
-        /,
-        component: SupportsIndex,
-        name: str,
-        dtype: str,
-        shape: SupportsGetItem[int, SupportsIndex],
-        offsets: SupportsGetItem[int, SupportsIndex],
-        sizes: SupportsGetItem[int, SupportsIndex],
-        address: SupportsIndex,
-        bytes: SupportsIndex,
-        owner: Any,
-        role: str,
-    ) -> None:
+    def tensor(self, /, component: SupportsIndex, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any, role: str) -> None:
         """
         The part at `offsets` of size `sizes` of a tensor of global shape `shape`: `bytes` bytes at `address`,
         row-major and little-endian, which `owner` keeps alive. `role`: every rank holds the `same` whole; a `shard`
@@ -106,15 +92,7 @@ class Reader:
     """
     The checkpoints of a run, for whoever is no rank of it.
     """
-    def __new__(
-        cls,
-        /,
-        url: str,
-        options: dict[str, str],
-        run: str,
-        rank: SupportsIndex = 0,
-        world_size: SupportsIndex = 1,
-    ) -> Reader:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex = 0, world_size: SupportsIndex = 1) -> Reader:
         """
         Run `run` in the store `url`, as rank `rank` of `world_size`; the run need not exist, and has no checkpoint
         then.
@@ -145,17 +123,7 @@ class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(
-        cls,
-        /,
-        url: str,
-        options: dict[str, str],
-        run: str,
-        rank: SupportsIndex,
-        world_size: SupportsIndex,
-        incarnation: str | None,
-        settings: dict[str, Any],
-    ) -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any]) -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
         """
@@ -258,19 +226,7 @@ class Targets:
         """
         The bytes of blob `number`, once they are read.
         """
-    def tensor(
-        self,
-        /,
-        component: str,
-        name: str,
-        dtype: str,
-        shape: SupportsGetItem[int, SupportsIndex],
-        offsets: SupportsGetItem[int, SupportsIndex],
-        sizes: SupportsGetItem[int, SupportsIndex],
-        address: SupportsIndex,
-        bytes: SupportsIndex,
-        owner: Any,
-    ) -> None:
+    def tensor(self, /, component: str, name: str, dtype: str, shape: SupportsGetItem[int, SupportsIndex], offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], address: SupportsIndex, bytes: SupportsIndex, owner: Any) -> None:
         """
         The part at `offsets` of size `sizes` of a tensor, into `bytes` bytes at `address`, which `owner` keeps
         alive and nobody else uses.
