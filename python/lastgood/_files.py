@@ -18,6 +18,7 @@ import secrets
 import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,7 +91,6 @@ class Lane:
         self.store = store
         self.name = name
         self.lock = threading.RLock()
-        self.pid = os.getpid()
         self.native: Any = None
         self.step = 0
         #: Files that no catalog names yet: path to session, whether it is still being written, and the entry.
@@ -156,6 +156,7 @@ class Files:
         self._opened: OrderedDict[str, Any] = OrderedDict()
         self._cached: tuple[str, Catalog] | None = None
         self._lock = threading.RLock()
+        _opened_files.add(self)
 
     def lane(self) -> Lane:
         """This process's."""
@@ -163,9 +164,7 @@ class Files:
         key = (self.store, f"{self.run}.rank{rank}")
         with _lanes_lock:
             lane = _lanes.get(key)
-            if lane is None or lane.pid != os.getpid():
-                # What a forked child inherits has no threads, and is not its to close.
-                _inherited.append(lane)
+            if lane is None:
                 lane = _lanes[key] = Lane(*key)
             return lane
 
@@ -299,7 +298,20 @@ def _close(native: Any) -> None:
 
 _lanes: dict[tuple[str, str], Lane] = {}
 _lanes_lock = threading.Lock()
-_inherited: list[Any] = []
+_opened_files: weakref.WeakSet[Files] = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    """Another thread of the parent may have held a lock, and its lanes are not this process's to write."""
+    global _lanes_lock
+    _lanes_lock = threading.Lock()
+    _lanes.clear()
+    for files in _opened_files:
+        files._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _capture_of(catalog: Catalog) -> Any:

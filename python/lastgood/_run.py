@@ -641,20 +641,6 @@ def _heartbeat() -> Callable[[int], None] | None:
     return beat
 
 
-#: In a forked child: the runs of its parent, which are never torn down here.
-_of_parent: list[_lastgood.Run] = []
-
-
-def _leave_to_parent() -> None:
-    """A forked child, such as a worker of a DataLoader, has none of the threads of a run, and would wait for them for
-    ever if it collected one as garbage."""
-    _of_parent.extend(run._native for run in _open_runs)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
-
-
 @atexit.register
 def _close_all() -> None:
     """A process does not end with a save unwritten or a failure untold."""

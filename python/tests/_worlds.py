@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from children import environment
 
 PROGRAM = Path(__file__).parent / "programs" / "dcp_worlds.py"
 
 
 def worlds(folder: Path, *scenarios: str) -> tuple[set[str], str]:
     """The scenarios that ended well, and everything that was printed."""
-    packages = str(Path(__file__).parent.parent)
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")]),
-    }
-    for name in ("LASTGOOD_STORE", "LASTGOOD_RUN", "LASTGOOD_INCARNATION", "RANK", "WORLD_SIZE"):
-        env.pop(name, None)
     run = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder), *scenarios],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=env,
+        env=environment(),
         timeout=600,
         check=False,
     )

@@ -12,8 +12,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("LASTGOOD_SLOW"):
-        return
     slow = [item for item in items if item.get_closest_marker("slow")]
+    if os.environ.get("LASTGOOD_SLOW"):
+        for item in slow:
+            item.add_marker(pytest.mark.timeout(1500))
+        return
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker("slow")]

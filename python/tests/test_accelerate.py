@@ -10,8 +10,6 @@ import trainers
 
 pytest.importorskip("accelerate")
 
-pytestmark = pytest.mark.slow
-
 SMALL = "small_accelerate.py"
 
 

@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 torchdata = pytest.importorskip("torchdata.stateful_dataloader")
 
-pytestmark = pytest.mark.slow
-
 LENGTH, BATCH, STEPS = 12, 3, 4
 
 

@@ -3,8 +3,6 @@ ranks."""
 
 from __future__ import annotations
 
-import gc
-import os
 import random
 import signal
 import subprocess
@@ -13,11 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import children
 import lastgood as lg
 import pytest
 from lastgood.data import Sampler, loader
-
-pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).parent / "programs" / "data_ranks.py"
 STEPS = 12
@@ -38,9 +35,11 @@ class Ranks:
         self.ranks = [
             subprocess.Popen(
                 [sys.executable, str(PROGRAM), str(folder / "store"), str(log)],
-                env=os.environ
-                | {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-                | {"LASTGOOD_INCARNATION": f"start-{attempt}"},
+                env=children.environment(
+                    RANK=str(rank),
+                    WORLD_SIZE=str(world_size),
+                    LASTGOOD_INCARNATION=f"start-{attempt}",
+                ),
                 stderr=subprocess.PIPE,
                 text=True,
             )
@@ -205,30 +204,3 @@ def test_a_loader_without_state_is_refused_when_the_run_is_opened(tmp_path: Path
 
     with pytest.raises(lg.Invalid, match=r"lg.data.Sampler"):
         lg.open(tmp_path, {"loader": DataLoader(noise())})
-
-
-@pytest.mark.parametrize("closed", [True, False])
-def test_a_forked_worker_may_collect_a_run_of_its_parent(closed: bool, tmp_path: Path) -> None:
-    run: Any = lg.open(tmp_path, {"x": {"y": 1}})
-    run.save(1, block=True)
-    if closed:
-        run.close()
-    # Garbage that only a collection finds, as an earlier run of a process is.
-    run.cycle = run
-    gc.disable()
-    try:
-        del run
-        child = os.fork()
-        if child == 0:
-            gc.collect()
-            os._exit(7)
-        limit = time.monotonic() + 20
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < limit:
-            time.sleep(0.01)
-        if ended[0] == 0:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        assert ended[0] and os.waitstatus_to_exitcode(ended[1]) == 7, "the worker hangs"
-    finally:
-        gc.enable()
-        gc.collect()

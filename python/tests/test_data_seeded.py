@@ -16,8 +16,6 @@ import torch
 from lastgood.data import Sampler, Seeded, loader, seeded
 from torch.utils.data import DataLoader, Dataset, Subset
 
-pytestmark = pytest.mark.slow
-
 LENGTH, BATCH = 12, 4
 
 

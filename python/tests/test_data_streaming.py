@@ -13,8 +13,6 @@ from lastgood.data import adapt
 streaming = pytest.importorskip("streaming", exc_type=ImportError)
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.slow
-
 LENGTH, BATCH, STEPS = 12, 4, 3
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import io
-import os
 import pickle
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import children
 import lastgood as lg
 import numpy
 import pytest
@@ -239,13 +239,11 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     program = folder / "program.py"
     program.write_text(text)
-    packages = str(Path(__file__).parent.parent)
-    path = os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, str(program), *args],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, **env},
+        env=children.environment(**env),
         timeout=300,
         check=False,
     )

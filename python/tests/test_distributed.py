@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -38,11 +38,6 @@ CHECKS = [
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs every check in four ranks, which are started once: importing torch takes longer than the checks."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))
-    }
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(name, None)
     ranks = []
     for rank in range(RANKS):
         command = [
@@ -54,7 +49,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(folder),
         ]
         with open(folder / f"output.{rank}", "wb") as output:
-            ranks.append(subprocess.Popen(command, stdout=output, stderr=output, env=environment))
+            ranks.append(
+                subprocess.Popen(command, stdout=output, stderr=output, env=children.environment())
+            )
     for process in ranks:
         # Each rank ends itself if it hangs.
         process.wait(timeout=600)

@@ -10,9 +10,7 @@ import subprocess
 import sys
 import time
 
-import pytest
-
-pytestmark = pytest.mark.slow
+import children
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(ROOT / "examples/train_jax.py"), "--steps", "200", "--every", "2"]
@@ -21,9 +19,7 @@ PATIENCE = 300
 
 
 def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "XLA_FLAGS"))}
-    path = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    return {**kept, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    return children.environment(JAX_PLATFORMS="cpu")
 
 
 def digest(output: str) -> str:

@@ -13,20 +13,12 @@ from pathlib import Path
 
 import lastgood as lg
 import pytest
-
-pytestmark = pytest.mark.slow
+from children import environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LASTGOOD = [sys.executable, "-m", "lastgood", "run"]
-
-
-def environment() -> dict[str, str]:
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("LASTGOOD_", "TORCHELASTIC_"))
-    }
-    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "python")}
 
 
 def digests(output: str) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import children
 import fsspec
 import lastgood as lg
 import pytest
@@ -144,10 +145,7 @@ def test_several_processes_change_the_files_at_once(fs: LastgoodFileSystem, tmp_
         "for i in range(5):\n"
         "    with fs.open(f'run/{sys.argv[1]}/{i}', 'wb') as file: file.write(sys.argv[1].encode() * 9)\n"
     )
-    packages = os.pathsep.join(
-        [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    )
-    env = {**os.environ, "PYTHONPATH": packages}
+    env = children.environment(LASTGOOD_STORE=os.environ["LASTGOOD_STORE"])
     started = [subprocess.Popen([sys.executable, "-c", code, name], env=env) for name in "abc"]
     assert [process.wait(120) for process in started] == [0, 0, 0]
     assert fs.find("run") == [f"run/{name}/{i}" for name in "abc" for i in range(5)]
@@ -231,7 +229,7 @@ def test_the_entry_point_alone_is_enough(tmp_path: Path) -> None:
         f"Metadata-Version: 2.1\nName: lastgood\nVersion: {lg.__version__}\n"
     )
     (info / "entry_points.txt").write_text(f"[fsspec.specs]\n{line}\n")
-    packages = [str(tmp_path / "site"), str(Path(__file__).parent.parent)]
+    packages = [str(tmp_path / "site"), children.PACKAGES]
     check_zero_code(tmp_path, {"PYTHONPATH": os.pathsep.join(packages)})
 
 

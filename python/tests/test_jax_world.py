@@ -10,6 +10,7 @@ import sys
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+import children
 import jax
 import jax.numpy as jnp
 import lastgood as lg
@@ -21,20 +22,11 @@ from jax.sharding import PartitionSpec as P
 Abstract = jax.ShapeDtypeStruct
 
 
-pytestmark = pytest.mark.slow
-
-
 def test_two_processes_save_what_lies_over_both_and_one_restores_it(tmp_path: pathlib.Path) -> None:
     root = pathlib.Path(__file__).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("LASTGOOD_", "XLA_FLAGS", "RANK", "WORLD"))
-    }
-    path = os.pathsep.join([str(root.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(root / "programs/jax_world.py")]
     ranks = [
         subprocess.Popen(
@@ -42,7 +34,7 @@ def test_two_processes_save_what_lies_over_both_and_one_restores_it(tmp_path: pa
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**kept, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+            env=children.environment(JAX_PLATFORMS="cpu"),
         )
         for rank in range(2)
     ]

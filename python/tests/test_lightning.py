@@ -12,8 +12,6 @@ import trainers
 
 pytest.importorskip("lightning")
 
-pytestmark = pytest.mark.slow
-
 SMALL = "small_lightning.py"
 RANKS = {"one": 1, "ddp": 2, "fsdp2": 2}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lastgood
+import children
 import pytest
 import trainers
 from lastgood import _lastgood
@@ -37,7 +37,7 @@ def judge(
 ) -> list[Any]:
     """The referee's table for ``target``, which is printed."""
     name = target if stock else f"referee_{target}"
-    paths = [str(trainers.PROGRAMS), str(Path(lastgood.__file__).parent.parent)]
+    paths = [str(trainers.PROGRAMS), children.PACKAGES]
     monkeypatch.setenv("CKPT_CHAOS_PREPEND_PYTHONPATH", os.pathsep.join(paths))
     if not stock:
         monkeypatch.setitem(runner.TARGETS, name, name)

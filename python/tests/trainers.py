@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 PROGRAMS = Path(__file__).parent / "programs"
 sys.path.insert(0, str(PROGRAMS))
 
-import lastgood  # noqa: E402
+import children  # noqa: E402
 import zygote  # noqa: E402
 
 #: What is imported once for all programs.
@@ -33,23 +32,14 @@ MODULES = [
 
 
 def environment() -> dict[str, str]:
-    """What programs run under: one thread, since sums over another number of threads are other bits."""
-    paths = [str(Path(lastgood.__file__).parent.parent), str(PROGRAMS)]
-    ours = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("LASTGOOD_", "RANK", "WORLD_SIZE", "LOCAL_"))
-    }
-    return {
-        **ours,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONHASHSEED": "0",
-    }
+    """What programs run under."""
+    return children.environment(
+        PROGRAMS,
+        HF_HUB_OFFLINE="1",
+        TRANSFORMERS_VERBOSITY="error",
+        TOKENIZERS_PARALLELISM="false",
+        PYTHONHASHSEED="0",
+    )
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 //! A run that is only read: outside of any attempt, so that nobody who writes it is fenced.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lastgood::ledger::Writer;
 use lastgood::restore::Selector;
@@ -17,9 +17,29 @@ use crate::state::Targets;
 #[pyclass(module = "lastgood._lastgood", frozen)]
 #[derive(Debug)]
 pub(crate) struct Reader {
-    repository: Repository,
+    url: String,
+    options: BTreeMap<String, String>,
+    /// Locked only under the GIL and never for long, so that no other thread holds it in a fork.
+    repository: Mutex<Repository>,
     name: RunName,
     world: World,
+}
+
+impl Reader {
+    /// The repository; a forked child, such as a worker of a `DataLoader`, opens its own.
+    fn repository(&self, py: Python<'_>) -> PyResult<Repository> {
+        let opened = self.lock().clone();
+        if opened.is_of_this_process() {
+            return Ok(opened);
+        }
+        let own = py.detach(|| repository(&self.url, &self.options, false)).or_raise()?;
+        *self.lock() = own.clone();
+        Ok(own)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Repository> {
+        self.repository.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[pymethods]
@@ -39,22 +59,24 @@ impl Reader {
         let name: RunName = run.parse().or_raise()?;
         let world = World { rank, size: world_size };
         let repository = py.detach(|| repository(&url, &options, false)).or_raise()?;
-        Ok(Self { repository, name, world })
+        Ok(Self { url, options, repository: Mutex::new(repository), name, world })
     }
 
     /// Every checkpoint, oldest first.
     fn history(&self, py: Python<'_>) -> PyResult<Vec<Row>> {
-        let ledger = py.detach(|| self.repository.ledger(&self.name)).or_raise()?;
+        let repository = self.repository(py)?;
+        let ledger = py.detach(|| repository.ledger(&self.name)).or_raise()?;
         history_of(py, &ledger)
     }
 
     /// The checkpoint that `selector` names.
     fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
         let selector: Selector = selector.parse().or_raise()?;
+        let repository = self.repository(py)?;
         let contents = py.detach(|| {
-            let ledger = self.repository.ledger(&self.name)?;
+            let ledger = repository.ledger(&self.name)?;
             let id = lastgood::restore::resolve(ledger.history(), &selector)?.id;
-            self.repository.contents(&ledger, &id)
+            repository.contents(&ledger, &id)
         });
         Ok(Checkpoint::new(contents.or_raise()?))
     }
@@ -66,12 +88,12 @@ impl Reader {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        read(py, &self.repository, self.world, checkpoint, targets)
+        read(py, &self.repository(py)?, self.world, checkpoint, targets)
     }
 
     /// Reads and verifies every byte of a checkpoint, and gives their number.
     fn verify(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<u64> {
-        let repository = self.repository.clone();
+        let repository = self.repository(py)?;
         let contents: Arc<_> = checkpoint.contents();
         interruptible(py, move || repository.verify_packs(&contents, &|_, _| {}))
     }
@@ -86,13 +108,14 @@ impl Reader {
     ) -> PyResult<String> {
         let selector: Selector = selector.parse().or_raise()?;
         let standing = standing_of(standing).or_raise()?;
+        let repository = self.repository(py)?;
         py.detach(|| {
-            let mut ledger = self.repository.ledger(&self.name)?;
+            let mut ledger = repository.ledger(&self.name)?;
             let id = lastgood::restore::resolve(ledger.history(), &selector)?.id;
             // No attempt's, as when a person marks it: a mark fences nobody and is not fenced.
             let writer = Writer { attempt: 0, actor: "reader".into() };
             let marked = lastgood::mark(&mut ledger, &writer, &id, standing, reason);
-            self.repository.block_on(marked)?;
+            repository.block_on(marked)?;
             Ok(id.to_string())
         })
         .or_raise()

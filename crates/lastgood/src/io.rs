@@ -4,13 +4,15 @@
 //! of a store. Deciding code never uses it.
 
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lastgood_format::Result;
+use lastgood_format::{Error, ErrorKind, Result};
 use lastgood_store::{Env, Payload, Store};
 
 use crate::objects;
+use crate::process::Process;
 
 /// Blocking transfers of whole objects and ranges.
 pub(crate) trait Io: fmt::Debug + Send + Sync {
@@ -41,20 +43,68 @@ pub(crate) trait Io: fmt::Debug + Send + Sync {
 pub(crate) struct StoreIo {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) env: Arc<dyn Env>,
-    pub(crate) runtime: Arc<tokio::runtime::Runtime>,
+    runtime: Arc<Runtime>,
+}
+
+impl StoreIo {
+    pub(crate) fn new(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("lastgood-io")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for I/O: {e}")))?;
+        let runtime =
+            Runtime { threads: Some(runtime), store: Arc::clone(&store), process: Process::this() };
+        Ok(Self { store, env, runtime: Arc::new(runtime) })
+    }
+
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.runtime.process.is_this()
+    }
+
+    /// Runs `work` to its end.
+    ///
+    /// # Errors
+    /// Those of `work`; `Closed` in a forked child.
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.process.check()?;
+        match &self.runtime.threads {
+            Some(threads) => threads.block_on(work),
+            None => Err(Error::internal("a runtime was used while it was dropped")),
+        }
+    }
+}
+
+/// The threads below a store, and what they work for.
+#[derive(Debug)]
+struct Runtime {
+    threads: Option<tokio::runtime::Runtime>,
+    store: Arc<dyn Store>,
+    process: Process,
+}
+
+impl Drop for Runtime {
+    /// In a forked child nothing is torn down: its threads never end there, and its sockets are the parent's.
+    fn drop(&mut self) {
+        if !self.process.is_this() {
+            mem::forget(self.threads.take());
+            mem::forget(Arc::clone(&self.store));
+        }
+    }
 }
 
 impl Io for StoreIo {
     fn put_same(&self, object: &str, payload: Payload) -> Result<()> {
-        self.runtime.block_on(objects::put_same(self.store.as_ref(), object, payload))
+        self.block_on(objects::put_same(self.store.as_ref(), object, payload))
     }
 
     fn read_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()> {
-        self.runtime.block_on(self.store.read_into(object, offset, target))
+        self.block_on(self.store.read_into(object, offset, target))
     }
 
     fn size(&self, object: &str) -> Result<Option<u64>> {
-        self.runtime.block_on(self.store.size(object))
+        self.block_on(self.store.size(object))
     }
 
     fn elapsed(&self) -> Duration {

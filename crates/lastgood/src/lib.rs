@@ -24,6 +24,7 @@ mod io;
 pub mod ledger;
 #[doc(hidden)]
 pub mod objects;
+mod process;
 mod repository;
 pub mod restore;
 mod run;

@@ -29,8 +29,8 @@ impl Repository {
     /// `Unavailable`, `Denied`; `Corrupt` if the descriptor is damaged; `Incompatible` if a newer
     /// lastgood wrote it.
     pub fn create(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<Self> {
-        let io = store_io(store, env)?;
-        let descriptor = io.runtime.block_on(find_or_create(&io))?;
+        let io = StoreIo::new(store, env)?;
+        let descriptor = io.block_on(find_or_create(&io))?;
         Ok(Self { io, descriptor })
     }
 
@@ -39,8 +39,8 @@ impl Repository {
     /// # Errors
     /// As [`Repository::create`]; `NotFound` if the store is no repository.
     pub fn open(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<Self> {
-        let io = store_io(store, env)?;
-        let descriptor = io.runtime.block_on(find(&io))?.ok_or_else(|| {
+        let io = StoreIo::new(store, env)?;
+        let descriptor = io.block_on(find(&io))?.ok_or_else(|| {
             Error::not_found(format!("{} holds no lastgood repository", io.store.location()))
                 .with_remedy("check --store; the first save or `lastgood import` creates one")
         })?;
@@ -71,7 +71,7 @@ impl Repository {
     /// As [`Ledger::open`].
     pub fn ledger(&self, run: &RunName) -> Result<Ledger> {
         let (store, env) = (Arc::clone(&self.io.store), Arc::clone(&self.io.env));
-        self.io.runtime.block_on(Ledger::open(store, env, run.clone()))
+        self.io.block_on(Ledger::open(store, env, run.clone()))
     }
 
     /// The ledger of a run that exists.
@@ -92,7 +92,7 @@ impl Repository {
     /// # Errors
     /// `Unavailable`, `Denied`.
     pub fn runs(&self) -> Result<Vec<RunName>> {
-        self.io.runtime.block_on(async {
+        self.io.block_on(async {
             let mut runs: Vec<RunName> = Vec::new();
             loop {
                 // Everything of a run begins with its folder, and `0` is the character after `/`.
@@ -117,7 +117,7 @@ impl Repository {
     /// # Errors
     /// As [`Contents::load`].
     pub fn contents(&self, ledger: &Ledger, id: &Hash) -> Result<Contents> {
-        self.io.runtime.block_on(Contents::load(ledger, id))
+        self.io.block_on(Contents::load(ledger, id))
     }
 
     /// Restores what `contents` tells of into `targets`, outside of any attempt: nothing is written,
@@ -157,24 +157,24 @@ impl Repository {
         self.verify_packs(&self.contents(ledger, id)?, progress)
     }
 
+    /// True in the process that opened it. A forked child has to open its own: here every call that reads or
+    /// writes is `Closed`.
+    #[must_use]
+    pub fn is_of_this_process(&self) -> bool {
+        self.io.is_of_this_process()
+    }
+
     /// Runs asynchronous work of this crate to its end.
-    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.io.runtime.block_on(work)
+    ///
+    /// # Errors
+    /// Those of `work`; `Closed` in a forked child of the process that opened the repository.
+    pub fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.io.block_on(work)
     }
 
     pub(crate) fn io(&self) -> &StoreIo {
         &self.io
     }
-}
-
-fn store_io(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Result<StoreIo> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("lastgood-io")
-        .enable_all()
-        .build()
-        .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for I/O: {e}")))?;
-    Ok(StoreIo { store, env, runtime: Arc::new(runtime) })
 }
 
 async fn find(io: &StoreIo) -> Result<Option<Descriptor>> {

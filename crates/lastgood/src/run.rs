@@ -105,7 +105,7 @@ impl Run {
             from: restore::choose_id(ledger.history()),
             incarnation,
         };
-        let attempt = io.runtime.block_on(attempt::start(&mut ledger, &actor, &new))?;
+        let attempt = io.block_on(attempt::start(&mut ledger, &actor, &new))?;
         let writer = Writer { attempt: attempt.number, actor };
         let worker = Worker {
             shared: Arc::new(Shared::new(&options.save)),
@@ -180,7 +180,7 @@ impl Run {
     /// # Errors
     /// As [`Run::restore`], but for those of the targets.
     pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
-        self.io.runtime.block_on(self.ledger.refresh())?;
+        self.io.block_on(self.ledger.refresh())?;
         let stands = self.next.is_none_or(|id| self.refusal(&id).is_none());
         if self.world.size == 1 && stands {
             // Nobody has to agree: what was committed since the attempt began counts too.
@@ -189,7 +189,7 @@ impl Run {
         while let Some(id) = self.next {
             let error = match self.refusal(&id) {
                 Some(error) => error,
-                None => match self.io.runtime.block_on(Contents::load(&self.ledger, &id)) {
+                None => match self.io.block_on(Contents::load(&self.ledger, &id)) {
                     Ok(contents) => {
                         self.note_standing(&id, notices);
                         return Ok(Some(contents));
@@ -294,9 +294,9 @@ impl Run {
     /// # Errors
     /// `NotFound` if there is no such checkpoint; those of [`Contents::load`].
     pub fn find(&mut self, selector: &Selector) -> Result<Contents> {
-        self.io.runtime.block_on(self.ledger.refresh())?;
+        self.io.block_on(self.ledger.refresh())?;
         let id = restore::resolve(self.ledger.history(), selector)?.id;
-        self.io.runtime.block_on(Contents::load(&self.ledger, &id))
+        self.io.block_on(Contents::load(&self.ledger, &id))
     }
 
     fn note_standing(&self, id: &Hash, notices: &mut Vec<String>) {
@@ -348,7 +348,7 @@ impl Run {
     /// # Errors
     /// `Unavailable`, `Denied`, `Corrupt`.
     pub fn refresh(&mut self) -> Result<&History> {
-        self.io.runtime.block_on(self.ledger.refresh())?;
+        self.io.block_on(self.ledger.refresh())?;
         Ok(self.ledger.history())
     }
 
@@ -370,7 +370,7 @@ impl Run {
     /// As [`mark`].
     pub fn mark(&mut self, id: &Hash, standing: Standing, reason: &str) -> Result<()> {
         let Self { io, ledger, writer, .. } = self;
-        io.runtime.block_on(mark(ledger, writer, id, standing, reason))
+        io.block_on(mark(ledger, writer, id, standing, reason))
     }
 
     /// Takes a checkpoint off the list, for good: no selector but its id names it any more, no new save
@@ -381,7 +381,7 @@ impl Run {
     pub fn expire(&mut self, id: &Hash, reason: &str) -> Result<()> {
         let Self { io, ledger, writer, .. } = self;
         let (checkpoint, reason) = (*id, reason.to_owned());
-        io.runtime.block_on(attempt::settle(ledger, writer, |history| {
+        io.block_on(attempt::settle(ledger, writer, |history| {
             match history.checkpoint(&checkpoint) {
                 None => Err(Error::not_found(format!("there is no checkpoint {checkpoint}"))),
                 Some(found) if found.expired => Ok(Decision::Nothing),

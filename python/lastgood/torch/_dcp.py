@@ -104,12 +104,10 @@ def _let_go(ticket: Ticket, native: Any) -> None:
 
 _process = _Process()
 if hasattr(os, "register_at_fork"):
-    # The threads of the engine do not live on in a forked child, and it must not close what is its parent's.
-    _inherited: list[Any] = []
 
     def _forked() -> None:
+        """The runs of the parent are not this process's to write or to close, and another thread may hold the lock."""
         global _process
-        _inherited.append(_process)
         _process = _Process()
 
     os.register_at_fork(after_in_child=_forked)

@@ -62,9 +62,11 @@ fn is_right(name: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Installs the package from the source tree, as `pip install .` does.
+/// Installs the package from the source tree, as `pip install .` does, but with the build tools of this environment: in
+/// one of its own, of another path every time, everything below `PyO3` would be built again.
 pub(super) fn install() -> Result<()> {
-    run(&mut uv(&["pip", "install", "-q", "--no-deps", "--reinstall-package", "lastgood", "."]))
+    let mut install = uv(&["pip", "install", "-q", "--no-deps", "--no-build-isolation"]);
+    run(install.args(["--reinstall-package", "lastgood", "."]))
 }
 
 /// Writes the exact versions of what the tests need.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use lastgood_format::key::SaveKey;
 use lastgood_format::{Error, ErrorKind, Hash, Result};
 
+use crate::process::Process;
+
 /// How far a save is.
 #[derive(Clone, Debug)]
 pub enum SaveStatus {
@@ -34,12 +36,14 @@ impl SaveStatus {
 #[derive(Clone, Debug)]
 pub struct SaveHandle {
     save: SaveKey,
+    process: Process,
     inner: Arc<(Mutex<SaveStatus>, Condvar)>,
 }
 
 impl SaveHandle {
     pub(crate) fn new(save: SaveKey) -> Self {
-        Self { save, inner: Arc::new((Mutex::new(SaveStatus::Capturing), Condvar::new())) }
+        let inner = Arc::new((Mutex::new(SaveStatus::Capturing), Condvar::new()));
+        Self { save, process: Process::this(), inner }
     }
 
     /// The step that is saved.
@@ -61,8 +65,10 @@ impl SaveHandle {
     /// Waits until it is a checkpoint, and gives its id.
     ///
     /// # Errors
-    /// The error that the save failed with; `Conflict` if a newer save superseded it.
+    /// The error that the save failed with; `Conflict` if a newer save superseded it; `Closed` in a forked
+    /// child.
     pub fn wait(&self) -> Result<Hash> {
+        self.process.check()?;
         let mut status = self.lock();
         while !status.is_final() {
             status = self.inner.1.wait(status).unwrap_or_else(PoisonError::into_inner);
@@ -80,8 +86,9 @@ impl SaveHandle {
     /// Waits at most `timeout` until the state is copied; `None` if it is not yet.
     ///
     /// # Errors
-    /// What the capture failed with: `Overloaded`, or that of a source.
+    /// What the capture failed with: `Overloaded`, or that of a source; `Closed` in a forked child.
     pub fn wait_captured(&self, timeout: Duration) -> Result<Option<()>> {
+        self.process.check()?;
         let status = self.wait_while(timeout, |status| matches!(status, SaveStatus::Capturing));
         match &*status {
             SaveStatus::Capturing => Ok(None),
@@ -95,6 +102,7 @@ impl SaveHandle {
     /// # Errors
     /// As [`SaveHandle::wait`].
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Hash>> {
+        self.process.check()?;
         let is_final = self.wait_while(timeout, |status| !status.is_final()).is_final();
         if is_final { self.wait().map(Some) } else { Ok(None) }
     }

@@ -15,6 +15,7 @@ mod witness;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -32,6 +33,7 @@ pub(crate) use shared::Shared;
 pub(crate) use witness::{KEY as ALIKE, check_alike};
 pub(crate) use worker::Worker;
 
+use crate::process::Process;
 use crate::state::Capture;
 
 /// Whether a save returns before it is durable.
@@ -176,6 +178,7 @@ pub(crate) struct Saver {
     worker: Option<JoinHandle<()>>,
     options: SaveOptions,
     attempt: u64,
+    process: Process,
 }
 
 impl Saver {
@@ -187,7 +190,7 @@ impl Saver {
             .name("lastgood-save".into())
             .spawn(move || worker.run())
             .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for saves: {e}")))?;
-        Ok(Self { shared, worker: Some(worker), options, attempt })
+        Ok(Self { shared, worker: Some(worker), options, attempt, process: Process::this() })
     }
 
     /// Captures `capture` as the state at `step` and hands it to the writing thread.
@@ -223,6 +226,7 @@ impl Saver {
 
     /// Queues a save whose bytes are not copied yet.
     fn begin(&mut self, step: u64, capture: &Capture<'_>) -> Result<Begun> {
+        self.process.check()?;
         self.shared.refuse(self.options.failures_max)?;
         let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
         let mut arena = self.shared.take_arena()?;
@@ -257,7 +261,11 @@ impl Saver {
     }
 
     /// Waits until every save is committed or has failed, and ends the thread.
+    ///
+    /// # Errors
+    /// What saves failed with; `Closed` in a forked child, where that thread does not exist.
     pub(crate) fn close(&mut self) -> Result<()> {
+        self.process.check()?;
         self.shared.close();
         if let Some(worker) = self.worker.take()
             && worker.join().is_err()
@@ -278,6 +286,10 @@ impl Saver {
 
 impl Drop for Saver {
     fn drop(&mut self) {
+        if !self.process.is_this() {
+            mem::forget(self.worker.take());
+            return;
+        }
         if self.worker.is_some()
             && let Err(error) = self.close()
         {

@@ -195,7 +195,7 @@ impl Worker {
             packs: written.packs,
             metadata,
         };
-        self.io.runtime.block_on(commit::publish(&self.ledger, &index))?;
+        self.io.block_on(commit::publish(&self.ledger, &index))?;
         Ok(index)
     }
 
@@ -255,7 +255,7 @@ impl Worker {
     /// Looks after one waiting save.
     fn look(&mut self, save: &mut Waiting) -> Look {
         let key = save.index.save;
-        let advanced = self.io.runtime.block_on(commit::advance(
+        let advanced = self.io.block_on(commit::advance(
             &mut self.ledger,
             &self.writer,
             &key,
