@@ -253,7 +253,7 @@ class Reader(StorageReader):
             raise NotFound(
                 f"checkpoint {self._checkpoint.id[:16]} has no part of {index.fqn} at {list(index.offset or ())}"
             )
-        memory = torch.empty(tuple(item.lengths), dtype=known.properties.dtype)  # type: ignore[union-attr]
+        memory = torch.empty(tuple(item.lengths), dtype=known.properties.dtype)
         start = index.offset or (0,) * len(item.storage_offsets)
         box = zip(start, item.storage_offsets, chunk.origin, strict=True)
         offsets = tuple(at + within - origin for at, within, origin in box)

@@ -153,7 +153,7 @@ def _value(item: WriteItem, planner: SavePlanner) -> dict[str, Any]:
     makes bytes of stays these bytes."""
     fqn = item.index.fqn
     if _is_stock(planner):
-        value = planner.lookup_object(item.index)  # type: ignore[attr-defined]
+        value = planner.lookup_object(item.index)
         if isinstance(value, io.BytesIO):
             return _raw(value.getvalue(), "bytesio")
         encoded = _tree.encode(value, fqn)
