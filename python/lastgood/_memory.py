@@ -144,6 +144,9 @@ def told(array: Any) -> dict[str, Any]:
         from lastgood import jax as lg_jax
 
         return lg_jax.node_of(array)
+    if is_torch(array) and str(array.dtype) == "torch.complex128":
+        # It is stored as two float64, in a dimension after the others.
+        return {"dtype": "complex128"}
     if is_numpy(array) and array.dtype.name in NUMPY_DTYPES:
         # Two dtypes of ml_dtypes have one stored name.
         same = numpy_dtype(NUMPY_DTYPES[array.dtype.name]) == array.dtype
@@ -167,14 +170,20 @@ def plain_torch(tensor: Any, path: str, copy: bool) -> Any:
     is asked for.
 
     Raises:
-        Invalid: for a layout that has no plain memory (sparse, quantized, meta).
+        Invalid: for a layout that has no plain memory (sparse, quantized, meta), and a lazy parameter that has no
+            shape yet.
     """
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         what = "meta" if tensor.device.type == "meta" else str(tensor.layout)
         raise Invalid(f"{path}: a {what} tensor has no plain memory; store a dense one")
-    plain = tensor.detach()
+    try:
+        plain = tensor.detach()
+    except ValueError:
+        raise Invalid(
+            f"{path}: a lazy parameter has no shape before the first batch; call the module once before"
+        ) from None
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()
     plain = plain.to("cpu").contiguous()

@@ -460,6 +460,8 @@ def stored_form(array: Any, path: str) -> tuple[str, tuple[int, ...]]:
 
         return lg_jax.stored(array, path)
     if _memory.is_torch(array):
+        if "dtype" in _memory.told(array):
+            return "F64", (*array.shape, 2)
         return _memory.torch_dtype_name(array.dtype, path), tuple(array.shape)
     import numpy
 

@@ -233,6 +233,10 @@ class _Decoder:
                 return lg_jax.from_numpy(array, tree)
             if kind == "numpy" and "dtype" in tree and array.dtype.name != tree["dtype"]:
                 array = array.view(_memory.numpy_dtype_called(tree["dtype"]))
+            if kind == "torch" and tree.get("dtype") == "complex128" and not array.is_complex():
+                import torch
+
+                array = torch.view_as_complex(array)
             return array[()] if tree.get("scalar") else array
         value = tree.get("v")
         if kind == "float":

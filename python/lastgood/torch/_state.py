@@ -228,7 +228,7 @@ def shards_of(
 
 
 def _dtype_name(tensor: Any, path: str) -> str:
-    # There is no stored name for complex128: it is two float64.
+    # There is no stored name for complex128: it is two float64, in a dimension after the others.
     if tensor.dtype == torch.complex128 and not _is_dtensor(tensor):
         return "F64"
     return _memory.torch_dtype_name(tensor.dtype, path)
@@ -275,7 +275,9 @@ def _local(tensor: Any) -> Any:
 
 
 def _fits(component: str, name: str, tensor: Any, saved: SavedTensor) -> str | None:
-    shape, dtype = tuple(tensor.shape), _memory.torch_dtype_name(tensor.dtype, name)
+    shape, dtype = tuple(tensor.shape), _dtype_name(tensor, name)
+    if tensor.dtype == torch.complex128:
+        shape = (*shape, 2)
     if shape != saved.shape:
         return f"{component}/{name} has shape {list(shape)}, in the checkpoint {list(saved.shape)}"
     if dtype != saved.dtype:
@@ -547,7 +549,7 @@ class OptimizerAdapter:
         deferred: bool,
     ) -> dict[str, Any]:
         """The values of one parameter that are no tensors; the tensors go to the snapshot."""
-        plain = {}
+        plain: dict[str, dict[str, Any]] = {}
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
                 stored = f"state.{name}.{key}"
@@ -556,6 +558,8 @@ class OptimizerAdapter:
                 if deferred:
                     snapshot.deferred.append((path, _local(value)))
                 plain[key] = {"tensor": stored}
+                if value.dtype == torch.complex128:
+                    plain[key]["complex128"] = True
             else:
                 plain[key] = {"value": value}
         return plain
@@ -586,7 +590,7 @@ class OptimizerAdapter:
                     saved, stored, saved.tensors[stored], world, None if whole else like
                 )
                 targets.append(target)
-                tensors[stored] = make
+                tensors[stored] = _complex(make) if value.get("complex128") else make
         if problems:
             raise Mismatch(problems)
         before = (dict(self.optimizer.state), [dict(g) for g in self.optimizer.param_groups])
@@ -641,8 +645,16 @@ class OptimizerAdapter:
             raise Mismatch(problems)
 
 
+def _complex(make: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: torch.view_as_complex(make())
+
+
 def _placed(key: str, value: Any, parameter: Any, on_device: bool) -> Any:
-    """On the parameter's device, but for the count of steps where the optimizer keeps that on the host."""
+    """On the parameter's device, but for the count of steps where the optimizer keeps that on the host; in the order of
+    the parameter's memory, as optimizers make what has its shape."""
     if _is_dtensor(value) or (key == "step" and value.ndim == 0 and not on_device):
         return value
-    return value.to(parameter.device)
+    value = value.to(parameter.device)
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
