@@ -175,9 +175,11 @@ def plain_torch(tensor: Any, path: str, copy: bool) -> Any:
     """
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        what = "meta" if tensor.device.type == "meta" else str(tensor.layout)
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        what = "nested" if tensor.is_nested else str(tensor.layout)
         raise Invalid(f"{path}: a {what} tensor has no plain memory; store a dense one")
+    if tensor.device.type == "meta":
+        raise Invalid(f"{path}: a meta tensor has no values; give it memory first, by to_empty()")
     try:
         plain = tensor.detach()
     except ValueError:
@@ -187,16 +189,29 @@ def plain_torch(tensor: Any, path: str, copy: bool) -> Any:
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()
     plain = plain.to("cpu").contiguous()
+    if plain.data_ptr() == 0 and plain.nbytes:
+        raise Invalid(
+            f"{path}: a {type(tensor).__name__} has no memory of its own; store the tensors that it is made of"
+        )
     if copy and plain.data_ptr() == tensor.data_ptr():
         plain = plain.clone()
     return plain
 
 
-def plain_numpy(array: Any, copy: bool) -> Any:
+def plain_numpy(array: Any, path: str, copy: bool) -> Any:
     """``array`` as a C-contiguous one in native byte order; its own memory if it can be and no ``copy`` is asked
-    for."""
+    for.
+
+    Raises:
+        Invalid: for a class of arrays that holds more than its elements, such as a mask.
+    """
     import numpy
 
+    if isinstance(array, numpy.ndarray) and type(array) not in (numpy.ndarray, numpy.memmap):
+        raise Invalid(
+            f"{path} is a {type(array).__module__}.{type(array).__qualname__}, of which only the elements would be "
+            "stored; store plain arrays of everything that it holds"
+        )
     plain = numpy.asarray(array)
     if plain.dtype.byteorder == ">":
         plain = plain.astype(plain.dtype.newbyteorder("="))

@@ -276,8 +276,9 @@ def shards_of(arrays: dict[str, Any], where: str, role: str) -> list[Shard]:
 
             shards += lg_jax.shards_of(name, array, f"{where}[{name!r}]", role)
         else:
-            plain = _memory.plain_numpy(array, copy=True)
-            dtype = _memory.numpy_dtype_name(plain.dtype, f"{where}[{name!r}]")
+            path = f"{where}[{name!r}]"
+            plain = _memory.plain_numpy(array, path, copy=True)
+            dtype = _memory.numpy_dtype_name(plain.dtype, path)
             shards.append(whole(name, dtype, plain.shape, _memory.of_numpy(plain), role))
     return shards
 
@@ -473,10 +474,9 @@ def _in_place(live: Any, array: Any) -> Any:
     if live is None or tuple(live.shape) != tuple(array.shape):
         return array
     if _memory.is_torch(live) and _memory.is_torch(array):
-        import torch
+        from lastgood.torch import _state as torch_state
 
-        with torch.no_grad():
-            live.copy_(array)
+        torch_state.fill(live, array)
         return live
     if _memory.is_numpy(live) and hasattr(live, "setflags") and live.shape and live.flags.writeable:
         live[...] = array

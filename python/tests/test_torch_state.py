@@ -12,6 +12,7 @@ import lastgood as lg
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 
 def through(folder: Path, state: dict[str, Any], other: dict[str, Any]) -> lg.Run:
@@ -361,21 +362,43 @@ def test_parameters_that_are_not_there_yet_are_refused(tmp_path: Path) -> None:
         run.save(1, block=True)
 
 
-@pytest.mark.parametrize("make", ["sparse", "quantized"])
+ODD: dict[str, Callable[[], Any]] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+    "wrapper": lambda: TwoTensor(torch.ones(2), torch.zeros(2)),
+    "of half complex numbers": lambda: torch.ones(2).to(torch.complex32),
+}
+
+
+@pytest.mark.parametrize("make", ODD)
 def test_tensors_that_are_no_boxes_of_numbers_are_refused_by_name(
     tmp_path: Path, make: str
 ) -> None:
     model = nn.Module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = (
-            torch.eye(3).to_sparse()
-            if make == "sparse"
-            else torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
-        )
-    model.register_buffer("odd", value)
+        model.register_buffer("odd", ODD[make]())
     with lg.open(tmp_path, {"m": model}) as run, pytest.raises(lg.Invalid, match="odd"):
         run.save(1, block=True)
+
+
+def test_tensors_that_cannot_be_written_as_others(tmp_path: Path) -> None:
+    def make(value: float) -> tuple[nn.Module, dict[str, Any]]:
+        model = nn.Module()
+        model.register_buffer("expanded", torch.tensor([value]).expand(3))
+        with torch.inference_mode():
+            model.register_buffer("inferred", torch.full((2,), value))
+            values = {"inferred": torch.full((2,), value)}
+        values["expanded"] = torch.tensor([[value]]).expand(2, 2)
+        return model, values
+
+    (model, values), (other, fresh) = make(1), make(2)
+    held = [*other.buffers(), *fresh.values()]
+    through(tmp_path, {"m": model, "v": values}, {"m": other, "v": fresh})
+    assert bits(other.state_dict()) == bits(model.state_dict()) and bits(fresh) == bits(values)
+    assert all(a is b for a, b in zip([*other.buffers(), *fresh.values()], held, strict=True))
 
 
 def test_schedulers_and_averages(tmp_path: Path) -> None:

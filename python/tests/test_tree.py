@@ -12,7 +12,7 @@ from typing import Any
 import lastgood as lg
 import numpy as np
 import pytest
-from lastgood import _tree
+from lastgood import _state, _tree
 
 
 def through(value: Any, template: Any = None) -> Any:
@@ -153,3 +153,11 @@ def test_registered_types() -> None:
 def test_trees_of_another_version_are_refused(tree: Any) -> None:
     with pytest.raises(lg.Incompatible):
         _tree.decode(tree, {}, "x")
+
+
+@pytest.mark.parametrize(
+    "array", [np.ma.array([1.0, 2.0], mask=[True, False]), np.asmatrix(np.ones((2, 2)))]
+)
+def test_arrays_that_hold_more_than_their_elements_are_refused(array: Any) -> None:
+    with pytest.raises(lg.Invalid, match=r"x\['a'\] is a numpy\..*only the elements"):
+        _state.shards_of({"a": array}, "x", "same")

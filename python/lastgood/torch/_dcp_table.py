@@ -143,7 +143,7 @@ def _declare_array(capture: Any, component: int, name: str, array: Any) -> None:
     if _memory.is_torch(array):
         plain = _memory.plain_torch(array, name, copy=False)
     else:
-        plain = torch.from_numpy(_memory.plain_numpy(array, copy=True))
+        plain = torch.from_numpy(_memory.plain_numpy(array, name, copy=True))
     shape = tuple(plain.shape)
     _declare_part(capture, component, name, plain, name, (shape, (0,) * len(shape), shape))
 

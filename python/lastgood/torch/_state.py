@@ -288,10 +288,20 @@ def _fits(component: str, name: str, tensor: Any, saved: SavedTensor) -> str | N
 def _swap(live: Any, staged: Any) -> None:
     """Exchanges what ``live`` and ``staged`` hold, so that a second call takes the first back."""
     live = _local(live)
-    with torch.no_grad():
-        before = live.detach().to("cpu", copy=True)
-        live.copy_(staged)
+    before = live.detach().to("cpu", copy=True)
+    fill(live, staged)
+    with torch.inference_mode(staged.is_inference()), torch.no_grad():
         staged.copy_(before)
+
+
+def fill(live: Any, values: Any) -> None:
+    """Puts ``values`` into ``live``, which stays the same tensor."""
+    with torch.inference_mode(live.is_inference()), torch.no_grad():
+        if torch._debug_has_internal_overlap(live) == 1:
+            # Elements of an expanded tensor share memory, and each has a value of its own now.
+            live.set_(values.to(live.device, copy=True))
+        else:
+            live.copy_(values)
 
 
 class ModuleAdapter:
