@@ -84,6 +84,26 @@ def test_an_optimizer_goes_on_with_the_same_bits(tmp_path: Path, kind: str) -> N
     assert bits(other.state_dict()) == bits(model.state_dict())
 
 
+class Counting(torch.optim.SGD):
+    """Keeps state that belongs to no parameter, as `torch.optim.Optimizer.state_dict` allows."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.state["taken"] = self.state.get("taken", 0) + 1
+        self.state["table"] = {"sums": torch.full((2,), float(self.state["taken"]))}
+        return super().step(closure)
+
+
+def test_state_of_an_optimizer_that_belongs_to_no_parameter(tmp_path: Path) -> None:
+    model, other = small(), small(1)
+    optimizer, fresh = Counting(model.parameters(), 0.1), Counting(other.parameters(), 0.1)
+    train(model, optimizer, 3)
+    through(
+        tmp_path, {"model": model, "optimizer": optimizer}, {"model": other, "optimizer": fresh}
+    )
+    assert fresh.state["taken"] == 3 and fresh.state["table"]["sums"].tolist() == [3, 3]
+    assert bits(fresh.state_dict()) == bits(optimizer.state_dict())
+
+
 def test_complex_numbers_in_moments_and_values(tmp_path: Path) -> None:
     def make(seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)

@@ -545,10 +545,15 @@ class OptimizerAdapter:
                 values = self.optimizer.state.get(parameter)
                 if values:
                     per_parameter[name] = self._values(snapshot, name, values, spread, deferred)
-        encoded = _tree.encode({"groups": self.groups(names), "state": per_parameter}, self.name)
+        parts = {"groups": self.groups(names), "state": per_parameter, "other": self._other()}
+        encoded = _tree.encode(parts, self.name)
         snapshot.shards += _state.shards_of(encoded.arrays, self.name, "same")
         snapshot.tree = encoded.tree
         return snapshot
+
+    def _other(self) -> dict[Any, Any]:
+        """State that belongs to no parameter: counters and tables of some optimizers."""
+        return {k: v for k, v in self.optimizer.state.items() if not isinstance(k, torch.Tensor)}
 
     def _values(
         self,
@@ -582,8 +587,10 @@ class OptimizerAdapter:
         }
         staged_groups = _state.stage(saved, _tree.arrays_of(tree["groups"]), world, {})
         staged_values = _state.stage(saved, _tree.arrays_of(tree["state"]), world, {})
+        other = tree.get("other", {})
+        staged_other = _state.stage(saved, _tree.arrays_of(other), world, {})
         self._check(tree, names, parameters)
-        targets = staged_groups.targets + staged_values.targets
+        targets = staged_groups.targets + staged_values.targets + staged_other.targets
         tensors: dict[str, Any] = {}
         problems = []
         for name, values in tree["state"].items():
@@ -618,6 +625,7 @@ class OptimizerAdapter:
                     if key != "params":
                         live[key] = value
             self.optimizer.state.clear()
+            self.optimizer.state.update(_tree.decode(other, staged_other.finish(), self.name))
             for name, values in plain.items():
                 self.optimizer.state[parameters[name]] = {
                     key: _placed(key, tensors[value["tensor"]](), parameters[name], on_device[name])
