@@ -141,14 +141,14 @@ def _declare(capture: Any, component: int, path: str, piece: _tensorfile.Piece, 
     )
 
 
-def stored(run: Run, damaged: set[int]) -> Iterator[Stored]:
-    """The folders that the run can go back to, best first: those marked good, then the others, the newest of each
-    first. Whoever resumes reads every byte, so that one which nobody has verified yet is no worse than another.
+def stored(run: Run, owner: str, damaged: set[int]) -> Iterator[Stored]:
+    """The folders of ``owner`` that the run can go back to, best first: those marked good, then the others, the newest
+    of each first. Whoever resumes reads every byte, so that one which nobody has verified yet is no worse than another.
     ``damaged`` gets the steps of those whose list of files is damaged."""
     usable = [known for known in run.history() if known.standing != "bad" and not known.expired]
     for known in sorted(reversed(usable), key=lambda known: known.standing != "good"):
         try:
-            yield _stored(run, run._native.find(f"id:{known.id}"))
+            yield _stored(run, owner, run._native.find(f"id:{known.id}"))
         except Corrupt as error:
             damaged.add(known.step)
             reject(run, known.id, error)
@@ -165,12 +165,13 @@ def reject(run: Run, checkpoint: str, error: Corrupt) -> None:
         raise error
 
 
-def _stored(run: Run, checkpoint: Any) -> Stored:
-    names = {name for name, _, _ in checkpoint.components()}
-    if names != {COMPONENT}:
+def _stored(run: Run, owner: str, checkpoint: Any) -> Stored:
+    held = {(name, of) for name, of, _ in checkpoint.components()}
+    if held != {(COMPONENT, owner)}:
+        found = ", ".join(f"{name} of {of}" for name, of in sorted(held))
         raise Incompatible(
-            f"checkpoint {checkpoint.id[:16]} of step {checkpoint.step} holds {sorted(names)}, no checkpoint folder; "
-            "give this run a name of its own"
+            f"checkpoint {checkpoint.id[:16]} of step {checkpoint.step} holds {found}, no checkpoint folder of "
+            f"{owner}; give this run a name of its own"
         )
     targets = _lastgood.Targets()
     ranks = range(checkpoint.world_size)

@@ -136,7 +136,7 @@ class Resume:
     def _choose(self, world: World) -> dict[str, Any] | None:
         self.parent.mkdir(parents=True, exist_ok=True)
         damaged: set[int] = set()
-        for stored in _folders.stored(self.run, damaged):
+        for stored in _folders.stored(self.run, self.owner, damaged):
             if world.rank == 0:
                 adopted = self._newer(stored, world, damaged)
                 if adopted is not None:

@@ -43,6 +43,29 @@ def test_killed_and_resumed_every_step_is_bit_identical(
         assert trainers.trace(out, rank) == trainers.trace(whole, rank)
 
 
+def test_a_folder_of_another_tool_is_not_restored(tmp_path: Path) -> None:
+    import accelerate
+    import lastgood as lg
+    from lastgood import _folders, _resume
+    from lastgood._peers import Peers
+    from lastgood._state import World
+
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    run = _resume.open_run(str(tmp_path / "store"), "one")
+    _folders.ingest(run, folder, 2, "transformers", Peers(World())).durable.result()
+    run.close()
+    accelerator = accelerate.Accelerator(cpu=True)
+    keeper = lg.accelerate.attach(
+        accelerator, tmp_path / "out", store=tmp_path / "store", run="one"
+    )
+    with pytest.raises(
+        lg.Incompatible, match="folder of transformers, no checkpoint folder of acc"
+    ):
+        keeper.restore()
+
+
 def test_what_is_no_accelerator_or_has_no_step_is_refused(tmp_path: Path) -> None:
     import accelerate
     import lastgood as lg
