@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import children
 import fsspec
 import lastgood as lg
 import pytest
@@ -209,6 +212,25 @@ def test_a_missing_part_is_refused_here(tmp_path: Path) -> None:
     assert all((tensor == -1).all() for tensor in found.values())
     lg.torch.load(found, lg.torch.Reader(tmp_path, at=1))
     assert torch.equal(found["w"], WEIGHTS + 1)
+
+
+def test_a_missing_shard_is_loaded_elsewhere_and_refused_here(tmp_path: Path) -> None:
+    """P5: a file that one of two ranks wrote is gone."""
+    program = [sys.executable, str(children.PROGRAMS / "hf_shards.py"), str(tmp_path)]
+    ranks = [
+        subprocess.Popen([*program, str(rank)], env=children.environment()) for rank in range(2)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    files = sorted((tmp_path / "stock").glob("*.safetensors"))
+    assert len(files) == 2
+    # The sizes are taken from the parts that are there: without the last one it would look smaller.
+    files[0].unlink()
+    found = {"w": torch.full((16, 4), -1.0)}
+    dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path / "stock")))
+    assert (found["w"][:8] == -1).all() and (found["w"][8:] > 0).all()
+    next((tmp_path / "ours").rglob("1-*.pack")).unlink()
+    with pytest.raises(lg.Corrupt, match="pack"):
+        lg.torch.load({"w": torch.zeros(16, 4)}, lg.torch.Reader(tmp_path / "ours", at=1))
 
 
 def test_errors_pass_by_except_exception_elsewhere(tmp_path: Path) -> None:
