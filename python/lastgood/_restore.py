@@ -163,18 +163,7 @@ class Plan:
         names = self._full_names()
         for name, loading in zip(names, self.loadings, strict=True):
             for target in loading.targets:
-                memory = target.memory
-                targets.tensor(
-                    name,
-                    self._stored_name(name, target),
-                    target.dtype,
-                    target.shape,
-                    target.offsets,
-                    target.sizes,
-                    memory.address,
-                    memory.bytes,
-                    memory.owner,
-                )
+                _state.ask(targets, name, self._stored_name(name, target), target)
         placed: tuple[int, int] = self.native.read(self.checkpoint, targets)
         return placed
 

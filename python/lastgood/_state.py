@@ -56,6 +56,13 @@ def whole(name: str, dtype: str, shape: Iterable[int], memory: Memory, role: str
     return Shard(name, dtype, shape, (0,) * len(shape), shape, memory, role)
 
 
+def ask(targets: Any, component: str, name: str, into: Shard) -> None:
+    """Asks for what is stored under ``name``, to be read into the memory of ``into``."""
+    memory = into.memory
+    box = (into.shape, into.offsets, into.sizes)
+    targets.tensor(component, name, into.dtype, *box, memory.address, memory.bytes, memory.owner)
+
+
 @dataclass
 class Snapshot:
     """A component at one step: JSON, shards, and which names are the same memory as which."""

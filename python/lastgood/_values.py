@@ -78,17 +78,6 @@ def load(source: Any, checkpoint: Any, component: str) -> Any:
         raise Incompatible(f"checkpoint {checkpoint.id[:16]}: {mismatch}") from None
     targets = _lastgood.Targets()
     for target in staged.targets:
-        memory = target.memory
-        targets.tensor(
-            component,
-            target.name,
-            target.dtype,
-            target.shape,
-            target.offsets,
-            target.sizes,
-            memory.address,
-            memory.bytes,
-            memory.owner,
-        )
+        _state.ask(targets, component, target.name, target)
     source.read(checkpoint, targets)
     return _tree.decode(tree, staged.finish(), component)

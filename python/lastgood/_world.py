@@ -27,6 +27,18 @@ def store_options() -> dict[str, str]:
     return {k.lower(): v for k, v in os.environ.items() if k.startswith(_STORE_PREFIXES)}
 
 
+def place_of(store: str | os.PathLike[str] | None, run: str | None) -> tuple[str, str]:
+    """The store and the run that are meant.
+
+    Raises:
+        Invalid: if there is no store.
+    """
+    url = os.fspath(store) if store is not None else os.environ.get("LASTGOOD_STORE")
+    if not url:
+        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
+    return str(url), run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
+
+
 def _distributed() -> object | None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lastgood import _folders, _lastgood, _memory, _resume, _rng, _tree, _values, _world
-from lastgood._lastgood import Corrupt, Incompatible, Invalid, LastgoodError, NotFound
+from lastgood._lastgood import Corrupt, Incompatible, LastgoodError, NotFound
 from lastgood._peers import Peers
 from lastgood._state import World
 
@@ -50,13 +50,6 @@ def _callback_base() -> Any:
     raise missing
 
 
-def _settings(store: str | os.PathLike[str] | None, run: str | None) -> tuple[str, str]:
-    place = store if store is not None else os.environ.get("LASTGOOD_STORE")
-    if not place:
-        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
-    return os.fspath(place), run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
-
-
 def _reader(place: str, name: str) -> Any:
     return _lastgood.Reader(place, _world.store_options(), name)
 
@@ -76,7 +69,7 @@ def last_good(store: str | os.PathLike[str] | None = None, run: str | None = Non
         >>> print(lg.lightning.last_good(tempfile.mkdtemp()))
         None
     """
-    place, name = _settings(store, run)
+    place, name = _world.place_of(store, run)
     try:
         _reader(place, name).find("last-good")
     except NotFound:
@@ -114,7 +107,7 @@ class CheckpointIO:
         *,
         strict: bool = False,
     ) -> None:
-        self._place, self._name = _settings(store, run)
+        self._place, self._name = _world.place_of(store, run)
         self._strict = strict
         for package in ("lightning.fabric", "lightning_fabric"):
             module = sys.modules.get(f"{package}.plugins.io.checkpoint_io")
@@ -286,7 +279,7 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         *,
         strict: bool = False,
     ) -> None:
-        self._place, self._name = _settings(store, run)
+        self._place, self._name = _world.place_of(store, run)
         self._strict = strict
         self._pending: Any = None
         self._heartbeat: Any = None

@@ -9,6 +9,7 @@ import lastgood as lg
 import pytest
 import torch
 import torch_checkpointing as tc
+from torch_checkpointing.checkpoint_process import CheckpointProcessConfig
 
 
 def manager(store: Path, save: tc.CheckpointSaverConfig) -> tc.CheckpointManager:
@@ -16,7 +17,14 @@ def manager(store: Path, save: tc.CheckpointSaverConfig) -> tc.CheckpointManager
     return tc.CheckpointManager(tc.CheckpointManager.Config(save=save, storage_config=config))
 
 
-@pytest.mark.parametrize("save", [tc.SyncCheckpointSaverConfig(), tc.AsyncCheckpointSaverConfig()])
+#: Its process imports torch, which takes long where several tests run.
+PATIENT = CheckpointProcessConfig(subprocess_init_timeout_secs=200)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [tc.SyncCheckpointSaverConfig(), tc.AsyncCheckpointSaverConfig(process_config=PATIENT)],
+)
 def test_saves_and_loads(tmp_path: Path, save: tc.CheckpointSaverConfig) -> None:
     saves = manager(tmp_path, save)
     for step in (1, 2):

@@ -113,18 +113,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def place_of(store: Any, run: str | None) -> tuple[str, str]:
-    """The store and the run that are meant.
-
-    Raises:
-        Invalid: if there is no store.
-    """
-    url = os.fspath(store) if store is not None else os.environ.get("LASTGOOD_STORE")
-    if not url:
-        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
-    return str(url), run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
-
-
 def step_of(checkpoint_id: Any) -> int:
     """The step that a checkpoint id names: itself, or the last number in its last part.
 
@@ -194,7 +182,7 @@ class Writer(StorageWriter, AsyncStager):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self._place = place_of(store, run)
+        self._place = _world.place_of(store, run)
         self._settings = settings
         with _process.lock:
             # One start of a job is one attempt, however many writers it makes.

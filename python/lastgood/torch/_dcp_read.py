@@ -21,7 +21,7 @@ from torch.futures import Future
 from lastgood import _lastgood, _world
 from lastgood._lastgood import Corrupt, Incompatible, LastgoodError, NotFound
 from lastgood.torch import _dcp_table
-from lastgood.torch._dcp import place_of, step_of
+from lastgood.torch._dcp import step_of
 from lastgood.torch._dcp_table import Table
 
 
@@ -61,7 +61,7 @@ class Reader(StorageReader):
         at: str | int = "last-good",
     ) -> None:
         super().__init__()
-        self._place = place_of(store, run)
+        self._place = _world.place_of(store, run)
         self._at = str(at)
         self._id: Any = None
         self._checkpoint: Any = None

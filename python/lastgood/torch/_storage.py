@@ -12,8 +12,8 @@ from typing import Any
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage
 from torch_checkpointing.storage.base_storage import StorageConfig as BaseStorageConfig
 
+from lastgood import _world
 from lastgood.fs import LastgoodFileSystem
-from lastgood.torch._dcp import place_of
 
 
 @dataclass
@@ -42,7 +42,7 @@ class StorageConfig(BaseStorageConfig):
 
     def create_storage(self) -> LastgoodStorage:
         """The storage itself."""
-        return LastgoodStorage(*place_of(self.store, self.run))
+        return LastgoodStorage(*_world.place_of(self.store, self.run))
 
 
 class LastgoodStorage(Storage):
