@@ -296,9 +296,9 @@ class LastGood(_callback_base()):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Takes its place in the strategy, before anything is loaded."""
-        from lastgood._run import _heartbeat
+        from lastgood._heartbeat import heartbeat
 
-        self._heartbeat = _heartbeat()
+        self._heartbeat = heartbeat()
         strategy = trainer.strategy
         if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
             strategy.checkpoint_io = CheckpointIO(self._place, self._name, strict=self._strict)
