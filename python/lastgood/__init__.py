@@ -20,7 +20,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lastgood._declared import Derived, Durable, Volatile
 from lastgood._handle import SaveHandle
+from lastgood._history import Checkpoint, Restored, SaveWarning
 from lastgood._lastgood import (
     Closed,
     Conflict,
@@ -39,8 +41,7 @@ from lastgood._lastgood import (
 )
 from lastgood._policy import Policy
 from lastgood._restore import Report
-from lastgood._run import Checkpoint, Restored, Run, SaveWarning, open, runs
-from lastgood._state import Derived, Durable, Volatile
+from lastgood._run import Run, open, runs
 from lastgood._tree import register
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from lastgood import _lastgood, _state
 from lastgood._lastgood import Incompatible, NotFound
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, World
 
-Components = dict[str, tuple["_state._Declared", "Adapter | None"]]
+Components = dict[str, tuple["_state.Declared", "Adapter | None"]]
 
 
 @dataclass

@@ -9,78 +9,21 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from lastgood import _lastgood, _rng, _state, _world
 from lastgood._handle import SaveHandle
+from lastgood._heartbeat import heartbeat
+from lastgood._history import Checkpoint as Checkpoint
+from lastgood._history import Restored as Restored
+from lastgood._history import SaveWarning as SaveWarning
 from lastgood._lastgood import Closed, Corrupt, Invalid, LastgoodError, NotFound
 from lastgood._policy import as_policy
 from lastgood._restore import Plan, Report
 from lastgood._state import World
 
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
-
-
-class SaveWarning(UserWarning):
-    """A save failed. Training goes on; the checkpoints before it are unharmed.
-
-    Example:
-        >>> import lastgood as lg, warnings
-        >>> warnings.simplefilter("error", lg.SaveWarning)  # to end the training instead
-        >>> warnings.simplefilter("default", lg.SaveWarning)
-    """
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint, as the run's ledger tells of it.
-
-    ``id``: 64 hexadecimal digits. ``standing``: committed, verified, good or bad, with the ``reason``. ``at``: when, in
-    RFC 3339. ``bytes``: of all ranks' state. ``new_bytes``: of these, what had to be written.
-
-    Example:
-        >>> import lastgood as lg, tempfile
-        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
-        ...     _ = run.save(5, block=True)
-        ...     found = run.history()[-1]
-        >>> found.step, found.standing, found.world_size
-        (5, 'committed', 1)
-    """
-
-    id: str
-    step: int
-    standing: str
-    reason: str | None
-    at: str
-    attempt: int
-    world_size: int
-    parent: str | None
-    bytes: int
-    new_bytes: int
-    expired: bool
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, and
-    what a person should know (``notices``), such as checkpoints that were skipped.
-
-    Example:
-        >>> import lastgood as lg, tempfile
-        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
-        ...     _ = run.save(5, block=True)
-        ...     _ = run.restore()
-        >>> run.last_restore.step, run.last_restore.notices
-        (5, [])
-    """
-
-    checkpoint: str
-    step: int
-    world_size: int
-    bytes: int
-    notices: list[str] = field(default_factory=list)
 
 
 def open(
@@ -212,7 +155,7 @@ class Run:
         # Held while a save looks at the state, so that an optimizer in another thread does not step meanwhile. It is
         # not the lock of `lock`, under which optimizers may step.
         self._looking = threading.RLock()
-        self._heartbeat = _heartbeat()
+        self._heartbeat = heartbeat()
         self._closed = False
         self._saved = False
         # A forked child has none of the threads that save, and must not wait for them.
@@ -235,13 +178,13 @@ class Run:
         """The number of ranks."""
         return self._world.size
 
-    def _adapters(self) -> dict[str, tuple[_state._Declared, _state.Adapter | None]]:
+    def _adapters(self) -> dict[str, tuple[_state.Declared, _state.Adapter | None]]:
         """Every component with its adapter; those that are not durable have none."""
         if _state.RNG in self._state and self._rng:
             raise Invalid(
                 f"the name {_state.RNG!r} is taken by the generators; give the component another one, or rng=False"
             )
-        found: dict[str, tuple[_state._Declared, _state.Adapter | None]] = {}
+        found: dict[str, tuple[_state.Declared, _state.Adapter | None]] = {}
         for name, obj in self._state.items():
             if not isinstance(name, str) or not name:
                 raise Invalid(f"a component's name is a string, given {name!r}")
@@ -340,7 +283,7 @@ class Run:
 
         if "torch" not in sys.modules:
             return
-        from lastgood.torch import _state as torch_state
+        from lastgood.torch import _modules
 
         this = weakref.ref(self)
 
@@ -349,7 +292,7 @@ class Run:
             if run is not None:
                 run._wait_to_change()
 
-        for optimizer in torch_state.optimizers_of(self._state):
+        for optimizer in _modules.optimizers_of(self._state):
             if optimizer not in self._hooked:
                 optimizer.register_step_pre_hook(wait)
                 self._hooked.add(optimizer)
@@ -619,26 +562,6 @@ def _unchanged(tensors: list[tuple[str, Any]]) -> Callable[[], str | None]:
 
     before = torch_state.versions(tensors)
     return lambda: torch_state.changed(before)
-
-
-def _heartbeat() -> Callable[[int], None] | None:
-    """Tells a supervisor of steps, if there is one."""
-    path = os.environ.get("LASTGOOD_HEARTBEAT")
-    if path is None:
-        return None
-    try:
-        file = os.open(path, os.O_WRONLY)
-    except OSError as error:
-        raise Invalid(
-            f"the file of LASTGOOD_HEARTBEAT cannot be written: {error}; leave it to `lastgood run`, or unset it"
-        ) from None
-
-    def beat(step: int) -> None:
-        # A heart that cannot be heard must not stop the training; the supervisor then sees a stall.
-        with contextlib.suppress(OSError, OverflowError):
-            os.pwrite(file, (step + 1).to_bytes(8, "little"), 0)
-
-    return beat
 
 
 @atexit.register

@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lastgood import _memory, _tree
-from lastgood._lastgood import Invalid
+from lastgood._declared import Declared as Declared
+from lastgood._declared import Derived as Derived
+from lastgood._declared import Durable as Durable
+from lastgood._declared import Volatile as Volatile
+from lastgood._declared import as_declared as as_declared
 from lastgood._memory import Memory
 
 #: The name of the component with the generators' states.
@@ -149,93 +153,6 @@ class Adapter(Protocol):
         """
 
 
-class _Declared:
-    """An object with its owner and class of durability."""
-
-    durability = ""
-
-    def __init__(self, obj: Any, *, owner: str = "trainer") -> None:
-        if not owner:
-            raise Invalid("an owner is a name; who answers for this component?")
-        self.obj = obj
-        self.owner = owner
-
-    def __repr__(self) -> str:
-        return f"lg.{type(self).__name__}({type(self.obj).__name__}, owner={self.owner!r})"
-
-
-class Durable(_Declared):
-    """State that must survive: it is in every checkpoint. What is given to `lg.open` bare is this, of owner
-    ``trainer``.
-
-    Args:
-        obj: any state that `lg.open` takes.
-        owner: who answers for it: stored with the checkpoint, shown by ``lastgood show``.
-        ranks: for plain arrays in a job of several ranks. ``same``: every rank holds the same bytes, one stores
-            them. ``own``: each stores its own. ``auto`` (the default): parameters of modules and the state of
-            optimizers are the same, everything else is each rank's own.
-
-    Raises:
-        Invalid: if the owner is empty, or ``ranks`` none of these.
-
-    Example:
-        >>> import lastgood as lg
-        >>> lg.Durable({"best": 0.9}, owner="metrics")
-        lg.Durable(dict, owner='metrics')
-    """
-
-    durability = "durable"
-
-    def __init__(self, obj: Any, *, owner: str = "trainer", ranks: str = "auto") -> None:
-        super().__init__(obj, owner=owner)
-        if ranks not in ("auto", "same", "own"):
-            raise Invalid(f"ranks is auto, same or own, given {ranks!r}")
-        self.ranks = ranks
-
-
-class Derived(_Declared):
-    """State that is made again from durable state: never stored; ``rebuild()`` is called after a restore.
-
-    Example:
-        >>> import lastgood as lg
-        >>> cache = {}
-        >>> lg.Derived(cache, owner="tokenizer", rebuild=cache.clear)
-        lg.Derived(dict, owner='tokenizer')
-    """
-
-    durability = "derived"
-
-    def __init__(
-        self, obj: Any, *, owner: str = "trainer", rebuild: Callable[[], Any] | None = None
-    ) -> None:
-        super().__init__(obj, owner=owner)
-        self.after = rebuild
-
-
-class Volatile(_Declared):
-    """State that may be lost: never stored; ``reset()`` is called after a restore.
-
-    Example:
-        >>> import lastgood as lg
-        >>> recent = []
-        >>> lg.Volatile(recent, owner="profiler", reset=recent.clear)
-        lg.Volatile(list, owner='profiler')
-    """
-
-    durability = "volatile"
-
-    def __init__(
-        self, obj: Any, *, owner: str = "trainer", reset: Callable[[], Any] | None = None
-    ) -> None:
-        super().__init__(obj, owner=owner)
-        self.after = reset
-
-
-def as_declared(obj: Any) -> _Declared:
-    """What was given to `lg.open`, with its class."""
-    return obj if isinstance(obj, _Declared) else Durable(obj)
-
-
 def adapter_for(name: str, state: MutableMapping[str, Any], declared: Durable) -> Adapter:
     """The adapter for the object of component ``name``.
 
@@ -275,9 +192,9 @@ def shards_of(arrays: dict[str, Any], where: str, role: str) -> list[Shard]:
     shards = []
     for name, array in arrays.items():
         if _memory.is_torch(array):
-            from lastgood.torch import _state as torch_state
+            from lastgood.torch import _tensors
 
-            shards += torch_state.shards_of(name, array, f"{where}[{name!r}]", role, copy=True)
+            shards += _tensors.shards_of(name, array, f"{where}[{name!r}]", role, copy=True)
         elif _memory.is_jax(array):
             from lastgood import jax as lg_jax
 
@@ -316,9 +233,9 @@ def stage(saved: Saved, kinds: dict[str, str], world: World, like: dict[str, Any
             continue
         tensor = saved.tensors[name]
         if kind == "torch":
-            from lastgood.torch import _state as torch_state
+            from lastgood.torch import _tensors
 
-            target, make = torch_state.stage(saved, name, tensor, world, like.get(name))
+            target, make = _tensors.stage(saved, name, tensor, world, like.get(name))
         else:
             target, make = _stage_numpy(saved, name, tensor, world, kind)
         staged.targets.append(target)
@@ -481,9 +398,9 @@ def _in_place(live: Any, array: Any) -> Any:
     if live is None or tuple(live.shape) != tuple(array.shape):
         return array
     if _memory.is_torch(live) and _memory.is_torch(array):
-        from lastgood.torch import _state as torch_state
+        from lastgood.torch import _tensors
 
-        torch_state.fill(live, array)
+        _tensors.fill(live, array)
         return live
     if _memory.is_numpy(live) and hasattr(live, "setflags") and live.shape and live.flags.writeable:
         live[...] = array

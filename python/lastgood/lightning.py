@@ -42,12 +42,13 @@ def _callback_base() -> Any:
     names = ["lightning.pytorch", "pytorch_lightning"]
     if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
         names.reverse()
+    missing: list[ModuleNotFoundError] = []
     for name in names:
         try:
             return importlib.import_module(f"{name}.callbacks").Callback
         except ModuleNotFoundError as error:
-            missing = error
-    raise missing
+            missing.append(error)
+    raise missing[0]
 
 
 def _reader(place: str, name: str) -> Any:
@@ -289,9 +290,9 @@ class LastGood(_callback_base()):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Takes its place in the strategy, before anything is loaded."""
-        from lastgood._run import _heartbeat
+        from lastgood._heartbeat import heartbeat
 
-        self._heartbeat = _heartbeat()
+        self._heartbeat = heartbeat()
         strategy = trainer.strategy
         if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
             strategy.checkpoint_io = CheckpointIO(self._place, self._name, strict=self._strict)

@@ -156,7 +156,7 @@ def test_trees_of_another_version_are_refused(tree: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "array", [np.ma.array([1.0, 2.0], mask=[True, False]), np.asmatrix(np.ones((2, 2)))]
+    "array", [np.ma.array([1.0, 2.0], mask=[True, False]), np.ones(2).view(np.recarray)]
 )
 def test_arrays_that_hold_more_than_their_elements_are_refused(array: Any) -> None:
     with pytest.raises(lg.Invalid, match=r"x\['a'\] is a numpy\..*only the elements"):

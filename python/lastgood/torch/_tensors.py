@@ -1,0 +1,106 @@
+"""Single tensors: the memory that is saved of one, and the memory that one is restored from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lastgood import _memory, _state
+from lastgood._state import Saved, SavedTensor, Shard, World
+from lastgood.torch._sharding import Spread, is_dtensor, local_part
+
+
+def shards_of(
+    name: str, tensor: Any, path: str, role: str, copy: bool, spread: Spread | None = None
+) -> list[Shard]:
+    """The part of ``tensor`` that this rank holds; of a DTensor it is what its placements say, whatever ``role``."""
+    dtype = _dtype_name(tensor, path)
+    if not is_dtensor(tensor):
+        plain = _real(_memory.plain_torch(tensor, path, copy))
+        return [_state.whole(name, dtype, plain.shape, _memory.of_torch(plain), role)]
+    part = local_part(tensor, path, spread)
+    shape = tuple(tensor.shape)
+    if part.empty and 0 not in shape:
+        return []
+    plain = _memory.plain_torch(part.tensor, path, copy)
+    memory = _memory.of_torch(plain)
+    return [Shard(name, dtype, shape, part.offsets, part.sizes, memory, part.role)]
+
+
+def _dtype_name(tensor: Any, path: str) -> str:
+    # There is no stored name for complex128: it is two float64, in a dimension after the others.
+    if tensor.dtype == torch.complex128 and not is_dtensor(tensor):
+        return "F64"
+    return _memory.torch_dtype_name(tensor.dtype, path)
+
+
+def _real(tensor: Any) -> Any:
+    return torch.view_as_real(tensor) if tensor.dtype == torch.complex128 else tensor
+
+
+def stage(
+    saved: Saved, name: str, tensor: SavedTensor, world: World, like: Any
+) -> tuple[Shard, Callable[[], Any]]:
+    """Memory for a tensor of a checkpoint, or for the part of it that ``like`` holds, and how to get the tensor."""
+    dtype = _memory.torch_dtype(tensor.dtype)
+    if like is not None and is_dtensor(like):
+        part = local_part(like, name)
+        memory = torch.empty(part.sizes, dtype=dtype)
+        held = _memory.of_torch(memory)
+        target = Shard(name, tensor.dtype, tensor.shape, part.offsets, part.sizes, held, "shard")
+        return target, lambda: _as_dtensor(memory, like)
+    memory = torch.empty(tensor.shape, dtype=dtype)
+    role = _state.role_of(saved, name, world)
+    target = _state.whole(name, tensor.dtype, tensor.shape, _memory.of_torch(memory), role)
+    complex128 = like is not None and like.dtype == torch.complex128
+
+    return target, lambda: torch.view_as_complex(memory) if complex128 else memory
+
+
+def _as_dtensor(local: Any, like: Any) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def local(tensor: Any) -> Any:
+    return tensor._local_tensor if is_dtensor(tensor) else tensor
+
+
+def fits(component: str, name: str, tensor: Any, saved: SavedTensor) -> str | None:
+    shape, dtype = tuple(tensor.shape), _dtype_name(tensor, name)
+    if tensor.dtype == torch.complex128:
+        shape = (*shape, 2)
+    if shape != saved.shape:
+        return f"{component}/{name} has shape {list(shape)}, in the checkpoint {list(saved.shape)}"
+    if dtype != saved.dtype:
+        return f"{component}/{name} is {dtype}, in the checkpoint {saved.dtype}"
+    return None
+
+
+def swap(live: Any, staged: Any) -> None:
+    """Exchanges what ``live`` and ``staged`` hold, so that a second call takes the first back."""
+    live = local(live)
+    before = live.detach().to("cpu", copy=True)
+    fill(live, staged)
+    with torch.inference_mode(staged.is_inference()), torch.no_grad():
+        staged.copy_(before)
+
+
+def fill(live: Any, values: Any) -> None:
+    """Puts ``values`` into ``live``, which stays the same tensor."""
+    with torch.inference_mode(live.is_inference()), torch.no_grad():
+        if torch._debug_has_internal_overlap(live) == 1:
+            # Elements of an expanded tensor share memory, and each has a value of its own now.
+            live.set_(values.to(live.device, copy=True))
+        else:
+            live.copy_(values)
