@@ -76,7 +76,7 @@ fn inflate_with(context: &mut DCtx<'static>, frame: &[u8], decoded_bytes: u64) -
     let unreadable = |e| Error::corrupt(format!("the columns of a shard index do not decode: {e}"));
     let mut decoder = Decoder::with_context(frame, context).single_frame();
     decoder.window_log_max(ShardIndex::WINDOW_LOG_MAX).map_err(unreadable)?;
-    let mut columns = Vec::new();
+    let mut columns = Vec::with_capacity((decoded_bytes + 1).min(4096) as usize);
     decoder.by_ref().take(decoded_bytes + 1).read_to_end(&mut columns).map_err(unreadable)?;
     if columns.len() as u64 != decoded_bytes {
         let found = if columns.len() as u64 > decoded_bytes { "more" } else { "fewer" };
