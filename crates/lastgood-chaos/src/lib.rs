@@ -18,6 +18,7 @@ pub mod failure;
 pub mod planted;
 pub mod random;
 pub mod ranks;
+mod remembering;
 pub mod setting;
 pub mod sim;
 pub mod violation;

@@ -1,6 +1,6 @@
 //! Codecs of one chunk.
 
-use crate::{Error, Hash, Result};
+use crate::{Error, Hash, Result, frames};
 
 /// The smallest chunk size that may be chosen.
 pub const CHUNK_BYTES_MIN: u32 = 64 << 10;
@@ -82,7 +82,7 @@ pub fn encode(decoded: &[u8], level: Option<i32>) -> Result<Encoded> {
         return Ok(Encoded::Zero);
     }
     let Some(level) = level else { return Ok(Encoded::Raw) };
-    let frame = zstd::bulk::compress(decoded, level)
+    let frame = frames::compress(decoded, level)
         .map_err(|e| Error::internal(format!("zstd cannot compress a chunk: {e}")))?;
     if frame.len() + decoded.len() / 16 < decoded.len() {
         return Ok(Encoded::Zstd(frame));
@@ -108,8 +108,11 @@ pub fn decode_into(codec: Codec, stored: &[u8], decoded: &mut [u8], hash: &Hash)
             expected
         }
         Codec::Zero => stored.len(),
-        Codec::Zstd => zstd::bulk::decompress_to_buffer(stored, decoded)
-            .map_err(|e| Error::corrupt(format!("a zstd chunk does not decode: {e}")))?,
+        Codec::Zstd => frames::with_decoder(|context| context.decompress(decoded, stored))
+            .map_err(|code| {
+                let why = zstd::zstd_safe::get_error_name(code);
+                Error::corrupt(format!("a zstd chunk does not decode: {why}"))
+            })?,
     };
     if found != expected {
         return Err(Error::corrupt(format!(
@@ -118,6 +121,27 @@ pub fn decode_into(codec: Codec, stored: &[u8], decoded: &mut [u8], hash: &Hash)
         )));
     }
     check(decoded, hash)
+}
+
+/// The decoded bytes of `stored`, `decoded_bytes` of them, after their hash was checked: `stored` itself if it
+/// is raw, else in `scratch`.
+///
+/// # Errors
+/// As [`decode_into`].
+pub fn decode<'b>(
+    codec: Codec,
+    stored: &'b [u8],
+    decoded_bytes: u32,
+    hash: &Hash,
+    scratch: &'b mut Vec<u8>,
+) -> Result<&'b [u8]> {
+    if codec == Codec::Raw && stored.len() == decoded_bytes as usize {
+        check(stored, hash)?;
+        return Ok(stored);
+    }
+    scratch.resize(decoded_bytes as usize, 0);
+    decode_into(codec, stored, scratch, hash)?;
+    Ok(scratch)
 }
 
 /// Checks that `decoded` is the chunk `hash`.
@@ -141,5 +165,5 @@ pub fn seems_compressible(bytes: &[u8], level: i32) -> bool {
     }
     let middle = (bytes.len() / 2).saturating_sub(SAMPLE / 2);
     let sample = &bytes[middle..middle + SAMPLE];
-    zstd::bulk::compress(sample, level).is_ok_and(|frame| frame.len() * 10 <= SAMPLE * 9)
+    frames::compress(sample, level).is_ok_and(|frame| frame.len() * 10 <= SAMPLE * 9)
 }

@@ -50,17 +50,22 @@ impl Hash {
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }
-}
 
-impl fmt::Display for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The hexadecimal digits as ASCII.
+    pub(crate) fn digits(&self) -> [u8; 64] {
         let mut digits = [0; 64];
         for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0) {
             pair[0] = DIGITS[usize::from(byte >> 4)];
             pair[1] = DIGITS[usize::from(byte & 15)];
         }
+        digits
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Hexadecimal digits are ASCII, so this never falls back.
-        f.pad(std::str::from_utf8(&digits).unwrap_or_default())
+        f.pad(std::str::from_utf8(&self.digits()).unwrap_or_default())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod chunk;
 pub mod descriptor;
 pub mod dtype;
 pub mod error;
+mod frames;
 pub mod hash;
 pub mod index;
 pub mod key;

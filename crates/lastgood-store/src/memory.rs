@@ -21,9 +21,15 @@ impl MemoryStore {
     /// it does not exist.
     pub fn tamper(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut objects = self.lock();
-        let mut bytes = objects.get(key).map(|bytes| bytes.to_vec()).unwrap_or_default();
-        change(&mut bytes);
-        objects.insert(key.to_owned(), bytes.into());
+        if !objects.contains_key(key) {
+            objects.insert(key.to_owned(), Bytes::new());
+        }
+        if let Some(object) = objects.get_mut(key) {
+            // Copied only if somebody still reads it.
+            let mut bytes = Vec::from(std::mem::take(object));
+            change(&mut bytes);
+            *object = bytes.into();
+        }
     }
 
     /// The keys of all objects, sorted.

@@ -181,7 +181,7 @@ pub(crate) fn is_plain(part: &str) -> bool {
     !part.is_empty()
         && part.len() <= PART_BYTES_MAX
         && !part.starts_with('.')
-        && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 pub(crate) fn is_key(text: &str) -> bool {

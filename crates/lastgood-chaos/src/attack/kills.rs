@@ -1,5 +1,6 @@
 //! `kill -9` at every operation on the disk of a save of several ranks, in real processes.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -11,6 +12,7 @@ use crate::failure::{Context, Result, bail, ensure};
 use lastgood::state::World;
 use lastgood::{Repository, RunOptions};
 use lastgood_format::Hash;
+use tempfile::TempDir;
 
 use super::disks::Flaw;
 use super::state::{self, Size};
@@ -42,16 +44,18 @@ pub struct Report {
 /// If a checkpoint is lost, a wrong byte is restored, something hangs, or the same step cannot be
 /// saved again afterwards.
 pub fn run(program: &Path, every: u64) -> Result<Report> {
+    let safe = Safe::make()?;
     let mut points = Vec::new();
     for rank in 0..RANKS {
-        let count = count_points(program, rank)?;
+        let count = count_points(program, &safe, rank)?;
         points.extend((0..count).step_by(every.max(1) as usize).map(|point| (rank, point)));
     }
     let queue = Mutex::new(points.into_iter());
     let total = Mutex::new(Report::default());
     thread::scope(|scope| {
-        let attackers: Vec<_> =
-            (0..ATTACKERS).map(|_| scope.spawn(|| attack(program, &queue, &total))).collect();
+        let attackers: Vec<_> = (0..ATTACKERS)
+            .map(|_| scope.spawn(|| attack(program, &safe, &queue, &total)))
+            .collect();
         attackers.into_iter().try_for_each(|attacker| {
             attacker.join().unwrap_or_else(|_| bail!("an attack panicked"))
         })
@@ -61,13 +65,14 @@ pub fn run(program: &Path, every: u64) -> Result<Report> {
 
 fn attack(
     program: &Path,
+    safe: &Safe,
     queue: &Mutex<impl Iterator<Item = (u32, u64)>>,
     total: &Mutex<Report>,
 ) -> Result<()> {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some((victim, point)) = next else { return Ok(()) };
-        let committed = kill_one(program, victim, point)
+        let committed = kill_one(program, safe, victim, point)
             .with_context(|| format!("rank {victim} was killed at point {point}"))?;
         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
         total.kills += 1;
@@ -80,9 +85,8 @@ fn attack(
 }
 
 /// How many points there are in a rank's save that nobody disturbs.
-fn count_points(program: &Path, rank: u32) -> Result<u64> {
-    let folder = tempfile::tempdir()?;
-    prepare(folder.path())?;
+fn count_points(program: &Path, safe: &Safe, rank: u32) -> Result<u64> {
+    let folder = safe.copy()?;
     let mut ranks = start_ranks(program, folder.path(), None)?;
     let mut points = None;
     for (i, child) in ranks.drain(..).enumerate() {
@@ -96,9 +100,40 @@ fn count_points(program: &Path, rank: u32) -> Result<u64> {
     points.context("a rank did not say how many points there are")
 }
 
-fn prepare(folder: &Path) -> Result<Hash> {
-    let (repository, _) = worker::repository(folder, Flaw::default())?;
-    save_in_threads(&repository, SAFE_STEP, "before")
+/// A repository in which one step was saved. It is made once, and each attack begins with a copy.
+struct Safe {
+    folder: TempDir,
+    /// The checkpoint.
+    id: Hash,
+}
+
+impl Safe {
+    fn make() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (repository, _) = worker::repository(folder.path(), Flaw::default())?;
+        let id = save_in_threads(&repository, SAFE_STEP, "before")?;
+        Ok(Self { folder, id })
+    }
+
+    fn copy(&self) -> Result<TempDir> {
+        let folder = tempfile::tempdir()?;
+        copy_folder(self.folder.path(), folder.path())?;
+        Ok(folder)
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir(&to)?;
+            copy_folder(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), &to)?;
+        }
+    }
+    Ok(())
 }
 
 /// Saves `step` with all ranks as threads of this process, over a sound disk.
@@ -156,14 +191,13 @@ fn wait(child: &mut Child, begin: Instant) -> Result<ExitStatus> {
             child.wait()?;
             bail!("a rank hung");
         }
-        thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Gives whether the attacked step was committed.
-fn kill_one(program: &Path, victim: u32, point: u64) -> Result<bool> {
-    let folder = tempfile::tempdir()?;
-    let safe = prepare(folder.path())?;
+fn kill_one(program: &Path, safe: &Safe, victim: u32, point: u64) -> Result<bool> {
+    let folder = safe.copy()?;
     let mut ranks = start_ranks(program, folder.path(), Some((victim, point)))?;
     let begin = Instant::now();
     for rank in &mut ranks {
@@ -175,7 +209,7 @@ fn kill_one(program: &Path, victim: u32, point: u64) -> Result<bool> {
         acknowledged |= String::from_utf8_lossy(&output.stdout).contains("ACK ");
     }
     let (repository, _) = worker::repository(folder.path(), Flaw::default())?;
-    let committed = check_after(&repository, &safe, acknowledged)?;
+    let committed = check_after(&repository, &safe.id, acknowledged)?;
     // The next save of the same step must succeed, and come back.
     save_in_threads(&repository, ATTACKED_STEP, "after")?;
     check_restore(&repository, ATTACKED_STEP, "second look")?;

@@ -158,7 +158,7 @@ pub fn run(program: &Path, fs: FileSystem, cuts: u64, flaw: Flaw, seed: u64) -> 
         }
         if round % ROUNDS_A_STORE == 0 {
             let _ = fs::remove_dir_all(&store);
-            call(&mut Command::new("sync"))?;
+            call(Command::new("sync").arg("-f").arg(&volume.mount))?;
             (acknowledged, newest) = (0, 0);
         }
         let (mut child, lines) = start(program, &store, newest + 1, flaw, round)?;

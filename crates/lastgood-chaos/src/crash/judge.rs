@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lastgood::ledger::Rules;
+use lastgood::ledger::{Rules, Strict};
 use lastgood::restore::Contents;
 use lastgood::state::{Targets, World};
 use lastgood::{Hash, Repository, RunName, RunOptions};
-use lastgood_format::ledger::Entry;
 use lastgood_format::{Error, ErrorKind};
 use lastgood_store::{Disk, Env, LocalStore, Store};
 
@@ -19,6 +18,7 @@ use super::scenario::{ROOT, Recording, together};
 use super::tree::Tree;
 use crate::attack::state::{self, Size, State};
 use crate::ranks::{Ended, Order, Rank, Told, Witness, content};
+use crate::remembering::Remembering;
 use crate::sim::check::{self, Found};
 use crate::violation::{Invariant, Violation};
 
@@ -29,27 +29,9 @@ type Judged = Result<(), Violation>;
 pub(super) struct Judge<'r> {
     recording: &'r Recording,
     run: RunName,
-    rules: Arc<Remembering>,
+    rules: Arc<dyn Rules>,
     /// Checkpoints that were read whole, with the bytes of all objects that they stand on.
     read: BTreeMap<Hash, Vec<(String, Bytes)>>,
-}
-
-/// The rules that hold. Reading an entry is a pure function of its bytes: what was read once is not read
-/// again from the same bytes.
-#[derive(Debug, Default)]
-struct Remembering(Mutex<BTreeMap<(u64, Vec<u8>), Entry>>);
-
-impl Rules for Remembering {
-    fn decode(&self, stored: &[u8], run: &RunName, n: u64) -> lastgood::Result<Entry> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (n, stored.to_vec());
-        if let Some(entry) = known.get(&key).filter(|entry| entry.run == *run) {
-            return Ok(entry.clone());
-        }
-        let entry = Entry::decode(stored, run, n)?;
-        known.insert(key, entry.clone());
-        Ok(entry)
-    }
 }
 
 /// One image on its disk.
@@ -80,7 +62,8 @@ fn stuck(error: impl std::fmt::Display) -> Violation {
 impl<'r> Judge<'r> {
     pub(super) fn new(recording: &'r Recording) -> lastgood::Result<Self> {
         let run = recording.scenario.run()?;
-        Ok(Self { recording, run, rules: Arc::default(), read: BTreeMap::new() })
+        let rules = Remembering::over(Arc::new(Strict));
+        Ok(Self { recording, run, rules, read: BTreeMap::new() })
     }
 
     /// Everything that had been told is there, every checkpoint reads back, there is one history, and the
@@ -98,9 +81,9 @@ impl<'r> Judge<'r> {
     }
 
     fn look(&mut self, bench: &Bench) -> Result<Found, Violation> {
-        let rules: Arc<dyn Rules> = Arc::<Remembering>::clone(&self.rules);
+        let rules = Arc::clone(&self.rules);
         let (store, env) = (Arc::clone(&bench.store), Arc::clone(&bench.env));
-        let found = check::read_with(store, env, &self.run, rules)?;
+        let found = check::read(store, env, &self.run, rules)?;
         check::check_entries(&found)?;
         for checkpoint in found.ledger.history().checkpoints() {
             self.check_checkpoint(bench, &found, &checkpoint.id).map_err(|error| {
@@ -146,7 +129,6 @@ impl<'r> Judge<'r> {
         let (step, ranks) = self.recording.scenario.last();
         let witness = Witness::default();
         let world_size = if seed.is_multiple_of(4) { ranks } else { 1 };
-        let rules: Arc<dyn Rules> = Arc::<Remembering>::clone(&self.rules);
         let ranks: Vec<Rank> = (0..world_size)
             .map(|rank| Rank {
                 order: Order {
@@ -160,7 +142,7 @@ impl<'r> Judge<'r> {
                 },
                 store: Arc::clone(&bench.store),
                 env: Arc::clone(&bench.env),
-                rules: Arc::clone(&rules),
+                rules: Arc::clone(&self.rules),
                 witness: witness.clone(),
             })
             .collect();

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use lastgood::ledger::{History, Ledger, Rules, Strict};
+use lastgood::ledger::{History, Ledger, Rules};
 use lastgood::restore::Contents;
 use lastgood_format::ledger::{Entry, Kind};
 use lastgood_format::{Error, Hash, Result, RunName};
@@ -48,18 +48,6 @@ impl Found {
 /// # Errors
 /// A violation of one history.
 pub fn read(
-    store: Arc<dyn Store>,
-    env: Arc<dyn Env>,
-    run: &RunName,
-) -> std::result::Result<Found, Violation> {
-    read_with(store, env, run, Arc::new(Strict))
-}
-
-/// As [`read`], with a judge that remembers what it has read.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_with(
     store: Arc<dyn Store>,
     env: Arc<dyn Env>,
     run: &RunName,

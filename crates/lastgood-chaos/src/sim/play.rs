@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood::attempt;
-use lastgood::ledger::{Decision, Ledger, Writer};
+use lastgood::ledger::{Decision, Ledger, Rules, Strict, Writer};
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Result, RunName};
-use lastgood_store::MemoryStore;
+use lastgood_store::{MemoryStore, Store};
 
 use super::bystanders;
 use super::check::{self, at_once};
@@ -19,6 +19,7 @@ use super::story::{Act, Cut, Story, last_act};
 use super::trace::Trace;
 use crate::random::Random;
 use crate::ranks::{Ended, Order, Rank, Told, Witness, run};
+use crate::remembering::Remembering;
 use crate::setting::Setting;
 use crate::violation::{Invariant, Violation};
 
@@ -65,6 +66,8 @@ pub struct Played {
 struct Play {
     scheduler: Scheduler,
     setting: Setting,
+    /// The rules of those who judge.
+    honest: Arc<dyn Rules>,
     run: RunName,
     witness: Witness,
     ended: Arc<std::sync::Mutex<Vec<(Task, Ended)>>>,
@@ -86,9 +89,11 @@ pub fn play(seed: u64, setting: &Setting, with_text: bool) -> Played {
         let violation = Violation::new(Invariant::LiveRanksGetThrough, "the run has no name");
         return Played { violation: Some(violation), ..Played::default() };
     };
+    let rules = Remembering::over(Arc::clone(&setting.rules));
     let mut play = Play {
         scheduler: Scheduler::new(random, trace),
-        setting: setting.clone(),
+        setting: Setting { rules, ..setting.clone() },
+        honest: Remembering::over(Arc::new(Strict)),
         run,
         witness: Witness::default(),
         ended: Arc::default(),
@@ -311,9 +316,11 @@ impl Play {
     fn read(&self) -> std::result::Result<check::Found, Violation> {
         let store = MemoryStore::default();
         for (key, bytes) in self.scheduler.sim.lock().objects.all() {
-            store.tamper(key, |target| *target = bytes.to_vec());
+            let put = at_once(store.put_if_absent(key, bytes.clone().into()));
+            put.map_err(|error| Violation::new(Invariant::OneHistory, error.to_string()))?;
         }
-        check::read(Arc::new(store), Arc::new(self.env(usize::MAX)), &self.run)
+        let (env, rules) = (Arc::new(self.env(usize::MAX)), Arc::clone(&self.honest));
+        check::read(Arc::new(store), env, &self.run, rules)
     }
 
     /// The power goes for the last time and takes all that nobody was told of.

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use zstd::stream::read::Decoder;
+use zstd::zstd_safe::DCtx;
+
 use super::{
     Chunk, Component, DIMS_MAX, Durability, HEADER_BYTES, MAGIC, METADATA_BYTES_MAX,
     NAME_BYTES_MAX, NAMES_BYTES_MAX, Pack, Shard, ShardIndex, TENSOR_NAME_BYTES_MAX, Tensor,
@@ -10,7 +13,7 @@ use super::{
 use crate::key::{OBJECT_BYTES_MAX, SaveKey};
 use crate::layout::NdBox;
 use crate::wire::Reader;
-use crate::{Dtype, Error, Hash, Result, descriptor, pack};
+use crate::{Dtype, Error, Hash, Result, descriptor, frames, pack};
 
 impl ShardIndex {
     /// Reads stored bytes and checks every rule of `FORMAT.md`.
@@ -64,13 +67,16 @@ fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
     inflate(frame, decoded_bytes)
 }
 
-/// Memory grows with what is really decoded, and stops one byte after what was announced.
 fn inflate(frame: &[u8], decoded_bytes: u64) -> Result<Vec<u8>> {
+    frames::with_decoder(|context| inflate_with(context, frame, decoded_bytes))
+}
+
+/// Memory grows with what is really decoded, and stops one byte after what was announced.
+fn inflate_with(context: &mut DCtx<'static>, frame: &[u8], decoded_bytes: u64) -> Result<Vec<u8>> {
     let unreadable = |e| Error::corrupt(format!("the columns of a shard index do not decode: {e}"));
-    let mut decoder =
-        zstd::stream::read::Decoder::with_buffer(frame).map_err(unreadable)?.single_frame();
+    let mut decoder = Decoder::with_context(frame, context).single_frame();
     decoder.window_log_max(ShardIndex::WINDOW_LOG_MAX).map_err(unreadable)?;
-    let mut columns = Vec::new();
+    let mut columns = Vec::with_capacity((decoded_bytes + 1).min(4096) as usize);
     decoder.by_ref().take(decoded_bytes + 1).read_to_end(&mut columns).map_err(unreadable)?;
     if columns.len() as u64 != decoded_bytes {
         let found = if columns.len() as u64 > decoded_bytes { "more" } else { "fewer" };

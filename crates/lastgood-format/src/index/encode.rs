@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::{HEADER_BYTES, MAGIC, ShardIndex};
 use crate::wire::Writer;
-use crate::{Error, FORMAT_VERSION, Hash, Result};
+use crate::{Error, FORMAT_VERSION, Hash, Result, frames};
 
 /// Columns are mostly equal or counting values: the fastest level makes them small already.
 const LEVEL: i32 = 1;
@@ -129,7 +129,7 @@ impl ShardIndex {
 /// One zstd frame that keeps [`ShardIndex::GROWTH_MAX`].
 fn compress(columns: &[u8]) -> Result<Vec<u8>> {
     let failed = |e| Error::internal(format!("zstd cannot compress a shard index: {e}"));
-    let frame = zstd::bulk::compress(columns, LEVEL).map_err(failed)?;
+    let frame = frames::compress(columns, LEVEL).map_err(failed)?;
     if columns.len() as u64 <= frame.len() as u64 * ShardIndex::GROWTH_MAX {
         return Ok(frame);
     }

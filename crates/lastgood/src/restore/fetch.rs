@@ -248,10 +248,11 @@ fn twice(mut read: impl FnMut() -> Result<()>) -> Result<()> {
     }
 }
 
+/// Memory that a thread reads into, again and again: what is allocated anew, the kernel clears anew.
 #[derive(Default)]
-struct Scratch {
-    stored: Vec<u8>,
-    decoded: Vec<u8>,
+pub(super) struct Scratch {
+    pub(super) stored: Vec<u8>,
+    pub(super) decoded: Vec<u8>,
 }
 
 fn read_direct(
@@ -287,11 +288,11 @@ fn read_scattered(
     for (chunk, pieces) in chunks {
         let (stored, tail) = rest.split_at(chunk.stored_bytes as usize);
         rest = tail;
-        scratch.decoded.resize(chunk.decoded_bytes as usize, 0);
-        chunk::decode_into(chunk.codec, stored, &mut scratch.decoded, &chunk.hash)
+        let decoded = &mut scratch.decoded;
+        let decoded = chunk::decode(chunk.codec, stored, chunk.decoded_bytes, &chunk.hash, decoded)
             .map_err(|e| at_offset(e, chunk))?;
         for (from, target) in pieces {
-            target.copy_from_slice(&scratch.decoded[*from..*from + target.len()]);
+            target.copy_from_slice(&decoded[*from..*from + target.len()]);
         }
     }
     Ok(())
@@ -309,15 +310,7 @@ fn read_all(io: &dyn Io, mut jobs: Vec<Job<'_>>) -> Result<()> {
 
 /// Runs `work` on every item on a few threads and gives the first error; `bytes` is how much there is
 /// to read in all.
-pub(super) fn each_item<T: Send>(
-    items: Vec<T>,
-    bytes: u64,
-    work: impl Fn(T) -> Result<()> + Sync,
-) -> Result<()> {
-    each(items, bytes, |item, _| work(item))
-}
-
-fn each<T: Send>(
+pub(super) fn each<T: Send>(
     items: Vec<T>,
     bytes: u64,
     work: impl Fn(T, &mut Scratch) -> Result<()> + Sync,

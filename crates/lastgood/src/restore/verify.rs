@@ -8,7 +8,7 @@ use lastgood_format::index::Chunk;
 use lastgood_format::{Error, ErrorKind, Result, pack};
 
 use super::contents::Contents;
-use super::fetch::each_item;
+use super::fetch::{Scratch, each};
 use crate::io::Io;
 
 /// A pack is about 64 MiB and holds at least one chunk of at most 16 MiB; nothing that is larger than
@@ -37,39 +37,50 @@ pub(crate) fn verify_all(
     let total = packs.values().map(|(bytes, _)| bytes).sum();
     let done = AtomicU64::new(0);
     progress(0, total);
-    each_item(packs.into_iter().collect(), total, |(object, (bytes, chunks))| {
+    each(packs.into_iter().collect(), total, |(object, (bytes, chunks)), scratch| {
         let object = format!("{}{object}", contents.folder());
-        verify_pack(io, &object, bytes, &chunks).map_err(|e| e.with_object(object))?;
+        verify_pack(io, &object, bytes, &chunks, scratch).map_err(|e| e.with_object(object))?;
         progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
         Ok(())
     })?;
     Ok(total)
 }
 
-fn verify_pack(io: &dyn Io, object: &str, bytes: u64, named: &[&Chunk]) -> Result<()> {
+fn verify_pack(
+    io: &dyn Io,
+    object: &str,
+    bytes: u64,
+    named: &[&Chunk],
+    scratch: &mut Scratch,
+) -> Result<()> {
     let found = io.size(object)?;
     if found != Some(bytes) || bytes > PACK_BYTES_MAX {
         let found = found.map_or_else(|| "no such object".into(), |found| format!("{found} bytes"));
         return Err(Error::corrupt(format!("pack: expected {bytes} bytes, found {found}")));
     }
-    let mut result = check_pack(io, object, bytes, named);
+    let mut result = check_pack(io, object, bytes, named, scratch);
     if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt) {
         // The flip may have been on the way.
-        result = check_pack(io, object, bytes, named);
+        result = check_pack(io, object, bytes, named, scratch);
     }
     result
 }
 
-fn check_pack(io: &dyn Io, object: &str, bytes: u64, named: &[&Chunk]) -> Result<()> {
-    let mut stored = vec![0; bytes as usize];
-    io.read_into(object, 0, &mut stored)?;
-    let table = pack::parse(&stored)?;
-    let mut decoded = Vec::new();
+fn check_pack(
+    io: &dyn Io,
+    object: &str,
+    bytes: u64,
+    named: &[&Chunk],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Scratch { stored, decoded } = scratch;
+    stored.resize(bytes as usize, 0);
+    io.read_into(object, 0, stored)?;
+    let table = pack::parse(stored)?;
     for packed in &table {
         let begin = packed.offset as usize;
         let range = begin..begin + packed.stored_bytes as usize;
-        decoded.resize(packed.decoded_bytes as usize, 0);
-        chunk::decode_into(packed.codec, &stored[range], &mut decoded, &packed.hash)
+        chunk::decode(packed.codec, &stored[range], packed.decoded_bytes, &packed.hash, decoded)
             .map_err(|e| e.context(format!("chunk at offset {begin}")))?;
     }
     let there: BTreeSet<_> = table

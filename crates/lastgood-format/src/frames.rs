@@ -1,0 +1,42 @@
+//! zstd contexts that each thread keeps: to make one costs more than to code a small frame.
+
+use std::cell::Cell;
+use std::io;
+
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{DCtx, ResetDirective};
+
+/// A context that grew larger than this is not kept.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
+thread_local! {
+    static DECODER: Cell<Option<DCtx<'static>>> = const { Cell::new(None) };
+    static ENCODER: Cell<Option<Compressor<'static>>> = const { Cell::new(None) };
+}
+
+/// Decodes with a context that knows nothing of earlier frames.
+pub(crate) fn with_decoder<T>(decode: impl FnOnce(&mut DCtx<'static>) -> T) -> T {
+    let mut context = DECODER.take().unwrap_or_default();
+    let decoded = decode(&mut context);
+    // A frame that broke off, and what was set for this one, are not for the next.
+    let is_reset = context.reset(ResetDirective::SessionAndParameters).is_ok();
+    if is_reset && context.sizeof() <= KEPT_BYTES_MAX {
+        DECODER.set(Some(context));
+    }
+    decoded
+}
+
+/// `decoded` as one zstd frame.
+///
+/// # Errors
+/// If the encoder fails.
+pub(crate) fn compress(decoded: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut encoder = ENCODER.take().unwrap_or_default();
+    encoder.set_compression_level(level)?;
+    let frame = encoder.compress(decoded)?;
+    let is_reset = encoder.context_mut().reset(ResetDirective::SessionAndParameters).is_ok();
+    if is_reset && encoder.context_mut().sizeof() <= KEPT_BYTES_MAX {
+        ENCODER.set(Some(encoder));
+    }
+    Ok(frame)
+}
