@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
+
+# Tests start hundreds of processes. Where none may leave its bytecode, each compiles torch again, which takes longer
+# than to import it. Workers and what they start have the environment from here.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
