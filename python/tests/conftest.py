@@ -12,9 +12,21 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+import forks  # noqa: E402
+
+
+SESSION = pytest.StashKey[forks.Session]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long; LASTGOOD_SLOW=1 runs it")
+    if not hasattr(config, "workerinput"):
+        config.stash[SESSION] = forks.Session()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

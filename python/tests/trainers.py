@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-PROGRAMS = Path(__file__).parent / "programs"
-sys.path.insert(0, str(PROGRAMS))
-
-import children  # noqa: E402
-import zygote  # noqa: E402
-
-#: What is imported once for all programs.
-MODULES = [
-    "transformers.trainer",
-    "transformers.models.bert.modeling_bert",
-    "lightning.pytorch",
-    "lastgood.hf",
-    "lastgood.accelerate",
-    "lastgood.lightning",
-    "ckpt_chaos.targets.hf_trainer",
-    "ckpt_chaos.targets.lightning_trainer",
-    "torchdata.stateful_dataloader",
-    "referee_targets",
-]
-
-
-def environment() -> dict[str, str]:
-    """What programs run under."""
-    return children.environment(
-        PROGRAMS,
-        HF_HUB_OFFLINE="1",
-        TRANSFORMERS_VERBOSITY="error",
-        TOKENIZERS_PARALLELISM="false",
-        PYTHONHASHSEED="0",
-    )
-
-
-@functools.cache
-def forks() -> zygote.Zygote:
-    """The process that has everything imported; one for all tests of this process."""
-    started = zygote.Zygote(MODULES, environment())
-    atexit.register(started.close)
-    return started
-
+from children import PROGRAMS
+from forks import Fork, environment
 
 def free_port() -> int:
     """A port of the loopback that nobody listens on."""
@@ -57,7 +17,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[zygote.Fork]:
+def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[Fork]:
     """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK."""
     port = free_port()
     started = []
@@ -73,15 +33,11 @@ def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[z
             env |= {"TORCHELASTIC_RUN_ID": "tests"}
         command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
         with open(f"{log}.{rank}", "w") as out:
-            started.append(
-                forks().popen(
-                    command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT
-                )
-            )
+            started.append(Fork("trainers", command, cwd=log.parent, env=env, stdout=out))
     return started
 
 
-def finish(started: list[zygote.Fork], log: Path, seconds: float = 300) -> list[int]:
+def finish(started: list[Fork], log: Path, seconds: float = 300) -> list[int]:
     """Waits for every rank, and gives their exit codes. When one is dead the others get 3 s, as under torchrun."""
     until = time.monotonic() + seconds
     while any(fork.poll() is None for fork in started):
@@ -91,7 +47,7 @@ def finish(started: list[zygote.Fork], log: Path, seconds: float = 300) -> list[
             for fork in started:
                 fork.kill()
         time.sleep(0.02)
-    return [fork.wait() or 0 for fork in started]
+    return [fork.wait() for fork in started]
 
 
 def run(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[int]:
