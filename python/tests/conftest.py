@@ -14,7 +14,6 @@ sys.dont_write_bytecode = False
 
 import forks  # noqa: E402
 
-
 SESSION = pytest.StashKey[forks.Session]()
 
 

@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-import forks  # noqa: E402
-from children import PROGRAMS  # noqa: E402
+import forks
+from children import PROGRAMS
 
 sys.path.insert(0, str(PROGRAMS))
 
-import exact  # noqa: E402
+import exact
 
 
 def command(*arguments: str) -> list[str]:

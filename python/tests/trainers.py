@@ -10,6 +10,7 @@ from pathlib import Path
 from children import PROGRAMS
 from forks import Fork, environment
 
+
 def free_port() -> int:
     """A port of the loopback that nobody listens on."""
     with socket.socket() as listener:
@@ -17,23 +18,26 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[Fork]:
+def of_rank(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a rank of one machine has in its environment."""
+    of_job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, **of_job}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(n) for name, n in numbers.items()}}
+
+
+def start(
+    program: str | Path, log: Path, *arguments: object, ranks: int = 1, tier: str = "trainers"
+) -> list[Fork]:
     """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK."""
     port = free_port()
     started = []
     for rank in range(ranks):
         env = environment()
         if ranks > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            env |= {
-                "LOCAL_WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            env |= {"TORCHELASTIC_RUN_ID": "tests"}
+            env |= {**of_rank(rank, ranks, port), "TORCHELASTIC_RUN_ID": "tests"}
         command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
         with open(f"{log}.{rank}", "w") as out:
-            started.append(Fork("trainers", command, cwd=log.parent, env=env, stdout=out))
+            started.append(Fork(tier, command, cwd=log.parent, env=env, stdout=out))
     return started
 
 

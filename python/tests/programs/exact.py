@@ -1,9 +1,9 @@
 """A training that uses everything that must be saved, for `test_bit_exact.py`; each step's digest is printed.
 
-``exact.py STORE STEPS [resumed|slowly]``: trains to step STEPS, and restores if there is a checkpoint; ``resumed`` saves
-no other one, ``slowly`` leaves time to be killed after the save. Batch norm, dropout,
-embedding, AdamW, OneCycle, an average of the weights, label smoothing, clipping, augmentation that draws from the
-generators of python, numpy and torch, a shuffled loader with two worker processes.
+``exact.py STORE STEPS [resumed|slowly]``: trains to step STEPS, and restores if there is a checkpoint; ``resumed``
+saves no other one, ``slowly`` leaves time to be killed after the save. Batch norm, dropout, embedding, AdamW, OneCycle,
+an average of the weights, label smoothing, clipping, augmentation that draws from the generators of python, numpy and
+torch, a shuffled loader with two worker processes.
 """
 
 from __future__ import annotations
@@ -211,6 +211,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     how = sys.argv[3:]
-    train(
-        sys.argv[1], int(sys.argv[2]), save="resumed" not in how, pause=0.03 * ("slowly" in how)
-    )
+    train(sys.argv[1], int(sys.argv[2]), save="resumed" not in how, pause=0.03 * ("slowly" in how))

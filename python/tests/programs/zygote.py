@@ -12,6 +12,8 @@ when nobody holds the other end of the pipe LIFELINE any more.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -47,6 +49,9 @@ class Server:
         """Answers until the lifeline is cut."""
         threads = os.listdir("/proc/self/task")
         assert len(threads) == 1, f"imports started threads, which a fork would lack: {threads}"
+        # What is there now is never collected: a collection in a fork would copy the pages of all objects.
+        gc.collect()
+        gc.freeze()
         self.woken, wake = os.pipe()
         for end in (self.woken, wake):
             os.set_blocking(end, False)
@@ -143,10 +148,8 @@ class Server:
 
 def tell(connection: socket.socket, answer: dict[str, Any]) -> None:
     """Who asked may be gone."""
-    try:
+    with contextlib.suppress(OSError):
         connection.sendall(json.dumps(answer).encode())
-    except OSError:
-        pass
 
 
 def become(job: dict[str, Any], descriptors: list[int]) -> None:
