@@ -40,7 +40,8 @@ def sentences() -> list[tuple[str, int]]:
         (str, 0),
         (dict, 0),
     ):
-        for name in sorted(dir(module)):
+        # What else is in a module depends on what other modules import.
+        for name in sorted(getattr(module, "__all__", dir(module))):
             text = inspect.getdoc(getattr(module, name)) or ""
             first = text.split("\n\n")[0].replace("\n", " ")
             if len(first.split()) > 3 and not name.startswith("_"):
@@ -93,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="the trainer's output folder")
     parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--save-every", type=int, default=4, help="steps")
     parser.add_argument("--kill-at", type=int)
     arguments = parser.parse_args()
 
@@ -107,7 +109,7 @@ def main() -> None:
         args=transformers.TrainingArguments(
             output_dir=arguments.out,
             max_steps=arguments.steps,
-            save_steps=4,
+            save_steps=arguments.save_every,
             save_total_limit=1,
             per_device_train_batch_size=8,
             learning_rate=1e-3,

@@ -49,6 +49,9 @@ class KillAt(Callback):
     def __init__(self, step: int | None) -> None:
         self.step = step
 
+    def on_train_start(self, trainer, *_) -> None:
+        print(f"begins at step {trainer.global_step}", flush=True)
+
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == self.step and os.environ.get("LASTGOOD_ATTEMPT", "1") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -57,6 +60,7 @@ class KillAt(Callback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="where Lightning writes")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--kill-at", type=int)
     arguments = parser.parse_args()
 
@@ -67,7 +71,7 @@ def main() -> None:
     )
     model = Digits()
     trainer = pl.Trainer(
-        max_epochs=3,
+        max_epochs=arguments.epochs,
         accelerator="cpu",
         devices=1,
         default_root_dir=arguments.out,

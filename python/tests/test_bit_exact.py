@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-PROGRAMS = Path(__file__).parent / "programs"
+import forks
+from children import PROGRAMS
+
 sys.path.insert(0, str(PROGRAMS))
 
-import exact  # noqa: E402
+import exact
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", str(PROGRAMS / "exact.py"), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(PROGRAMS / "exact.py"), *arguments]
 
 
 def steps_of(output: str) -> dict[int, str]:
@@ -31,23 +31,29 @@ def steps_of(output: str) -> dict[int, str]:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[int, str]]:
     """A store with the checkpoint of a process that was killed 5 steps after it, and what its steps were."""
     store = tmp_path_factory.mktemp("exact") / "store"
-    process = started(str(store), str(exact.STEPS))
-    lines = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        if len(lines) >= exact.SAVED_AT + 5 and any(store.glob("runs/*/checkpoints/*.json")):
-            process.send_signal(signal.SIGKILL)
+    log = store.parent / "output"
+    with open(log, "wb") as output:
+        arguments = command(str(store), str(exact.STEPS), "slowly")
+        process = forks.Fork("torch", arguments, env=forks.environment(), stdout=output)
+    while process.poll() is None:
+        steps = log.read_text().count("\n")
+        if steps >= exact.SAVED_AT + 5 and any(store.glob("runs/*/checkpoints/*.json")):
+            process.kill()
             break
-    process.wait(60)
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    return str(store), steps_of("".join(lines))
+        time.sleep(0.005)
+    assert process.wait(60) == -9, f"it ended before it could be killed\n{log.read_text()}"
+    whole_lines = log.read_text().rpartition("\n")[0]
+    return str(store), steps_of(whole_lines)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    ended = started(str(tmp_path_factory.mktemp("exact") / "store"), str(exact.STEPS))
-    return steps_of(ended.communicate(timeout=300)[0])
+    folder = tmp_path_factory.mktemp("exact")
+    code, output = forks.run(
+        "torch", command(str(folder / "store"), str(exact.STEPS)), folder / "output"
+    )
+    assert code == 0, output
+    return steps_of(output)
 
 
 def test_every_step_after_a_kill_is_the_same(
@@ -55,8 +61,10 @@ def test_every_step_after_a_kill_is_the_same(
 ) -> None:
     store, before = killed
     assert all(undisturbed[step] == digest for step, digest in before.items())
-    process = started(store, str(exact.STEPS), "resumed")
-    resumed = steps_of(process.communicate(timeout=300)[0])
+    log = Path(store).parent / "resumed"
+    code, output = forks.run("torch", command(store, str(exact.STEPS), "resumed"), log)
+    assert code == 0, output
+    resumed = steps_of(output)
     # Inside the second epoch, across its end, to the end of the third.
     assert min(resumed) == exact.SAVED_AT + 1 and max(resumed) == exact.STEPS
     assert resumed == {step: undisturbed[step] for step in resumed}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-import children
+import forks
 import pytest
+from children import PROGRAMS
 
-PROGRAMS = Path(__file__).parent / "programs"
 RANKS = 4
 CHECKS = [
     "fsdp_4_to_2",
@@ -36,25 +35,16 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs every check in four ranks, which are started once: importing torch takes longer than the checks."""
+    """Runs every check in four ranks, which are started once."""
     folder = tmp_path_factory.mktemp("ranks")
     ranks = []
     for rank in range(RANKS):
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            str(PROGRAMS / "ranks.py"),
-            str(rank),
-            str(folder),
-        ]
+        command = [sys.executable, str(PROGRAMS / "ranks.py"), str(rank), str(folder)]
         with open(folder / f"output.{rank}", "wb") as output:
-            ranks.append(
-                subprocess.Popen(command, stdout=output, stderr=output, env=children.environment())
-            )
+            ranks.append(forks.Fork("torch", command, env=forks.environment(), stdout=output))
     for process in ranks:
         # Each rank ends itself if it hangs.
-        process.wait(timeout=600)
+        process.wait(600)
     return folder
 
 

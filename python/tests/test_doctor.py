@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from children import PROGRAMS
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = Path(__file__).parent / "programs"
 
 
 def command() -> list[str]:
@@ -199,11 +200,9 @@ def test_pickles_that_run_commands_are_listed_and_not_run(tmp_path: Path) -> Non
 def dcp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps saved by four ranks of real process groups, and step 3 over step 2, cut off."""
     root = tmp_path_factory.mktemp("dcp")
-    program = PROGRAMS / "doctor_dcp.py"
-    ran = subprocess.run(
-        [sys.executable, str(program), str(root)], capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr
+    program = [sys.executable, str(PROGRAMS / "doctor_dcp.py"), str(root)]
+    code, output = forks.run("torch", program, tmp_path_factory.mktemp("output") / "dcp")
+    assert code == 0, output
     return root
 
 
@@ -504,13 +503,9 @@ def test_checkpoints_of_lightning(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def orbax_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("orbax")
-    program = PROGRAMS / "doctor_orbax.py"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    ran = subprocess.run(
-        [sys.executable, str(program), str(root)],
-        capture_output=True, text=True, timeout=300, env=env,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    program = [sys.executable, str(PROGRAMS / "doctor_orbax.py"), str(root)]
+    code, output = forks.run("jax", program, tmp_path_factory.mktemp("output") / "orbax")
+    assert code == 0, output
     return root
 
 

@@ -10,16 +10,26 @@ import subprocess
 import sys
 import time
 
-import children
+import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "examples/train_jax.py"), "--steps", "200", "--every", "2"]
+SLOW = os.environ.get("LASTGOOD_SLOW") == "1"
+STEPS = 200
+PROGRAM = [sys.executable, str(ROOT / "examples/train_jax.py"), "--steps", str(STEPS)]
+PROGRAM += ["--every", "2"]
 #: Far longer than it takes: only a hang reaches it.
-PATIENCE = 300
+PATIENCE = 200
 
 
-def environment() -> dict[str, str]:
-    return children.environment(JAX_PLATFORMS="cpu")
+def environment(compiled: pathlib.Path) -> dict[str, str]:
+    """What XLA compiled is kept for the next process, which is most of a start; not if there is time."""
+    if SLOW:
+        return forks.environment()
+    return forks.environment(
+        JAX_COMPILATION_CACHE_DIR=str(compiled),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
 
 
 def digest(output: str) -> str:
@@ -31,10 +41,10 @@ def digest(output: str) -> str:
 def child_of(pid: int, program: str) -> int | None:
     """The child of ``pid`` that runs ``program``."""
     try:
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        found = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         threads = pathlib.Path(f"/proc/{pid}/task").iterdir()
-        children += [c for t in threads for c in (t / "children").read_text().split()]
-        for child in children:
+        found += [c for t in threads for c in (t / "children").read_text().split()]
+        for child in found:
             if program.encode() in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
     except OSError:
@@ -42,7 +52,7 @@ def child_of(pid: int, program: str) -> int | None:
     return None
 
 
-def killed(store: pathlib.Path, checkpoints: int) -> str:
+def killed(store: pathlib.Path, checkpoints: int, env: dict[str, str]) -> str:
     """Runs the program under `lastgood run`, kills it once it has so many checkpoints, and gives its output."""
     command = [
         sys.executable,
@@ -57,7 +67,7 @@ def killed(store: pathlib.Path, checkpoints: int) -> str:
         *PROGRAM,
     ]
     supervisor = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     )
     try:
         folder = store / "runs/digits/checkpoints"
@@ -77,16 +87,11 @@ def killed(store: pathlib.Path, checkpoints: int) -> str:
 
 
 def test_the_example_ends_in_the_same_bits_after_a_kill(tmp_path: pathlib.Path) -> None:
-    undisturbed = subprocess.run(
-        [*PROGRAM, "--store", str(tmp_path / "a")],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=environment(),
-        check=False,
-    )
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    output = killed(tmp_path / "b", 8)
+    env = environment(tmp_path / "compiled")
+    program = [*PROGRAM, "--store", str(tmp_path / "a")]
+    code, undisturbed = forks.run("jax", program, tmp_path / "output", env=env)
+    assert code == 0, undisturbed
+    output = killed(tmp_path / "b", 8, env)
     begins = [int(step) for step in re.findall(r"attempt \d+ begins at step (\d+)", output)]
-    assert len(begins) == 2 and begins[0] == 0 and 0 < begins[1] < 200, output
-    assert digest(output) == digest(undisturbed.stdout)
+    assert len(begins) == 2 and begins[0] == 0 and 0 < begins[1] < STEPS, output
+    assert digest(output) == digest(undisturbed)

@@ -14,6 +14,7 @@ from pathlib import Path
 import lastgood as lg
 import pytest
 from children import environment
+from trainers import finish, output, start
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -25,10 +26,12 @@ def digests(output: str) -> list[str]:
     return re.findall(r"digest ([0-9a-f]{64})", output)
 
 
-def undisturbed(command: list[str]) -> str:
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return digests(ended.stdout)[0]
+def undisturbed(program: Path, store: Path, ranks: int = 1) -> str:
+    """The digest of ranks that nothing happens to, started as torchrun does."""
+    log = store.with_name("output")
+    started = start(program, log, "--store", store, ranks=ranks, tier="torch")
+    assert finish(started, log) == [0] * ranks, output(log)
+    return digests(output(log))[0]
 
 
 def descendants(pid: int, name: str) -> list[int]:
@@ -78,8 +81,8 @@ def killed(command: list[str], store: Path, name: str, seed: int) -> str:
 
 @pytest.mark.parametrize("seed", [1, 2, 3] if os.environ.get("LASTGOOD_SLOW") else [1])
 def test_one_process(tmp_path: Path, seed: int) -> None:
+    expected = undisturbed(EXAMPLES / "train_torch.py", tmp_path / "undisturbed")
     program = [sys.executable, str(EXAMPLES / "train_torch.py"), "--store"]
-    expected = undisturbed([*program, str(tmp_path / "undisturbed")])
     store = tmp_path / "killed"
     supervised = [
         *LASTGOOD,
@@ -97,11 +100,17 @@ def test_one_process(tmp_path: Path, seed: int) -> None:
     assert len({c.attempt for c in history(store)}) > 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["torchrun", "ranks", "torchrun_alone"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "torchrun",
+        pytest.param("ranks", marks=pytest.mark.slow),
+        pytest.param("torchrun_alone", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks(tmp_path: Path, how: str) -> None:
     program = [str(EXAMPLES / "train_fsdp.py"), "--store"]
-    expected = undisturbed([*TORCHRUN, *program, str(tmp_path / "undisturbed")])
+    expected = undisturbed(EXAMPLES / "train_fsdp.py", tmp_path / "undisturbed", ranks=2)
     store = tmp_path / "killed"
     under = [*LASTGOOD, "--store", str(store), "--run", "default"]
     ours = [*program, str(store), "--pause", "0.05"]

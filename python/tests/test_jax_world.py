@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-import children
+import forks
 import jax
 import jax.numpy as jnp
 import lastgood as lg
 import numpy as np
 import pytest
+from children import PROGRAMS
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,27 +23,22 @@ Abstract = jax.ShapeDtypeStruct
 
 
 def test_two_processes_save_what_lies_over_both_and_one_restores_it(tmp_path: pathlib.Path) -> None:
-    root = pathlib.Path(__file__).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, str(root / "programs/jax_world.py")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), port, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=children.environment(JAX_PLATFORMS="cpu"),
-        )
-        for rank in range(2)
-    ]
+    ranks = []
+    logs = [tmp_path / f"output.{rank}" for rank in range(2)]
+    for rank, log in enumerate(logs):
+        command = [sys.executable, str(PROGRAMS / "jax_world.py"), str(rank), port, str(tmp_path)]
+        with open(log, "wb") as output:
+            ranks.append(forks.Fork("jax", command, env=forks.environment(), stdout=output))
     try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+        codes = [rank.wait(240) for rank in ranks]
     finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+        for fork in ranks:
+            fork.kill()
+    outputs = [log.read_text() for log in logs]
+    assert codes == [0, 0], outputs
     assert all(f"rank {i} is done" in output for i, output in enumerate(outputs)), outputs
     host = np.arange(64, dtype=np.float32).reshape(8, 8)
     mesh = Mesh(np.array(jax.devices()), ("a",))

@@ -6,6 +6,7 @@ LASTGOOD_SLOW=1 they are started as it starts them, and the stock trainers are j
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import children
+import forks
 import pytest
 import trainers
 from lastgood import _lastgood
@@ -52,7 +54,7 @@ def judge(
     if not stock and target in ("lightning_trainer", "loop_ddp"):
         monkeypatch.setitem(runner.NEWEST, name, newest_in_store)
     if not SLOW:
-        popen = trainers.forks().popen
+        popen = functools.partial(forks.Fork, "trainers")
         plain = runner.subprocess
         monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=popen, STDOUT=plain.STDOUT))
     started = time.monotonic()

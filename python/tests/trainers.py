@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-PROGRAMS = Path(__file__).parent / "programs"
-sys.path.insert(0, str(PROGRAMS))
-
-import children  # noqa: E402
-import zygote  # noqa: E402
-
-#: What is imported once for all programs.
-MODULES = [
-    "transformers.trainer",
-    "transformers.models.bert.modeling_bert",
-    "lightning.pytorch",
-    "lastgood.hf",
-    "lastgood.accelerate",
-    "lastgood.lightning",
-    "ckpt_chaos.targets.hf_trainer",
-    "ckpt_chaos.targets.lightning_trainer",
-    "torchdata.stateful_dataloader",
-    "referee_targets",
-]
-
-
-def environment() -> dict[str, str]:
-    """What programs run under."""
-    return children.environment(
-        PROGRAMS,
-        HF_HUB_OFFLINE="1",
-        TRANSFORMERS_VERBOSITY="error",
-        TOKENIZERS_PARALLELISM="false",
-        PYTHONHASHSEED="0",
-    )
-
-
-@functools.cache
-def forks() -> zygote.Zygote:
-    """The process that has everything imported; one for all tests of this process."""
-    started = zygote.Zygote(MODULES, environment())
-    atexit.register(started.close)
-    return started
+from children import PROGRAMS
+from forks import Fork, environment
 
 
 def free_port() -> int:
@@ -57,31 +18,30 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[zygote.Fork]:
+def of_rank(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a rank of one machine has in its environment."""
+    of_job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, **of_job}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(n) for name, n in numbers.items()}}
+
+
+def start(
+    program: str | Path, log: Path, *arguments: object, ranks: int = 1, tier: str = "trainers"
+) -> list[Fork]:
     """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK."""
     port = free_port()
     started = []
     for rank in range(ranks):
         env = environment()
         if ranks > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            env |= {
-                "LOCAL_WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            env |= {"TORCHELASTIC_RUN_ID": "tests"}
+            env |= {**of_rank(rank, ranks, port), "TORCHELASTIC_RUN_ID": "tests"}
         command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
         with open(f"{log}.{rank}", "w") as out:
-            started.append(
-                forks().popen(
-                    command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT
-                )
-            )
+            started.append(Fork(tier, command, cwd=log.parent, env=env, stdout=out))
     return started
 
 
-def finish(started: list[zygote.Fork], log: Path, seconds: float = 300) -> list[int]:
+def finish(started: list[Fork], log: Path, seconds: float = 300) -> list[int]:
     """Waits for every rank, and gives their exit codes. When one is dead the others get 3 s, as under torchrun."""
     until = time.monotonic() + seconds
     while any(fork.poll() is None for fork in started):
@@ -91,7 +51,7 @@ def finish(started: list[zygote.Fork], log: Path, seconds: float = 300) -> list[
             for fork in started:
                 fork.kill()
         time.sleep(0.02)
-    return [fork.wait() or 0 for fork in started]
+    return [fork.wait() for fork in started]
 
 
 def run(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[int]:

@@ -1,8 +1,9 @@
 """A training that uses everything that must be saved, for `test_bit_exact.py`; each step's digest is printed.
 
-``exact.py STORE STEPS [DROPPED]``: trains to step STEPS, restores if there is a checkpoint. Batch norm, dropout,
-embedding, AdamW, OneCycle, an average of the weights, label smoothing, clipping, augmentation that draws from the
-generators of python, numpy and torch, a shuffled loader with two worker processes.
+``exact.py STORE STEPS [resumed|slowly]``: trains to step STEPS, and restores if there is a checkpoint; ``resumed``
+saves no other one, ``slowly`` leaves time to be killed after the save. Batch norm, dropout, embedding, AdamW, OneCycle,
+an average of the weights, label smoothing, clipping, augmentation that draws from the generators of python, numpy and
+torch, a shuffled loader with two worker processes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import hashlib
 import random
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -185,7 +188,9 @@ class Training:
             self.average.load_state_dict(other.average.state_dict())
 
 
-def train(store: str, steps: int, dropped: str | None = None, save: bool = True) -> dict[int, str]:
+def train(
+    store: str, steps: int, dropped: str | None = None, save: bool = True, pause: float = 0
+) -> dict[int, str]:
     training = Training()
     found = {}
     with lg.open(
@@ -198,9 +203,12 @@ def train(store: str, steps: int, dropped: str | None = None, save: bool = True)
             found[step + 1] = training.step(step + 1)
             run.step(step + 1)
             print(step + 1, found[step + 1], flush=True)
+            time.sleep(pause if step >= SAVED_AT else 0)
     return found
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    train(sys.argv[1], int(sys.argv[2]), save=len(sys.argv) <= 3)
+    how = sys.argv[3:]
+    train(sys.argv[1], int(sys.argv[2]), save="resumed" not in how, pause=0.03 * ("slowly" in how))

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -360,6 +361,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(float(os.environ.get("DUMP_AFTER", 240)), exit=True)
     wanted = set(sys.argv[3:])

@@ -1,143 +1,162 @@
 """Starts Python programs as forks of a process that has imported their libraries: seconds saved for each of them.
 
-Used as a module, it is a `Popen` whose programs are such forks; run as a program, it is the process that is forked. A
-fork is a process of its own, with its own environment, folder and output, and dies as any other. Nothing but imports
-happens before the fork: no thread, no tensor, no open store.
+``zygote.py FOLDER LIFELINE`` is asked through the socket ``FOLDER/root``, with one connection for each program:
+
+* a *job* is forked: a process of its own, with its own environment, folder and output, which dies as any other. Its
+  pid is the answer, and its exit code another one. Who lets go of the connection before ends the program.
+* a *tier* is forked: a zygote that has imported some modules more, and is asked through ``FOLDER/NAME``.
+
+Nothing but imports happens before a fork: no thread, no tensor, no open store. A zygote ends, and its programs with it,
+when nobody holds the other end of the pipe LIFELINE any more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 
-class Zygote:
-    """The process that is forked, with ``modules`` imported under ``env``."""
-
-    def __init__(self, modules: list[str], env: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, __file__, str(theirs.fileno()), *modules]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env)
-        theirs.close()
-        self._lines = ours.makefile("rw", encoding="utf-8")
-        self._lock = threading.Lock()
-        self._started: dict[int, Fork] = {}
-        self._answer: Any = None
-        self._answered = threading.Semaphore(0)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def popen(
-        self, command: list[str], *, cwd: Any, env: dict[str, str], stdout: Any, stderr: Any
-    ) -> Fork:
-        """As `subprocess.Popen` of ``python -m MODULE …`` or ``python FILE …``."""
-        assert stderr == subprocess.STDOUT and command[0] == sys.executable, command
-        job = {"argv": command[1:], "cwd": str(cwd), "env": env, "log": stdout.name}
-        with self._lock:
-            self._lines.write(json.dumps(job) + "\n")
-            self._lines.flush()
-            self._answered.acquire()
-            return self._answer
-
-    def _read(self) -> None:
-        for line in self._lines:
-            told = json.loads(line)
-            if told["code"] is None:
-                self._answer = self._started[told["pid"]] = Fork(told["pid"])
-                self._answered.release()
-            else:
-                self._started.pop(told["pid"]).end(told["code"])
-
-    def close(self) -> None:
-        """Ends it."""
-        self.process.kill()
-        self.process.wait()
+def listen(folder: str, name: str) -> socket.socket:
+    """The socket of the zygote ``name``. Who connects before it has imported everything waits."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(os.path.join(folder, name))
+    listener.listen(64)
+    return listener
 
 
-class Fork:
-    """What `Zygote.popen` gives: the part of `subprocess.Popen` that is used here."""
+class Server:
+    """A single thread, so that it may fork."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._over = threading.Event()
+    def __init__(self, folder: str, lifeline: int, listener: socket.socket) -> None:
+        self.folder = folder
+        self.lifeline = lifeline
+        self.listener = listener
+        self.tiers: set[str] = set()
+        self.programs: dict[int, socket.socket] = {}
+        self.asking: set[socket.socket] = set()
 
-    def end(self, code: int) -> None:
-        self.returncode = code
-        self._over.set()
+    def serve(self) -> None:
+        """Answers until the lifeline is cut."""
+        threads = os.listdir("/proc/self/task")
+        assert len(threads) == 1, f"imports started threads, which a fork would lack: {threads}"
+        # What is there now is never collected: a collection in a fork would copy the pages of all objects.
+        gc.collect()
+        gc.freeze()
+        self.woken, wake = os.pipe()
+        for end in (self.woken, wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.wake = wake
+        while True:
+            connections = [*self.asking, *self.programs.values()]
+            ready, _, _ = select.select(
+                [self.lifeline, self.woken, self.listener, *connections], [], []
+            )
+            if self.lifeline in ready:
+                for pid in self.programs:
+                    os.kill(pid, signal.SIGKILL)
+                # The tiers see it themselves. Whoever waits for the root has waited for all.
+                while True:
+                    try:
+                        os.wait()
+                    except ChildProcessError:
+                        return
+            if self.woken in ready:
+                os.read(self.woken, 4096)
+                self.reap()
+            if self.listener in ready:
+                self.asking.add(self.listener.accept()[0])
+            for connection in ready:
+                if connection in self.asking:
+                    self.asking.discard(connection)
+                    self.answer(connection)
+                else:
+                    self.forsaken(connection)
 
-    def poll(self) -> int | None:
-        return self.returncode
+    def answer(self, connection: socket.socket) -> None:
+        """Forks what is asked for."""
+        asked, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+        job = json.loads(asked) if asked else None
+        if job is None:
+            connection.close()
+        elif "tier" in job:
+            if job["tier"] not in self.tiers:
+                self.tiers.add(job["tier"])
+                listener = listen(self.folder, job["tier"])
+                if os.fork() == 0:
+                    self.let_go(connection)
+                    for module in job["modules"]:
+                        importlib.import_module(module)
+                    Server(self.folder, self.lifeline, listener).serve()
+                    os._exit(0)
+                listener.close()
+            tell(connection, {"tier": job["tier"]})
+            connection.close()
+        else:
+            pid = os.fork()
+            if pid == 0:
+                self.let_go(connection)
+                os.close(self.lifeline)
+                become(job, descriptors)
+            self.programs[pid] = connection
+            tell(connection, {"pid": pid})
+        for descriptor in descriptors:
+            os.close(descriptor)
 
-    def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+    def let_go(self, connection: socket.socket) -> None:
+        """In a fork: what is only this process's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for end in (self.wake, self.woken):
+            os.close(end)
+        for held in (self.listener, connection, *self.asking, *self.programs.values()):
+            held.close()
 
-    def wait(self) -> int | None:
-        self._over.wait()
-        return self.returncode
-
-
-def _serve(connection: socket.socket) -> None:
-    """One line a job; a line when it has started, and one when it is over. A single thread, so that it may fork."""
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.set_wakeup_fd(woken)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    jobs = connection.makefile("rb", buffering=0)
-    pending = b""
-    import select
-
-    while True:
-        ready, _, _ = select.select([connection, wake], [], [])
-        if wake in ready:
-            os.read(wake, 4096)
-            _reap(connection)
-        if connection in ready:
-            pending += connection.recv(1 << 16)
-            if not pending:
+    def reap(self) -> None:
+        """Tells of the programs that have ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
                 return
-            while b"\n" in pending:
-                line, pending = pending.split(b"\n", 1)
-                pid = os.fork()
-                if pid == 0:
-                    jobs.close()
-                    connection.close()
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    _become(json.loads(line))
-                _tell(connection, pid, None)
+            if pid == 0:
+                return
+            if pid in self.programs:
+                connection = self.programs.pop(pid)
+                tell(connection, {"code": os.waitstatus_to_exitcode(status)})
+                connection.close()
+
+    def forsaken(self, connection: socket.socket) -> None:
+        """Nobody waits for this program any more: its test is over, or was killed."""
+        for pid, held in list(self.programs.items()):
+            if held is connection:
+                os.kill(pid, signal.SIGKILL)
+                del self.programs[pid]
+                connection.close()
 
 
-def _reap(connection: socket.socket) -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        _tell(connection, pid, os.waitstatus_to_exitcode(status))
+def tell(connection: socket.socket, answer: dict[str, Any]) -> None:
+    """Who asked may be gone."""
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps(answer).encode())
 
 
-def _tell(connection: socket.socket, pid: int, code: int | None) -> None:
-    connection.sendall(json.dumps({"pid": pid, "code": code}).encode() + b"\n")
-
-
-def _become(job: dict[str, Any]) -> None:
+def become(job: dict[str, Any], descriptors: list[int]) -> None:
     """The program, until it ends."""
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *descriptors]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
@@ -159,9 +178,11 @@ def _become(job: dict[str, Any]) -> None:
         traceback.print_exc()
         code = 1
     finally:
-        # What `atexit` has is part of a program: runs are closed there.
+        # The end of an interpreter is part of a program: threads are waited for, runs are closed.
         import atexit
+        import threading
 
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -169,7 +190,4 @@ def _become(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    descriptor = int(sys.argv[1])
-    for module in sys.argv[2:]:
-        importlib.import_module(module)
-    _serve(socket.socket(fileno=descriptor))
+    Server(sys.argv[1], int(sys.argv[2]), listen(sys.argv[1], "root")).serve()
