@@ -179,7 +179,14 @@ fn print_conclusion(series: &Series) {
             name(last),
             step(last)
         )),
-        (None, None) => output::line("none can be trusted, and none is whole"),
+        (None, None) => match series.last_dangerous() {
+            Some(last) => output::line(format!(
+                "none can be trusted; the newest that is whole, but runs code if it is loaded: {}{}",
+                name(last),
+                step(last)
+            )),
+            None => output::line("none can be trusted, and none is whole"),
+        },
     }
     if let Some(stock) = &series.stock {
         let taken = stock.takes.as_ref().and_then(|path| path.file_name());

@@ -311,6 +311,11 @@ impl Series {
         self.checkpoints.iter().rev().find(|c| c.findings.worst() == Some(Severity::Doubt))
     }
 
+    /// The newest checkpoint that nothing is wrong with but that loading it may run code.
+    pub(crate) fn last_dangerous(&self) -> Option<&Checkpoint> {
+        self.checkpoints.iter().rev().find(|c| c.findings.worst() == Some(Severity::Danger))
+    }
+
     pub(crate) fn is_clean(&self) -> bool {
         let folder = self.findings.worst().is_none_or(|worst| worst == Severity::Note);
         folder && self.checkpoints.iter().all(|c| c.verdict() == Verdict::Trusted)

@@ -4,12 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{dcp, deepspeed, files, safetensors};
+use super::{dcp, deepspeed, files, optimizer, safetensors};
 use crate::doctor::Audit;
 use crate::doctor::discover::{Folder, number_behind};
-use crate::doctor::pickle::{Id, Pickle};
 use crate::doctor::report::{Checkpoint, Finding, Severity};
-use crate::doctor::torch::TorchFile;
 
 /// What a save that SIGTERM asked for leaves until it is whole.
 pub(super) const SENTINEL: &str = "checkpoint-is-incomplete.txt";
@@ -61,7 +59,7 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         );
     }
     let step = state(folder, checkpoint, named);
-    optimizer(audit, folder, checkpoint, step);
+    optimizer_state(audit, folder, checkpoint, step);
     scheduler(audit, folder, checkpoint, step);
     random_numbers(audit, folder, checkpoint);
     for extra in ["training_args.bin", "scaler.pt"].iter().filter(|name| folder.has(name)) {
@@ -85,7 +83,39 @@ fn sharded_folders(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoi
             some = true;
         }
     }
+    if folder.folders.iter().any(|inner| inner.starts_with("global_step")) {
+        deepspeed_tracker(folder, checkpoint);
+    }
     some
+}
+
+/// `latest` names the folder of DeepSpeed's that is loaded; without it the Trainer stops.
+fn deepspeed_tracker(folder: &Folder, checkpoint: &mut Checkpoint) {
+    let name = deepspeed::TRACKER;
+    let Checkpoint { path, findings, .. } = checkpoint;
+    if !folder.has(name) {
+        return findings.add(
+            Finding::doubt("missing-tracker", name)
+                .expected("the file that names DeepSpeed's folder in here; it is written last")
+                .found("it is not there: the save may have been cut off")
+                .remedy(
+                    "take an older checkpoint, or write the folder's name into it if that is whole",
+                ),
+        );
+    }
+    let Some(span) = files::open(path, name, findings) else { return };
+    let text = span.all(files::TRACKER_BYTES_MAX);
+    let named = text.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
+    match named {
+        Ok(named) if folder.has_folder(&named) => {}
+        Ok(named) => findings.add(
+            Finding::damage("stale-tracker", name)
+                .expected("the name of a folder that is in here")
+                .found(format!("{named:?}, which is not there"))
+                .remedy("the files are of different saves; take an older checkpoint"),
+        ),
+        Err(flaw) => findings.add(Finding::flaw(name, "the name of a folder", &flaw)),
+    }
 }
 
 /// `trainer_state.json`; gives the step that it says.
@@ -126,7 +156,12 @@ fn lacks(name: &str, expected: &str, remedy: &str) -> Finding {
     Finding::doubt("state-missing", name).expected(expected).found("it is not there").remedy(remedy)
 }
 
-fn optimizer(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, step: Option<u64>) {
+fn optimizer_state(
+    audit: &Audit<'_>,
+    folder: &Folder,
+    checkpoint: &mut Checkpoint,
+    step: Option<u64>,
+) {
     let single = ["optimizer.pt", "optimizer.bin"].into_iter().find(|name| folder.has(name));
     let sharded = |name: &String| name.starts_with("optimizer_") || name.starts_with("global_step");
     let Some(name) = single else {
@@ -140,7 +175,11 @@ fn optimizer(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, st
         return;
     };
     let Some(file) = files::torch(audit, checkpoint, name) else { return };
-    let (Some(steps), Some(step)) = (optimizer_steps(&file), step) else { return };
+    let (Some(steps), Some(step)) =
+        (file.pickle.root().and_then(|root| optimizer::steps(&file, root)), step)
+    else {
+        return;
+    };
     let found = |severity, remedy: &str| {
         Finding::new(severity, "optimizer-step", name)
             .expected(format!("an optimizer that has done {step} steps, as {STATE} says"))
@@ -160,26 +199,6 @@ fn optimizer(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, st
     } else if steps < step {
         checkpoint.findings.add(found(Severity::Note, "a loss scaler skips steps"));
     }
-}
-
-/// How many steps an optimizer of torch has done, if it counts them.
-fn optimizer_steps(file: &TorchFile) -> Option<u64> {
-    /// Parameters that are looked at.
-    const PARAMETERS_MAX: usize = 10_000;
-    let pickle = &file.pickle;
-    let state = pickle.get(pickle.root()?, "state")?;
-    let of = |id: Id| -> Option<u64> {
-        let number = file.scalar(step_of(pickle, id)?)?;
-        (0.0..1e15).contains(&number).then_some(number as u64)
-    };
-    let parameters = pickle.pairs(state)?.iter().take(PARAMETERS_MAX);
-    parameters.filter_map(|(_, parameter)| of(*parameter)).max()
-}
-
-fn step_of(pickle: &Pickle, parameter: Id) -> Option<Id> {
-    let pairs = pickle.pairs(parameter)?.iter().take(16);
-    let mut found = pairs.filter(|(key, _)| pickle.text(*key) == Some("step"));
-    found.next().map(|(_, value)| *value)
 }
 
 fn scheduler(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, step: Option<u64>) {

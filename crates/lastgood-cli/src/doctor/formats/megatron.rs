@@ -1,106 +1,199 @@
-//! Megatron: `iter_N` with a folder for each rank of the model, or with a distributed checkpoint.
+//! Megatron: `iter_N` with a folder for each rank of the model, or with a distributed checkpoint, as
+//! `save_checkpoint` of `megatron.training` and `megatron.core.dist_checkpointing` write them.
+
+use std::path::Path;
 
 use super::{dcp, files};
 use crate::doctor::Audit;
 use crate::doctor::discover::{Folder, number_behind};
-use crate::doctor::pickle::Id;
-use crate::doctor::report::{Checkpoint, Finding};
+use crate::doctor::disk::Span;
+use crate::doctor::pickle::{Id, Node};
+use crate::doctor::report::{Checkpoint, Finding, Findings};
 use crate::doctor::torch::TorchFile;
 
 /// The file that names the iteration that is loaded.
 pub(super) const TRACKER: &str = "latest_checkpointed_iteration.txt";
+const RANK: &str = "mp_rank_";
 const MODEL: &str = "model_optim_rng.pt";
+const DISTRIBUTED: &str = "distrib_optim.pt";
+const MARK: &str = "metadata.json";
+const COMMON: &str = "common.pt";
 /// More ranks than that are not looked for one by one.
-const RANKS_MAX: u64 = 10_000;
+const RANKS_MAX: u64 = 1000;
 
 pub(super) fn is(name: &str, folder: &Folder) -> bool {
-    let ranks = folder.folders.iter().any(|inner| inner.starts_with("mp_rank_"));
+    let ranks = folder.folders.iter().any(|inner| inner.starts_with(RANK));
     let distributed = folder.has("metadata.json") && folder.has(dcp::METADATA);
-    number_behind(name, "iter_").is_some() || (name == "release" && (ranks || distributed))
+    // `save_grads` writes files of these names, which no run is resumed from.
+    let gradients = folder.any(|file| file.starts_with(RANK) && file.ends_with(".pth"));
+    (number_behind(name, "iter_").is_some() && !gradients)
+        || (name == "release" && (ranks || distributed))
 }
 
 pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
     let name = checkpoint.path.file_name().and_then(|name| name.to_str()).unwrap_or("");
     checkpoint.step = number_behind(name, "iter_");
-    let has_ranks = folder.folders.iter().any(|inner| inner.starts_with("mp_rank_"));
-    if has_ranks {
-        return ranks(audit, folder, checkpoint);
+    let has_ranks = folder.folders.iter().any(|inner| inner.starts_with(RANK));
+    let data = |file: &str| file == dcp::METADATA || file.ends_with(".distcp");
+    match folder.has(MARK) || folder.has(COMMON) || folder.any(data) || !has_ranks {
+        true => distributed(audit, folder, checkpoint),
+        false => ranks(audit, folder, checkpoint),
     }
+}
+
+/// `torch_dist`: `common.pt` is written first, then DCP's files, `metadata.json` last. `torch_dcp` and
+/// `fsdp_dtensor` have DCP's files alone, with what is common to all ranks in them.
+fn distributed(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
     let Checkpoint { path, findings, coverage, .. } = &mut *checkpoint;
-    if !folder.has("metadata.json") {
+    let is_dcp_alone = !folder.has(MARK) && !folder.has(COMMON) && has_arguments(path);
+    dcp::audit_folder(audit, path, "", folder, findings, coverage);
+    if is_dcp_alone {
+        return;
+    }
+    if !folder.has(MARK) {
         findings.add(
-            Finding::damage("missing", "metadata.json")
-                .expected("what kind of distributed checkpoint it is")
+            Finding::damage("missing", MARK)
+                .expected("the mark that the save was finished; Megatron writes it last")
                 .found("it is not there: the save was not finished")
                 .remedy("take an older iteration"),
         );
     } else {
-        files::json(path, "metadata.json", findings);
+        files::json(path, MARK, findings);
     }
-    dcp::audit_folder(audit, path, "", folder, findings, coverage);
-    match folder.has("common.pt") {
-        true => drop(files::torch(audit, checkpoint, "common.pt")),
+    match folder.has(COMMON) {
+        true => {
+            if let Some(file) = files::torch(audit, checkpoint, COMMON) {
+                check_step(&file, COMMON, checkpoint);
+            }
+        }
         false => checkpoint.findings.add(
-            Finding::damage("missing", "common.pt")
+            Finding::damage("missing", COMMON)
                 .expected("what all ranks have in common: arguments, iteration, schedule")
                 .found("it is not there")
                 .remedy("take an older iteration"),
         ),
     }
+    // Where the data loaders stand, in folders of the ranks.
+    for inner in folder.folders.iter().filter(|inner| inner.starts_with(RANK)) {
+        let Ok(below) = Folder::read(&checkpoint.path.join(inner)) else { continue };
+        for file in below.files.iter().filter(|file| file.ends_with(".pt")) {
+            files::torch(audit, checkpoint, &format!("{inner}/{file}"));
+        }
+    }
 }
 
-/// A folder `mp_rank_TT` or `mp_rank_TT_PPP` for each rank of the model.
+/// True if DCP's table has the arguments, as that of `torch_dcp` has.
+fn has_arguments(path: &Path) -> bool {
+    let Ok(span) = Span::open(&path.join(dcp::METADATA)) else { return false };
+    let Ok((_, Ok(metadata))) = dcp::Metadata::read(&span) else { return false };
+    let is_common = |name: &String| matches!(name.as_str(), "args" | "iteration");
+    metadata.objects.iter().any(is_common)
+}
+
+/// A folder `mp_rank_TT` or `mp_rank_TT_PPP`, with `_EEE` behind it if there are ranks of experts, for each
+/// rank of the model.
 fn ranks(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
-    let mut expected = None;
-    let is_rank = |inner: &&String| inner.starts_with("mp_rank_");
+    let mut world = World::default();
+    let is_rank = |inner: &&String| inner.starts_with(RANK);
     for inner in folder.folders.iter().filter(is_rank) {
         let Ok(below) = Folder::read(&checkpoint.path.join(inner)) else { continue };
         let main = match below.has(MODEL) || !below.has("model_rng.pt") {
             true => MODEL,
             false => "model_rng.pt",
         };
-        let file = files::torch(audit, checkpoint, &format!("{inner}/{main}"));
-        if let Some(file) = &file {
-            expected = expected.or_else(|| world(file));
-            check_step(file, &format!("{inner}/{main}"), checkpoint);
+        let name = format!("{inner}/{main}");
+        if let Some(file) = files::torch(audit, checkpoint, &name) {
+            world.read(&file);
+            check_step(&file, &name, checkpoint);
+            let is_missing = !below.has(DISTRIBUTED) && !below.has("optim.pt");
+            if is_missing && keeps_optimizer_apart(&file) {
+                checkpoint.findings.add(
+                    Finding::damage("missing-shard", format!("{inner}/{DISTRIBUTED}"))
+                        .expected("the state of the distributed optimizer, as the arguments say")
+                        .found("it is not there")
+                        .remedy("take an older iteration, or go on with a fresh optimizer"),
+                );
+            }
         }
         for extra in below.files.iter().filter(|file| file.ends_with(".pt") && *file != main) {
             files::torch(audit, checkpoint, &format!("{inner}/{extra}"));
         }
     }
-    let Some((tensor, pipeline)) = expected else { return };
-    for t in 0..tensor.min(RANKS_MAX) {
-        for p in 0..pipeline.min(RANKS_MAX) {
-            let name = match pipeline {
-                1 => format!("mp_rank_{t:02}"),
-                _ => format!("mp_rank_{t:02}_{p:03}"),
-            };
-            // With expert parallelism, another number follows.
-            let with_experts = folder.folders.iter().any(|f| f.starts_with(&format!("{name}_")));
-            if !folder.has_folder(&name) && !with_experts {
-                checkpoint.findings.add(
-                    Finding::damage("missing-shard", &name)
-                        .expected(format!("{tensor} × {pipeline} ranks, as the arguments say"))
-                        .found("it is not there")
-                        .remedy("take an older iteration"),
-                );
+    world.check(folder, &mut checkpoint.findings);
+}
+
+/// The distributed optimizer writes `distrib_optim.pt` beside the weights, if it is saved at all.
+fn keeps_optimizer_apart(file: &TorchFile) -> bool {
+    let pickle = &file.pickle;
+    let Some(args) = pickle.root().and_then(|root| pickle.get(root, "args")) else { return false };
+    let is = |name: &str| argument(file, args, name).and_then(|id| pickle.int(id)) == Some(1);
+    let optimizer = pickle.root().and_then(|root| pickle.get(root, "optimizer"));
+    is("use_distributed_optimizer") && !is("no_save_optim") && optimizer.is_some()
+}
+
+/// How many ranks of each kind there are, by the arguments that are saved with them.
+#[derive(Debug, Default)]
+struct World {
+    tensor: u64,
+    pipeline: u64,
+    experts: u64,
+}
+
+impl World {
+    fn read(&mut self, file: &TorchFile) {
+        let pickle = &file.pickle;
+        let args = pickle.root().and_then(|root| pickle.get(root, "args"));
+        let size = |name: &str| args.and_then(|args| pickle.size(argument(file, args, name)?));
+        let most = |old: u64, name: &str| old.max(size(name).unwrap_or(0)).min(RANKS_MAX);
+        self.tensor = most(self.tensor, "tensor_model_parallel_size");
+        self.pipeline = most(self.pipeline, "pipeline_model_parallel_size");
+        self.experts = most(self.experts, "expert_model_parallel_size");
+    }
+
+    fn check(&self, folder: &Folder, findings: &mut Findings) {
+        let tail = |expert: u64| match self.experts {
+            0 | 1 => String::new(),
+            _ => format!("_{expert:03}"),
+        };
+        for t in 0..self.tensor {
+            for p in 0..self.pipeline {
+                let name = match self.pipeline {
+                    1 => format!("{RANK}{t:02}"),
+                    _ => format!("{RANK}{t:02}_{p:03}"),
+                };
+                let has = |expert: &u64| folder.has_folder(&format!("{name}{}", tail(*expert)));
+                let experts = 0..self.experts.max(1);
+                // With ranks of tensors too, not each pair of both kinds has a rank of its own.
+                let missing: Vec<u64> = match self.tensor > 1 && experts.clone().any(|e| has(&e)) {
+                    true => Vec::new(),
+                    false => experts.filter(|expert| !has(expert)).collect(),
+                };
+                for expert in missing {
+                    findings.add(
+                        Finding::damage("missing-shard", format!("{name}{}", tail(expert)))
+                            .expected(self.told())
+                            .found("it is not there")
+                            .remedy("take an older iteration"),
+                    );
+                }
             }
         }
     }
-}
 
-/// The sizes of tensor and pipeline parallelism, in the arguments that are saved with it.
-fn world(file: &TorchFile) -> Option<(u64, u64)> {
-    let pickle = &file.pickle;
-    let args = pickle.get(pickle.root()?, "args")?;
-    let size = |name: &str| pickle.size(argument(file, args, name)?);
-    Some((size("tensor_model_parallel_size")?, size("pipeline_model_parallel_size")?))
+    fn told(&self) -> String {
+        let Self { tensor, pipeline, experts } = self;
+        format!(
+            "a folder for each rank: the arguments say {tensor} of tensors, {pipeline} of the pipeline, {} of \
+             experts",
+            experts.max(&1)
+        )
+    }
 }
 
 /// An argument: `argparse.Namespace` with more attributes than other objects have.
 fn argument(file: &TorchFile, args: Id, name: &str) -> Option<Id> {
     match file.pickle.node(args) {
-        crate::doctor::pickle::Node::Call(call) => file.pickle.get(call.state?, name),
+        Node::Call(call) => file.pickle.get(call.state?, name),
         _ => file.pickle.get(args, name),
     }
 }

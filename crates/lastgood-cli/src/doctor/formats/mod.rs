@@ -7,6 +7,7 @@ mod hf;
 mod lightning;
 mod megatron;
 mod ocdbt;
+mod optimizer;
 mod orbax;
 pub(crate) mod safetensors;
 mod stock;

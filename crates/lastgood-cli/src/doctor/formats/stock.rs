@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Format, files, hf, megatron, orbax};
+use super::{Format, deepspeed, files, hf, megatron, orbax};
 use crate::doctor::disk;
 use crate::doctor::report::{Checkpoint, Finding, Series, Stock, Verdict};
 
@@ -63,37 +63,52 @@ fn stale(tracker: &str, expected: String, found: String, remedy: &str) -> Findin
     Finding::damage("stale-tracker", tracker).expected(expected).found(found).remedy(remedy)
 }
 
-/// A file that names a checkpoint: what it should name is the newest one that can be trusted.
-fn judge_tracker(series: &mut Series, tracker: &str, named: &str) -> Option<Checkpoint> {
+/// A file that names a checkpoint: what it should name is the newest one that can be trusted, of those that
+/// it can name.
+fn judge_tracker(
+    series: &mut Series,
+    tracker: &str,
+    named: &str,
+    can_name: impl Fn(&Checkpoint) -> bool,
+) -> Option<Checkpoint> {
     let target = series.checkpoints.iter().find(|c| name_of(&c.path) == named).cloned();
-    let last = series.last_trusted().map(|last| (last.step, name_of(&last.path)));
+    let mut good = series.checkpoints.iter().rev().filter(|c| can_name(c));
+    let last = good.find(|c| c.verdict() == Verdict::Trusted);
+    let last = last.map(|last| (last.step, name_of(&last.path)));
+    let write = |name: &str| format!("write {name} into it, to resume from there");
     let Some(target) = target else {
-        let good = last
-            .map_or("nothing can be trusted".to_owned(), |(_, name)| format!("name {name} in it"));
+        let good = last.map_or_else(nothing, |(_, name)| write(&name));
         series.findings.add(stale(
             tracker,
             "the name of a checkpoint that is there".to_owned(),
-            format!("{named:?}, which is not"),
+            format!("{named:?}, which is not there"),
             &good,
         ));
         return None;
     };
     match last {
-        Some((_, name)) if target.verdict() == Verdict::Broken => series.findings.add(stale(
-            tracker,
-            "a checkpoint that is whole".to_owned(),
-            format!("{named}, which is broken"),
-            &format!("name {name} in it"),
-        )),
+        last if target.verdict() == Verdict::Broken => {
+            let good = last.map_or_else(nothing, |(_, name)| write(&name));
+            series.findings.add(stale(
+                tracker,
+                "a checkpoint that is whole".to_owned(),
+                format!("{named}, which is broken"),
+                &good,
+            ));
+        }
         Some((step, name)) if step > target.step => series.findings.add(
             Finding::doubt("stale-tracker", tracker)
                 .expected(format!("{name}, the newest that can be trusted"))
                 .found(format!("{named}, an older one"))
-                .remedy(format!("name {name} in it, or know why not: work is lost otherwise")),
+                .remedy(format!("{}, or know why not: work is lost otherwise", write(&name))),
         ),
         _ => {}
     }
     Some(target)
+}
+
+fn nothing() -> String {
+    "there is none that can be trusted".to_owned()
 }
 
 /// The text of a tracker; what is wrong with it is a finding of the series.
@@ -104,7 +119,7 @@ fn tracker(series: &mut Series, name: &str) -> Option<String> {
             Finding::doubt("missing-tracker", name)
                 .expected("the file that names the checkpoint to load")
                 .found("it is not there")
-                .remedy("name the last one that can be trusted in it"),
+                .remedy("write the name of the last one that can be trusted into it"),
         );
         return None;
     }
@@ -115,7 +130,7 @@ fn tracker(series: &mut Series, name: &str) -> Option<String> {
                 name,
                 "the name of a checkpoint".to_owned(),
                 "nothing: the machine died while it was written".to_owned(),
-                "name the last one that can be trusted in it",
+                "write the name of the last one that can be trusted into it",
             ));
             None
         }
@@ -144,26 +159,47 @@ fn megatron_tracker(series: &mut Series) -> Option<Stock> {
                 megatron::TRACKER,
                 "a number, or release".to_owned(),
                 format!("{text:?}"),
-                "name the last iteration that can be trusted in it",
+                "write the last iteration that can be trusted into it",
             ));
             return Some(Stock { tool, takes: None, outcome: "it stops".to_owned() });
         }
     };
-    let target = judge_tracker(series, megatron::TRACKER, &named);
+    let target = judge_tracker(series, megatron::TRACKER, &named, |_| true);
     let outcome = target.as_ref().map_or("it fails".to_owned(), |t| told(series, &t.path));
     Some(Stock { tool, takes: target.map(|t| t.path), outcome })
 }
 
+/// `latest`, and `latest_universal` for what `ds_to_universal` made.
 fn deepspeed_tracker(series: &mut Series) -> Option<Stock> {
-    let tool = "DeepSpeed load_checkpoint";
-    // Inside of another tool's checkpoint, that one names the tag.
-    let Some(tag) = tracker(series, "latest") else {
-        let outcome = "it warns, loads nothing and goes on with fresh weights".to_owned();
-        return Some(Stock { tool, takes: None, outcome });
+    let is_universal = |c: &Checkpoint| deepspeed::is_universal(&c.path);
+    let some_universal = series.checkpoints.iter().any(is_universal);
+    let universal = some_universal.then(|| {
+        let tool = "DeepSpeed load_checkpoint with load_universal";
+        let name = deepspeed::TRACKER_UNIVERSAL;
+        let fails = "it fails: it needs this file, or a tag";
+        deepspeed_follow(series, tool, name, fails, is_universal)
+    });
+    if series.checkpoints.iter().all(is_universal) {
+        return universal;
+    }
+    let fails = "it warns, loads nothing and goes on with fresh weights";
+    let plain = |c: &Checkpoint| !is_universal(c);
+    Some(deepspeed_follow(series, "DeepSpeed load_checkpoint", deepspeed::TRACKER, fails, plain))
+}
+
+fn deepspeed_follow(
+    series: &mut Series,
+    tool: &'static str,
+    name: &str,
+    fails: &str,
+    can_name: impl Fn(&Checkpoint) -> bool,
+) -> Stock {
+    let Some(tag) = tracker(series, name) else {
+        return Stock { tool, takes: None, outcome: fails.to_owned() };
     };
-    let target = judge_tracker(series, "latest", &tag);
+    let target = judge_tracker(series, name, &tag, can_name);
     let outcome = target.as_ref().map_or("it fails".to_owned(), |t| told(series, &t.path));
-    Some(Stock { tool, takes: target.map(|t| t.path), outcome })
+    Stock { tool, takes: target.map(|t| t.path), outcome }
 }
 
 /// `latest_step()`: the highest step whose folder has its final name.

@@ -91,6 +91,10 @@ const USUAL: &[&str] = &[
     "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
     "torch.distributed.checkpoint.filesystem._StoragePrefix",
+    "torch.distributed.checkpoint.planner.BytesIOWriteData",
+    "torch.distributed.checkpoint.planner.SavePlan",
+    "torch.distributed.checkpoint.planner.TensorWriteData",
+    "torch.distributed.checkpoint.planner.WriteItem",
     "torch.distributed.checkpoint.planner.WriteItemType",
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
     "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
@@ -140,8 +144,16 @@ const FRAMEWORK_MODULES: &[&str] = &[
     "torch.optim.swa_utils",
 ];
 
-/// Single names of trainers.
-const FRAMEWORK: &[&str] = &["argparse.Namespace", "types.SimpleNamespace"];
+/// Single names of trainers: DeepSpeed's map of its shards, and what the arguments and states of Megatron
+/// are made of (`megatron.core.safe_globals`).
+const FRAMEWORK: &[&str] = &[
+    "_io.BytesIO",
+    "argparse.Namespace",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "io.BytesIO",
+    "signal.Signals",
+    "types.SimpleNamespace",
+];
 
 /// Modules nothing of which has a place in a checkpoint.
 const DANGEROUS: &[&str] = &[
