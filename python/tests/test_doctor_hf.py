@@ -130,6 +130,41 @@ def test_shards_and_their_index(hf: tuple[Path, Any], tmp_path: Path) -> None:
     assert Report(tmp_path).verdict("sharded") == "trusted"
 
 
+def test_shards_in_a_checkpoint_of_the_trainer(hf: tuple[Path, Any], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    def checkpoint(name: str) -> Path:
+        """What a model that is larger than a shard leaves."""
+        path = tmp_path / name / "checkpoint-6"
+        shutil.copytree(hf[0] / "checkpoint-6", path)
+        (path / "model.safetensors").unlink()
+        for file in (hf[0].parent / "sharded").glob("model*"):
+            shutil.copy(file, path)
+        return path
+
+    index = "model.safetensors.index.json"
+    assert Report(checkpoint("whole")).verdict("checkpoint-6") == "trusted"
+    # P5: a shard that the index names is gone.
+    path = checkpoint("shard")
+    next(path.glob("model-00002-of-*")).unlink()
+    assert Report(path).kinds("checkpoint-6") == {"missing-shard"}
+    # Killed before the index, which is written last.
+    path = checkpoint("index")
+    (path / index).unlink()
+    report = Report(path)
+    assert (report.verdict("checkpoint-6"), report.kinds("checkpoint-6")) == ("broken", {"missing"})
+    next(path.glob("model-00003-of-*")).unlink()
+    assert Report(path).verdict("checkpoint-6") == "broken"
+    # Of an older save into the same folder; from_pretrained takes it before the shards.
+    path = checkpoint("both")
+    save_file({"x": torch.ones(3)}, path / "model.safetensors")
+    assert Report(path).kinds("checkpoint-6") == {"leftover"}
+    # A machine that died before the file was written out.
+    path = checkpoint("config")
+    (path / "config.json").write_bytes(b"")
+    assert Report(path).kinds("checkpoint-6") == {"empty"}
+
+
 def test_shards_of_dcps_hugging_face_writer_have_no_mark(tmp_path: Path) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 

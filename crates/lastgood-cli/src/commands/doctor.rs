@@ -117,7 +117,7 @@ fn word(severity: Severity) -> &'static str {
 fn print_findings(series: &Series) {
     let of = |checkpoint: &Checkpoint| (name(checkpoint), checkpoint.findings.all());
     let all = series.checkpoints.iter().map(of);
-    for (name, findings) in all.chain([(".".to_owned(), series.findings.all())]) {
+    for (name, findings) in all.chain([("the folder itself".to_owned(), series.findings.all())]) {
         let told: Vec<&Finding> = findings.iter().filter(|f| f.severity > Severity::Note).collect();
         if told.is_empty() {
             continue;

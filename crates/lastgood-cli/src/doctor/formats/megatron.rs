@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{dcp, files};
+use super::{dcp, files, integrity};
 use crate::doctor::Audit;
 use crate::doctor::discover::{Folder, number_behind};
 use crate::doctor::disk::Span;
@@ -41,37 +41,39 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
     }
 }
 
-/// `torch_dist`: `common.pt` is written first, then DCP's files, `metadata.json` last. `torch_dcp` and
-/// `fsdp_dtensor` have DCP's files alone, with what is common to all ranks in them.
+/// `torch_dist`: DCP's files, and `metadata.json` last. What all ranks have in common is `common.pt`, which
+/// is written first, or since 0.20 an object in DCP's table. `torch_dcp` and `fsdp_dtensor` have DCP's files
+/// alone, with what is common in them.
 fn distributed(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
     let Checkpoint { path, findings, coverage, .. } = &mut *checkpoint;
-    let is_dcp_alone = !folder.has(MARK) && !folder.has(COMMON) && has_arguments(path);
+    let table = Objects::read(path);
+    let is_dcp_alone = !folder.has(MARK) && !folder.has(COMMON) && table.has_arguments;
     dcp::audit_folder(audit, path, "", folder, findings, coverage);
-    if is_dcp_alone {
-        return;
-    }
-    if !folder.has(MARK) {
-        findings.add(
-            Finding::damage("missing", MARK)
-                .expected("the mark that the save was finished; Megatron writes it last")
-                .found("it is not there: the save was not finished")
-                .remedy("take an older iteration"),
-        );
-    } else {
-        files::json(path, MARK, findings);
-    }
-    match folder.has(COMMON) {
-        true => {
-            if let Some(file) = files::torch(audit, checkpoint, COMMON) {
-                check_step(&file, COMMON, checkpoint);
-            }
+    if !is_dcp_alone {
+        match folder.has(MARK) {
+            true => drop(files::json(path, MARK, findings)),
+            false => findings.add(
+                Finding::damage("missing", MARK)
+                    .expected("the mark that the save was finished; Megatron writes it last")
+                    .found("it is not there: the save was not finished")
+                    .remedy("take an older iteration"),
+            ),
         }
-        false => checkpoint.findings.add(
+    }
+    if folder.has(integrity::NAME) {
+        integrity::audit(audit, path, findings, coverage);
+    }
+    if folder.has(COMMON) {
+        if let Some(file) = files::torch(audit, checkpoint, COMMON) {
+            check_step(&file, COMMON, checkpoint);
+        }
+    } else if !is_dcp_alone && !table.has_common && folder.has(dcp::METADATA) {
+        findings.add(
             Finding::damage("missing", COMMON)
                 .expected("what all ranks have in common: arguments, iteration, schedule")
-                .found("it is not there")
+                .found("it is not there, and not in DCP's table either")
                 .remedy("take an older iteration"),
-        ),
+        );
     }
     // Where the data loaders stand, in folders of the ranks.
     for inner in folder.folders.iter().filter(|inner| inner.starts_with(RANK)) {
@@ -82,12 +84,26 @@ fn distributed(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) 
     }
 }
 
-/// True if DCP's table has the arguments, as that of `torch_dcp` has.
-fn has_arguments(path: &Path) -> bool {
-    let Ok(span) = Span::open(&path.join(dcp::METADATA)) else { return false };
-    let Ok((_, Ok(metadata))) = dcp::Metadata::read(&span) else { return false };
-    let is_common = |name: &String| matches!(name.as_str(), "args" | "iteration");
-    metadata.objects.iter().any(is_common)
+/// Which objects DCP's table has that are no tensors.
+#[derive(Debug, Default)]
+struct Objects {
+    /// Those of `torch_dcp`.
+    has_arguments: bool,
+    /// That of `torch_dist`.
+    has_common: bool,
+}
+
+impl Objects {
+    fn read(path: &Path) -> Self {
+        let table =
+            Span::open(&path.join(dcp::METADATA)).and_then(|span| dcp::Metadata::read(&span));
+        let Ok((_, Ok(table))) = table else { return Self::default() };
+        let any = |is: fn(&str) -> bool| table.objects.iter().any(|name| is(name));
+        Self {
+            has_arguments: any(|name| matches!(name, "args" | "iteration")),
+            has_common: any(|name| name.starts_with("common_state/")),
+        }
+    }
 }
 
 /// A folder `mp_rank_TT` or `mp_rank_TT_PPP`, with `_EEE` behind it if there are ranks of experts, for each

@@ -4,6 +4,7 @@ pub(crate) mod dcp;
 mod deepspeed;
 mod files;
 mod hf;
+mod integrity;
 mod lightning;
 mod megatron;
 mod ocdbt;

@@ -17,6 +17,9 @@ use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 /// The largest header that readers of safetensors take.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 const INDEX: &str = ".safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+/// What a model of Hugging Face's needs beside its weights.
+const CONFIGS: [&str; 3] = ["config.json", "generation_config.json", "adapter_config.json"];
 /// Where DCP's writer says which part of a tensor a file has.
 const SHARDING: &str = "DCP_SHARDING_INFO";
 
@@ -126,11 +129,52 @@ pub(super) fn weights(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Check
         }
     }
     parts.finish(&mut checkpoint.findings);
+    lone_shards(folder, &mut checkpoint.findings);
+    for name in CONFIGS.iter().filter(|name| folder.has(name)) {
+        files::json(&checkpoint.path, name, &mut checkpoint.findings);
+    }
     let some = !indexes.is_empty() || !seen.is_empty();
     if seen.iter().any(|file| file.ends_with(".safetensors")) {
         note_no_sums(&mut checkpoint.findings, "*.safetensors");
     }
     some || hf::pickled_weights(audit, folder, checkpoint)
+}
+
+/// Shards `STEM-NNNNN-of-MMMMM` without the index that says what is in which, and a single file beside an
+/// index.
+fn lone_shards(folder: &Folder, findings: &mut Findings) {
+    let mut sets: BTreeMap<(&str, u64), BTreeSet<u64>> = BTreeMap::new();
+    for file in &folder.files {
+        let Some((stem, number, count)) = shard_name(file) else { continue };
+        if !folder.has(&format!("{stem}{INDEX}")) {
+            sets.entry((stem, count)).or_default().insert(number);
+        }
+    }
+    for ((stem, count), numbers) in sets {
+        findings.add(
+            Finding::damage("missing", format!("{stem}{INDEX}"))
+                .expected("the index that says which tensor is in which shard; it is written last")
+                .found(format!("it is not there: {} of {count} shards are", numbers.len()))
+                .remedy("from_pretrained finds no weights without it; take an older checkpoint"),
+        );
+    }
+    if folder.has(SINGLE) && folder.has(&format!("model{INDEX}")) {
+        findings.add(
+            Finding::doubt("leftover", SINGLE)
+                .expected("weights in one file, or shards and an index")
+                .found("both: one of them is of another save")
+                .remedy("from_pretrained takes the single file; delete the ones that are not of this save"),
+        );
+    }
+}
+
+/// The stem, the number and the count of a shard's name. DCP's Hugging Face writer has other names, and no
+/// index.
+fn shard_name(file: &str) -> Option<(&str, u64, u64)> {
+    let (head, count) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = head.rsplit_once('-')?;
+    let is_dcp = stem.starts_with("shard-");
+    (!is_dcp).then_some((stem, number.parse().ok()?, count.parse().ok()?))
 }
 
 /// The files that an index names, all of which are beside it.
