@@ -15,7 +15,8 @@ sys.dont_write_bytecode = False
 
 import forks  # noqa: E402
 
-#: Files whose own process imports the same, which takes seconds: one worker of pytest-xdist has them all.
+#: Files whose tests import or compile the same when they run, which takes seconds: one worker of pytest-xdist has them
+#: all. What files import at their top, each worker imports to know its tests.
 TOGETHER = {
     "trainers": ["doctor", "lightning", "hf", "fs", "accelerate", "peers_hf"],
     "jax": ["jax", "orbax", "peers_orbax", "jax_world"],
