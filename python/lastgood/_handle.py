@@ -71,6 +71,26 @@ class Stage:
         return f"<{self._name} of step {self._step}: {'done' if self.done() else 'pending'}>"
 
 
+class _Verification:
+    """Reads a checkpoint back, once. It does not know the handle: in a cycle with one, a run and its state would stay
+    in memory until the collector comes, and a DataLoader among it would wait 5 s for each of its workers then."""
+
+    def __init__(self, run: Run, native: _lastgood.SaveHandle) -> None:
+        self._run = run
+        self._native = native
+        self._checked: str | None = None
+
+    def wait(self, timeout: float | None) -> str | None:
+        """The checkpoint's id, once it is committed and read back."""
+        if self._checked is None and timeout == 0.0:
+            return None
+        checkpoint = self._native.wait_committed(timeout)
+        if checkpoint is not None and self._checked is None:
+            self._run.verify(f"id:{checkpoint}")
+            self._checked = checkpoint
+        return self._checked
+
+
 class SaveHandle:
     """A save on its way.
 
@@ -88,22 +108,11 @@ class SaveHandle:
     """
 
     def __init__(self, run: Run, native: _lastgood.SaveHandle) -> None:
-        self._run = run
         self._native = native
         step = native.step
         self.captured = Stage("captured", step, native.wait_captured)
         self.durable = Stage("durable", step, native.wait_committed)
-        self.verified = Stage("verified", step, self._verify)
-        self._checked: str | None = None
-
-    def _verify(self, timeout: float | None) -> str | None:
-        if self._checked is None and timeout == 0.0:
-            return None
-        checkpoint = self._native.wait_committed(timeout)
-        if checkpoint is not None and self._checked is None:
-            self._run.verify(f"id:{checkpoint}")
-            self._checked = checkpoint
-        return self._checked
+        self.verified = Stage("verified", step, _Verification(run, native).wait)
 
     @property
     def step(self) -> int:

@@ -1,9 +1,10 @@
-"""Which tests run: those marked ``slow`` only with LASTGOOD_SLOW=1, and not one of them counts otherwise."""
+"""Which tests run, those marked ``slow`` only with LASTGOOD_SLOW=1, and not one of them counts otherwise; and where."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 import forks  # noqa: E402
+
+#: Files whose tests import or compile the same when they run, which takes seconds: one worker of pytest-xdist has them
+#: all. What files import at their top, each worker imports to know its tests.
+TOGETHER = {
+    "trainers": ["doctor", "lightning", "hf", "fs", "accelerate", "peers_hf"],
+    "jax": ["jax", "orbax", "peers_orbax", "jax_world"],
+}
+#: What takes longest comes first, so that the workers end at the same time.
+FIRST = [*TOGETHER["trainers"], *TOGETHER["jax"]]
+FIRST += ["examples_trainers", "examples_torch", "referee", "examples_jax", "dcp", "peers_dcp"]
+FIRST += ["distributed", "data_run", "data_seeded", "overlap", "torch_checkpointing", "bit_exact"]
 
 SESSION = pytest.StashKey[forks.Session]()
 
@@ -28,7 +40,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[SESSION].close()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files, as ``--dist loadfile`` has it, some of them together, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    groups = {f"test_{name}.py": group for group, names in TOGETHER.items() for name in names}
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].rpartition("/")[2]
+            return groups.get(file, file)
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     slow = [item for item in items if item.get_closest_marker("slow")]
     if os.environ.get("LASTGOOD_SLOW"):
         # Others do more than by default, too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -511,6 +513,29 @@ def test_two_ranks_commit_together(tmp_path: Path) -> None:
         alone.restore()
     assert alone.restore(only=["same"]) == 1
     alone.close()
+
+
+def test_a_closed_run_lets_go_of_its_state_at_once(tmp_path: Path) -> None:
+    """Not only when the collector comes: a model is large, and a loader that it finds waits for its workers."""
+
+    class Part:
+        def state_dict(self) -> dict[str, int]:
+            return {"x": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            pass
+
+    part = Part()
+    alive = weakref.ref(part)
+    gc.disable()
+    try:
+        with lg.open(tmp_path, {"part": part}) as run:
+            handle = run.save(1)
+            handle.verified.result(60)
+        del run, handle, part
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_run_step_is_cheap(tmp_path: Path) -> None:
