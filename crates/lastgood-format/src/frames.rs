@@ -26,10 +26,7 @@ pub(crate) fn with_decoder<T>(decode: impl FnOnce(&mut DCtx<'static>) -> T) -> T
     decoded
 }
 
-/// `decoded` as one zstd frame.
-///
-/// # Errors
-/// If the encoder fails.
+/// `decoded` as one zstd frame; fails as the encoder does.
 pub(crate) fn compress(decoded: &[u8], level: i32) -> io::Result<Vec<u8>> {
     let mut encoder = ENCODER.take().unwrap_or_default();
     encoder.set_compression_level(level)?;
