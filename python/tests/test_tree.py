@@ -123,7 +123,7 @@ def test_hostile_arrays_are_refused() -> None:
         with pytest.raises(lg.Invalid, match=r"x\['a'\]"):
             from lastgood import _state
 
-            _state.shards_of({"a": array}, "x", "same")
+            _state.Snapshot().add_arrays({"a": array}, "x", "same", deferred=False)
 
 
 def test_registered_types() -> None:
