@@ -9,9 +9,9 @@ from typing import Any, SupportsFloat, SupportsIndex, final
 @final
 class Capture:
     """
-    The state of one rank at one step, for `Run.save`.
+    The state of one rank at one step, for `Run.save`. `overlapped`: it is copied after the call.
     """
-    def __new__(cls, /) -> Capture: ...
+    def __new__(cls, /, overlapped: bool = False) -> Capture: ...
     def blob(self, /, component: SupportsIndex, name: str, data: bytes, replicated: bool) -> None:
         """
         Bytes that are the same on every rank (`replicated`), or of this rank alone under `name@rankN`.
@@ -42,6 +42,11 @@ class Capture:
     def tied(self, /, component: SupportsIndex, name: str, of: str) -> None:
         """
         Tensor `name` is the same memory as `of`, which was named before.
+        """
+    def wholes(self, /, component: SupportsIndex, names: SupportsGetItem[int, str], dtypes: SupportsGetItem[int, str], shapes: SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]], addresses: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], owners: SupportsGetItem[int, Any], role: str, changes: bool) -> None:
+        """
+        As `tensor`, many whole ones of one role at once, each row of the lists one of them. `changes`: they may be
+        changed as soon as the call of the save has returned, so that they are copied within it.
         """
 
 @final

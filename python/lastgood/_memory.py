@@ -7,8 +7,7 @@ little-endian.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lastgood._lastgood import Incompatible, Invalid
 
@@ -42,8 +41,7 @@ NUMPY_DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """``bytes`` bytes at ``address``, which ``owner`` keeps alive."""
 
     address: int

@@ -23,7 +23,9 @@ class GlobalRng:
         value = _global_states()
         encoded = _tree.encode(value, _state.RNG)
         role = "own" if world.size > 1 else "same"
-        return Snapshot(encoded.tree, _state.shards_of(encoded.arrays, _state.RNG, role))
+        snapshot = Snapshot(encoded.tree)
+        snapshot.add_arrays(encoded.arrays, _state.RNG, role, deferred)
+        return snapshot
 
     def load(self, saved: Saved, world: World) -> Loading:
         before = _global_states()
@@ -59,9 +61,7 @@ def _from_rank(target: Shard, rank: int) -> Shard:
     if target.role != "own":
         return target
     name = f"{target.name}@rank{rank}"
-    return Shard(
-        name, target.dtype, target.shape, target.offsets, target.sizes, target.memory, "same"
-    )
+    return target._replace(name=name, role="same")
 
 
 def _global_states() -> dict[str, Any]:
@@ -147,7 +147,9 @@ class NamedRng:
     def capture(self, world: World, deferred: bool) -> Snapshot:
         encoded = _tree.encode(self.get(self.obj), self.name)
         role = "own" if world.size > 1 else "same"
-        return Snapshot(encoded.tree, _state.shards_of(encoded.arrays, self.name, role))
+        snapshot = Snapshot(encoded.tree)
+        snapshot.add_arrays(encoded.arrays, self.name, role, deferred)
+        return snapshot
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)

@@ -185,13 +185,14 @@ class Run:
                 f"the name {_state.RNG!r} is taken by the generators; give the component another one, or rng=False"
             )
         found: dict[str, tuple[_state.Declared, _state.Adapter | None]] = {}
+        look = _state.Look(self._state)
         for name, obj in self._state.items():
             if not isinstance(name, str) or not name:
                 raise Invalid(f"a component's name is a string, given {name!r}")
             declared = _state.as_declared(obj)
             adapter = None
             if isinstance(declared, _state.Durable):
-                adapter = _state.adapter_for(name, self._state, declared)
+                adapter = _state.adapter_for(name, look, declared)
             found[name] = (declared, adapter)
         if self._rng:
             found[_state.RNG] = (_state.Durable(None, owner="lastgood"), _rng.GlobalRng())
@@ -227,15 +228,15 @@ class Run:
             deferred = self._overlap and not block
             if deferred:
                 self._guard()
-            capture = _lastgood.Capture()
-            behind: list[tuple[str, Any]] = []
+            capture = _lastgood.Capture(deferred)
+            behind: list[tuple[str, list[str], list[Any]]] = []
             for name, (declared, adapter) in self._adapters().items():
                 component = capture.component(name, declared.owner, declared.durability)
                 if adapter is None:
                     continue
                 snapshot = adapter.capture(self._world, deferred)
-                self._declare(capture, component, snapshot)
-                behind += snapshot.deferred
+                snapshot.declare(capture, component, self._world.rank)
+                behind += [(name, *held) for held in snapshot.deferred]
             capture.metadata("lastgood.python", _lastgood.__version__)
             for key, text in (metadata or {}).items():
                 capture.metadata(key, text)
@@ -248,34 +249,6 @@ class Run:
         if block:
             handle.durable.result()
         return handle
-
-    def _declare(
-        self, capture: _lastgood.Capture, component: int, snapshot: _state.Snapshot
-    ) -> None:
-        own = []
-        declare, rank = capture.tensor, self._world.rank
-        for shard in snapshot.shards:
-            name = shard.name
-            if shard.role == "own":
-                own.append(name)
-                name = f"{name}@rank{rank}"
-            memory = shard.memory
-            declare(
-                component,
-                name,
-                shard.dtype,
-                shard.shape,
-                shard.offsets,
-                shard.sizes,
-                memory.address,
-                memory.bytes,
-                memory.owner,
-                shard.role,
-            )
-        for name, of in snapshot.ties.items():
-            capture.tied(component, name, of)
-        tree = {"tree": snapshot.tree, "own": own}
-        capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
 
     def _guard(self) -> None:
         """Lets every optimizer of the state wait for the copy before it steps."""
@@ -556,7 +529,7 @@ class Run:
         return f"lg.Run(attempt={self.attempt}, rank={self.rank} of {self.world_size})"
 
 
-def _unchanged(tensors: list[tuple[str, Any]]) -> Callable[[], str | None]:
+def _unchanged(tensors: list[tuple[str, list[str], list[Any]]]) -> Callable[[], str | None]:
     """A check that nothing was changed while it was copied: the guard's own guard."""
     from lastgood.torch import _state as torch_state
 

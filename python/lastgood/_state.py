@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from lastgood import _memory, _tree
 from lastgood._declared import Declared as Declared
@@ -21,10 +21,15 @@ from lastgood._declared import Volatile as Volatile
 from lastgood._declared import as_declared as as_declared
 from lastgood._memory import Memory
 
+T = TypeVar("T")
+
 #: The name of the component with the generators' states.
 RNG = "rng"
 #: The stored name of a component's tree, before ``@rankN``.
 TREE = "tree"
+#: How many tensors are named in one call: what is made for it is gone before the garbage collector counts it among what
+#: stays, and looks through everything that the process has.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,7 @@ class World:
     size: int = 1
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """One shard of a tensor, or the memory for a part of one.
 
     ``shape`` is global; ``offsets`` and ``sizes`` say which part ``memory`` holds. ``role`` is ``same`` (every rank
@@ -67,15 +71,113 @@ def ask(targets: Any, component: str, name: str, into: Shard) -> None:
     targets.tensor(component, name, into.dtype, *box, memory.address, memory.bytes, memory.owner)
 
 
+class Columns(NamedTuple):
+    """What is known of whole tensors beside their names, each list in the order of the names."""
+
+    dtypes: list[str]
+    shapes: list[tuple[int, ...]]
+    addresses: list[int]
+    sizes: list[int]
+    owners: list[Any]
+
+
+class Wholes:
+    """Whole tensors of one role: a state has many, and a call for each would cost more than their bytes.
+
+    Their memory is that of the live objects. If it ``changes``, the save copies it within its call; else it stays as it
+    is until the save has copied it.
+    """
+
+    def __init__(self, role: str, *, changes: bool) -> None:
+        self.role = role
+        self.changes = changes
+        self.names: list[str] = []
+        self._columns = Columns([], [], [], [], [])
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], memory: Memory) -> None:
+        """Adds one that is ``memory``."""
+        self.names.append(name)
+        columns = self._columns
+        columns.dtypes.append(dtype)
+        columns.shapes.append(shape)
+        columns.addresses.append(memory.address)
+        columns.sizes.append(memory.bytes)
+        columns.owners.append(memory.owner)
+
+    def columns(self, rows: slice) -> Columns:
+        """What is known of those in ``rows``."""
+        dtypes, shapes, addresses, sizes, owners = self._columns
+        return Columns(dtypes[rows], shapes[rows], addresses[rows], sizes[rows], owners[rows])
+
+
 @dataclass
 class Snapshot:
     """A component at one step: JSON, shards, and which names are the same memory as which."""
 
     tree: _tree.Json = None
+    #: Their memory stays as it is until the save has copied it.
     shards: list[Shard] = field(default_factory=list)
+    wholes: list[Wholes] = field(default_factory=list)
     ties: dict[str, str] = field(default_factory=dict)
-    #: What is copied after the call, with its path: it must not be changed until then.
-    deferred: list[tuple[str, Any]] = field(default_factory=list)
+    #: What is copied after the call, names and tensors: it must not be changed until then.
+    deferred: list[tuple[list[str], list[Any]]] = field(default_factory=list)
+
+    def add_arrays(self, arrays: dict[str, Any], where: str, role: str, deferred: bool) -> None:
+        """Arrays of any framework, as they are in the call of the save, whose other memory may be ``deferred``. A
+        DTensor is a shard whatever ``role`` says."""
+        torch = {name: array for name, array in arrays.items() if _memory.is_torch(array)}
+        if torch:
+            from lastgood.torch import _tensors
+
+            self.shards += _tensors.add_tensors(self.wholes, torch, where, role, deferred)
+        wholes = Wholes(role, changes=True)
+        self.wholes.append(wholes)
+        for name, array in arrays.items():
+            if name in torch:
+                continue
+            if _memory.is_jax(array):
+                from lastgood import jax as lg_jax
+
+                path = f"{where}[{name!r}]"
+                self.shards += lg_jax.shards_of(name, array, path, role, copy=deferred)
+            else:
+                path = f"{where}[{name!r}]"
+                plain = _memory.plain_numpy(array, path, copy=False)
+                dtype = _memory.numpy_dtype_name(plain.dtype, path)
+                wholes.add(name, dtype, plain.shape, _memory.of_numpy(plain))
+
+    def declare(self, capture: Any, component: int, rank: int) -> None:
+        """Names everything in a native capture. What each rank stores for itself is ``name@rankN`` there."""
+        own: list[str] = []
+
+        def stored(name: str, role: str) -> str:
+            if role != "own":
+                return name
+            own.append(name)
+            return f"{name}@rank{rank}"
+
+        for wholes in self.wholes:
+            names = wholes.names
+            if wholes.role == "own":
+                names = [stored(name, "own") for name in names]
+            for begin in range(0, len(names), _ROWS):
+                rows = slice(begin, begin + _ROWS)
+                columns = wholes.columns(rows)
+                capture.wholes(component, names[rows], *columns, wholes.role, wholes.changes)
+        for shard in self.shards:
+            capture.tensor(
+                component,
+                stored(shard.name, shard.role),
+                shard.dtype,
+                shard.shape,
+                shard.offsets,
+                shard.sizes,
+                *shard.memory,
+                shard.role,
+            )
+        for name, of in self.ties.items():
+            capture.tied(component, name, of)
+        capture.blob(component, TREE, stored_tree({"tree": self.tree, "own": own}), False)
 
 
 @dataclass(frozen=True)
@@ -153,7 +255,23 @@ class Adapter(Protocol):
         """
 
 
-def adapter_for(name: str, state: MutableMapping[str, Any], declared: Durable) -> Adapter:
+class Look:
+    """The state while it is saved or a restore of it is planned. What is found out of it is kept for that long, since
+    every optimizer asks what all modules hold, and walks over many modules are slow."""
+
+    def __init__(self, state: MutableMapping[str, Any]) -> None:
+        self.state = state
+        self._found: dict[Any, Any] = {}
+
+    def once(self, find: Callable[[Look], T]) -> T:
+        """What ``find`` finds in this."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        found: T = self._found[find]
+        return found
+
+
+def adapter_for(name: str, look: Look, declared: Durable) -> Adapter:
     """The adapter for the object of component ``name``.
 
     Raises:
@@ -163,7 +281,7 @@ def adapter_for(name: str, state: MutableMapping[str, Any], declared: Durable) -
     if sys.modules.get("torch") is not None:
         from lastgood.torch import _state as torch_state
 
-        found = torch_state.adapter_for(name, state, obj)
+        found = torch_state.adapter_for(name, look, obj)
         if found is not None:
             return found
     from lastgood import _rng
@@ -181,30 +299,10 @@ def adapter_for(name: str, state: MutableMapping[str, Any], declared: Durable) -
     if sys.modules.get("jax") is not None:
         from lastgood import jax as lg_jax
 
-        tree = lg_jax.adapter_for(name, state, obj)
+        tree = lg_jax.adapter_for(name, look.state, obj)
         if tree is not None:
             return tree
-    return ValueAdapter(name, state, declared)
-
-
-def shards_of(arrays: dict[str, Any], where: str, role: str) -> list[Shard]:
-    """Copies of ``arrays``, by name; a DTensor is a shard whatever ``role`` says."""
-    shards = []
-    for name, array in arrays.items():
-        if _memory.is_torch(array):
-            from lastgood.torch import _tensors
-
-            shards += _tensors.shards_of(name, array, f"{where}[{name!r}]", role, copy=True)
-        elif _memory.is_jax(array):
-            from lastgood import jax as lg_jax
-
-            shards += lg_jax.shards_of(name, array, f"{where}[{name!r}]", role)
-        else:
-            path = f"{where}[{name!r}]"
-            plain = _memory.plain_numpy(array, path, copy=True)
-            dtype = _memory.numpy_dtype_name(plain.dtype, path)
-            shards.append(whole(name, dtype, plain.shape, _memory.of_numpy(plain), role))
-    return shards
+    return ValueAdapter(name, look.state, declared)
 
 
 @dataclass
@@ -287,8 +385,10 @@ class StatefulAdapter:
 
     def capture(self, world: World, deferred: bool) -> Snapshot:
         encoded = _tree.encode(self.obj.state_dict(), self.name)
+        snapshot = Snapshot(encoded.tree)
         role = self.role if world.size > 1 else "same"
-        return Snapshot(encoded.tree, shards_of(encoded.arrays, self.name, role))
+        snapshot.add_arrays(encoded.arrays, self.name, role, deferred)
+        return snapshot
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)
@@ -324,8 +424,10 @@ class ValueAdapter:
 
     def capture(self, world: World, deferred: bool) -> Snapshot:
         encoded = _tree.encode(self.declared.obj, self.name)
+        snapshot = Snapshot(encoded.tree)
         role = self.role if world.size > 1 else "same"
-        return Snapshot(encoded.tree, shards_of(encoded.arrays, self.name, role))
+        snapshot.add_arrays(encoded.arrays, self.name, role, deferred)
+        return snapshot
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)

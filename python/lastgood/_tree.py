@@ -18,6 +18,10 @@ from lastgood._lastgood import Incompatible, Invalid
 
 Json = Any
 
+#: What JSON says as it is; all of a list or a dict is asked at once, since those of large states are long.
+_PLAIN = frozenset({str, int, bool, type(None)})
+_STRINGS = frozenset({str})
+
 #: The most levels of nesting: far more than states have, far less than Python's stack.
 DEPTH_MAX = 200
 
@@ -73,11 +77,11 @@ def encode(value: Any, where: str) -> Encoded:
         Invalid: naming the path of what cannot be stored without pickle, and the remedy.
     """
     encoded = Encoded()
-    encoded.tree = _Encoder(encoded.arrays, where).node(value, (), 0)
+    encoded.tree = Encoder(encoded.arrays, where).node(value, (), 0)
     return encoded
 
 
-class _Encoder:
+class Encoder:
     def __init__(self, arrays: dict[str, Any], where: str) -> None:
         self.arrays = arrays
         self.where = where
@@ -91,13 +95,15 @@ class _Encoder:
                 f"{self.path(keys[:3])}…: nested more than {DEPTH_MAX} deep, or in itself"
             )
         kind = type(value)
-        if value is None or kind in (bool, str, int):
+        if kind in _PLAIN:
             return value
         if kind is float:
             return _float(value)
         if kind in (dict, collections.OrderedDict, collections.Counter):
             return self.mapping(value, keys, depth)
         if kind is list:
+            if _PLAIN.issuperset(map(type, value)):
+                return list(value)
             return [self.node(v, (*keys, i), depth + 1) for i, v in enumerate(value)]
         return self.other(value, keys, depth)
 
@@ -148,8 +154,7 @@ class _Encoder:
 
     def mapping(self, value: Any, keys: tuple[Any, ...], depth: int) -> Json:
         kind = type(value)
-        plain = kind is dict and all(type(k) is str for k in value) and "$" not in value
-        if plain:
+        if is_plain(value):
             return {k: self.node(v, (*keys, k), depth + 1) for k, v in value.items()}
         items = []
         for k, v in value.items():
@@ -164,11 +169,18 @@ class _Encoder:
         return {"$": kind.__name__, "v": items}
 
     def array(self, value: Any, keys: tuple[Any, ...], kind: str) -> Json:
-        name = ".".join(str(key) for key in keys) or "value"
+        name = ".".join(map(str, keys)) or "value"
         while name in self.arrays:
             name += "'"
         self.arrays[name] = value
+        if kind == "torch":
+            return {"$": kind, "n": name}
         return {"$": kind, "n": name, **_memory.told(value)}
+
+
+def is_plain(value: Any) -> bool:
+    """True for a dict that is an object of JSON: strings are its keys, and none of them has a meaning of ours."""
+    return type(value) is dict and _STRINGS.issuperset(map(type, value)) and "$" not in value
 
 
 def _is_scalar(value: Any) -> bool:

@@ -23,8 +23,9 @@ def save(run: Run, step: int, component: str, owner: str, value: Any) -> SaveHan
     _refuse_named_tuples(encoded.tree, component)
     capture = _lastgood.Capture()
     number = capture.component(component, owner, "durable")
-    snapshot = _state.Snapshot(encoded.tree, _state.shards_of(encoded.arrays, component, "same"))
-    run._declare(capture, number, snapshot)
+    snapshot = _state.Snapshot(encoded.tree)
+    snapshot.add_arrays(encoded.arrays, component, "same", deferred=False)
+    snapshot.declare(capture, number, run.rank)
     capture.metadata("lastgood.python", _lastgood.__version__)
     return SaveHandle(run, run._native.save(step, capture, False))
 

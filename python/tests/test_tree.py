@@ -123,7 +123,7 @@ def test_hostile_arrays_are_refused() -> None:
         with pytest.raises(lg.Invalid, match=r"x\['a'\]"):
             from lastgood import _state
 
-            _state.shards_of({"a": array}, "x", "same")
+            _state.Snapshot().add_arrays({"a": array}, "x", "same", deferred=False)
 
 
 def test_registered_types() -> None:
@@ -160,4 +160,4 @@ def test_trees_of_another_version_are_refused(tree: Any) -> None:
 )
 def test_arrays_that_hold_more_than_their_elements_are_refused(array: Any) -> None:
     with pytest.raises(lg.Invalid, match=r"x\['a'\] is a numpy\..*only the elements"):
-        _state.shards_of({"a": array}, "x", "same")
+        _state.Snapshot().add_arrays({"a": array}, "x", "same", False)

@@ -3,7 +3,9 @@
 //! It holds no logic of its own: what is saved and restored is named by Python, and everything else is the
 //! library's. Private to the package, whose public names are in `python/lastgood/__init__.py`.
 
+mod checkpoint;
 mod errors;
+mod handle;
 mod memory;
 mod reader;
 mod run;
@@ -19,11 +21,15 @@ mod _lastgood {
 
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::checkpoint::Checkpoint;
     use crate::errors::Raise;
+    #[pymodule_export]
+    use crate::handle::SaveHandle;
     #[pymodule_export]
     use crate::reader::Reader;
     #[pymodule_export]
-    use crate::run::{Checkpoint, Run, SaveHandle};
+    use crate::run::Run;
     #[pymodule_export]
     use crate::state::{Capture, Targets};
 

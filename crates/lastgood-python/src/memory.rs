@@ -1,9 +1,16 @@
 //! Memory that Python owns: the only module that trusts an address.
 #![expect(unsafe_code, reason = "Python's arrays are known by their addresses")]
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use lastgood::state::Source;
 use lastgood::{Error, Result};
-use pyo3::{Py, PyAny};
+use pyo3::{Py, PyAny, Python};
+
+/// What is no larger is copied at once, under the interpreter's lock: no thread of Python changes it meanwhile, and a
+/// copy in the call costs less than what is known of the tensor.
+const SMALL: usize = 64 << 10;
 
 /// A contiguous piece of memory of a Python object, which is kept alive for as long as this is.
 ///
@@ -57,6 +64,78 @@ impl Source for Memory {
         unsafe {
             let from = (self.address as *const u8).add(offset);
             std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len());
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a tensor that is saved.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// Python's memory, which stays as it is until the save has copied it.
+    InPlace(Memory),
+    /// A range of copies that were made at once.
+    Copied(Arc<Vec<u8>>, Range<usize>),
+}
+
+impl Held {
+    /// Copies of `memories`, whose owners may change them as soon as the call of the save returns. If the save copies
+    /// within its call (not `overlapped`), large ones are left to it.
+    pub(crate) fn copies(
+        py: Python<'_>,
+        memories: Vec<Memory>,
+        overlapped: bool,
+    ) -> Result<Vec<Self>> {
+        let small = block_of(&memories, |memory| memory.len() <= SMALL)?;
+        let large = match overlapped {
+            true => py.detach(|| block_of(&memories, |memory| memory.len() > SMALL))?,
+            false => Arc::default(),
+        };
+        let (mut small_end, mut large_end) = (0, 0);
+        let held = memories.into_iter().map(|memory| {
+            let (block, end) = match memory.len() <= SMALL {
+                true => (&small, &mut small_end),
+                false if overlapped => (&large, &mut large_end),
+                false => return Self::InPlace(memory),
+            };
+            let begin = *end;
+            *end += memory.len();
+            Self::Copied(Arc::clone(block), begin..*end)
+        });
+        Ok(held.collect())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::InPlace(memory) => memory.len(),
+            Self::Copied(_, range) => range.len(),
+        }
+    }
+}
+
+/// Those of `memories` that are `wanted`, one after the other.
+fn block_of(memories: &[Memory], wanted: impl Fn(&Memory) -> bool) -> Result<Arc<Vec<u8>>> {
+    let wanted = || memories.iter().filter(|memory| wanted(memory));
+    let mut block = vec![0; wanted().map(Memory::len).sum()];
+    let mut rest = block.as_mut_slice();
+    for memory in wanted() {
+        let (into, behind) = rest.split_at_mut(memory.len());
+        memory.read(0, into)?;
+        rest = behind;
+    }
+    Ok(Arc::new(block))
+}
+
+impl Source for Held {
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<()> {
+        let (block, range) = match self {
+            Self::InPlace(memory) => return memory.read(offset, into),
+            Self::Copied(block, range) => (block, range),
+        };
+        let bytes = block.get(range.clone()).and_then(|bytes| bytes.get(offset..));
+        match bytes.and_then(|bytes| bytes.get(..into.len())) {
+            Some(bytes) => into.copy_from_slice(bytes),
+            None => return Err(Error::internal("a copy reaches beyond the copy of a tensor")),
         }
         Ok(())
     }

@@ -9,8 +9,9 @@ use lastgood::state::World;
 use lastgood::{Repository, RunName};
 use pyo3::prelude::*;
 
+use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::Raise;
-use crate::run::{Checkpoint, Row, history_of, interruptible, read, repository, standing_of};
+use crate::run::{interruptible, read, repository, standing_of};
 use crate::state::Targets;
 
 /// The checkpoints of a run, for whoever is no rank of it.

@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lastgood::ledger::{self, Ledger, Standing};
-use lastgood::restore::{Contents, Selector};
-use lastgood::save::{Compression, Mode, SaveHandle as RustHandle, SaveOptions, SaveStatus};
+use lastgood::ledger::Standing;
+use lastgood::restore::Selector;
+use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::World;
-use lastgood::{Error, ErrorKind, Hash, Repository, Result, RunName, RunOptions};
+use lastgood::{Error, ErrorKind, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
-use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 
+use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::{Raise, raise};
+use crate::handle::SaveHandle;
 use crate::state::{Capture, Targets};
 
 /// How often a wait looks whether Ctrl-C was pressed.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
 #[pyclass(module = "lastgood._lastgood", frozen)]
@@ -55,7 +56,7 @@ fn save_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<SaveO
     Ok(options)
 }
 
-fn seconds(seconds: f64) -> Result<Duration> {
+pub(crate) fn seconds(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds)
         .map_err(|e| Error::invalid(format!("{seconds} seconds are no duration: {e}")))
 }
@@ -115,7 +116,7 @@ impl Run {
     fn candidate(&self, py: Python<'_>) -> PyResult<Option<Checkpoint>> {
         let mut notices = Vec::new();
         let found = py.detach(|| self.with(|run| run.candidate(&mut notices))).or_raise()?;
-        Ok(found.map(|contents| Checkpoint { contents: Arc::new(contents), notices }))
+        Ok(found.map(|contents| Checkpoint::noticed(contents, notices)))
     }
 
     /// The checkpoint that `selector` names.
@@ -134,7 +135,7 @@ impl Run {
         reason: String,
     ) -> PyResult<Vec<String>> {
         let mut notices = Vec::new();
-        let id = checkpoint.contents.id();
+        let id = checkpoint.contents().id();
         py.detach(|| self.with(|run| run.reject(&id, Error::corrupt(reason), &mut notices)))
             .or_raise()?;
         Ok(notices)
@@ -154,7 +155,7 @@ impl Run {
     fn build_on(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<()> {
         py.detach(|| {
             self.with(|run| {
-                run.build_on(&checkpoint.contents);
+                run.build_on(&checkpoint.contents());
                 Ok(())
             })
         })
@@ -232,7 +233,7 @@ impl Run {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<u64> {
         let repository = self.repository.clone();
-        let contents = Arc::clone(&checkpoint.contents);
+        let contents = checkpoint.contents();
         interruptible(py, move || {
             repository.verify_packs(&contents, &|done, all| {
                 let Some(progress) = &progress else { return };
@@ -322,180 +323,11 @@ pub(crate) fn read(
     checkpoint: &Checkpoint,
     targets: Py<Targets>,
 ) -> PyResult<(u64, u64)> {
-    let (repository, contents) = (repository.clone(), Arc::clone(&checkpoint.contents));
+    let (repository, contents) = (repository.clone(), checkpoint.contents());
     interruptible(py, move || {
         let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
         let read = taken.fill(world, |targets| repository.restore(&contents, targets));
         Python::attach(|py| *targets.borrow_mut(py) = taken);
         read.map(|restored| (restored.bytes, restored.bytes_read))
     })
-}
-
-/// A checkpoint as the ledger tells of it, by the names that `lastgood._run.Checkpoint` has.
-pub(crate) type Row = BTreeMap<&'static str, Py<PyAny>>;
-
-/// The checkpoints of a ledger, oldest first.
-pub(crate) fn history_of(py: Python<'_>, ledger: &Ledger) -> PyResult<Vec<Row>> {
-    ledger.history().checkpoints().iter().map(|checkpoint| row(py, checkpoint)).collect()
-}
-
-fn row(py: Python<'_>, checkpoint: &ledger::Checkpoint) -> PyResult<Row> {
-    Ok(BTreeMap::from([
-        ("id", checkpoint.id.to_string().into_py_any(py)?),
-        ("step", checkpoint.step.into_py_any(py)?),
-        ("standing", checkpoint.standing.name().into_py_any(py)?),
-        ("reason", checkpoint.reason.clone().into_py_any(py)?),
-        ("at", checkpoint.at.clone().into_py_any(py)?),
-        ("attempt", checkpoint.attempt.into_py_any(py)?),
-        ("world_size", checkpoint.world_size.into_py_any(py)?),
-        ("parent", checkpoint.parent.map(|id| id.to_string()).into_py_any(py)?),
-        ("bytes", checkpoint.bytes.into_py_any(py)?),
-        ("new_bytes", checkpoint.new_bytes.into_py_any(py)?),
-        ("expired", checkpoint.expired.into_py_any(py)?),
-    ]))
-}
-
-/// What a checkpoint holds, by name; its tables are verified.
-#[pyclass(module = "lastgood._lastgood", frozen)]
-#[derive(Debug)]
-pub(crate) struct Checkpoint {
-    contents: Arc<Contents>,
-    /// What a person should know of how it was chosen.
-    #[pyo3(get)]
-    notices: Vec<String>,
-}
-
-/// Name, owner, durability.
-type ComponentRow = (String, String, &'static str);
-/// Component, name, dtype, global shape, what it is tied to.
-type TensorRow = (String, String, &'static str, Vec<u64>, Option<String>);
-
-impl Checkpoint {
-    pub(crate) fn new(contents: Contents) -> Self {
-        Self { contents: Arc::new(contents), notices: Vec::new() }
-    }
-
-    pub(crate) fn contents(&self) -> Arc<Contents> {
-        Arc::clone(&self.contents)
-    }
-}
-
-#[pymethods]
-impl Checkpoint {
-    /// The id: 64 hexadecimal digits.
-    #[getter]
-    fn id(&self) -> String {
-        self.contents.id().to_string()
-    }
-
-    /// The step.
-    #[getter]
-    fn step(&self) -> u64 {
-        self.contents.manifest().step
-    }
-
-    /// The number of ranks that saved it.
-    #[getter]
-    fn world_size(&self) -> u32 {
-        self.contents.manifest().world_size
-    }
-
-    /// The bytes of all ranks' tensors and values.
-    #[getter]
-    fn bytes(&self) -> u64 {
-        self.contents.manifest().bytes
-    }
-
-    /// The components: name, owner, durability.
-    fn components(&self) -> Vec<ComponentRow> {
-        let all = self.contents.components();
-        all.into_values()
-            .map(|c| (c.name.clone(), c.owner.clone(), durability_name(c.durability)))
-            .collect()
-    }
-
-    /// Tensors and values: component, name, dtype, global shape, the name that it is tied to.
-    fn tensors(&self) -> Vec<TensorRow> {
-        let all = self.contents.tensors().iter();
-        all.map(|((component, name), info)| {
-            let (component, name) = (component.clone(), name.clone());
-            (component, name, info.dtype.name(), info.shape.clone(), info.tied_to.clone())
-        })
-        .collect()
-    }
-
-    /// The text that travels with it.
-    fn metadata(&self) -> BTreeMap<String, String> {
-        let all = self.contents.metadata().into_iter();
-        all.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-    }
-}
-
-fn durability_name(durability: lastgood::state::Durability) -> &'static str {
-    match durability {
-        lastgood::state::Durability::Durable => "durable",
-        lastgood::state::Durability::Derived => "derived",
-        lastgood::state::Durability::Volatile => "volatile",
-    }
-}
-
-/// A save on its way.
-#[pyclass(module = "lastgood._lastgood", frozen)]
-#[derive(Debug)]
-pub(crate) struct SaveHandle(RustHandle);
-
-#[pymethods]
-impl SaveHandle {
-    /// The step that is saved.
-    #[getter]
-    fn step(&self) -> u64 {
-        self.0.step()
-    }
-
-    /// How far it is: capturing, captured, written, committed, superseded or failed.
-    fn status(&self) -> &'static str {
-        match self.0.status() {
-            SaveStatus::Capturing => "capturing",
-            SaveStatus::Captured => "captured",
-            SaveStatus::Durable => "written",
-            SaveStatus::Committed(_) => "committed",
-            SaveStatus::Superseded => "superseded",
-            SaveStatus::Failed(_) => "failed",
-        }
-    }
-
-    /// Waits at most `timeout` seconds (None: for ever) until the state is copied; False if it is not yet.
-    #[pyo3(signature = (timeout=None))]
-    fn wait_captured(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        Ok(poll(py, timeout, |wait| self.0.wait_captured(wait))?.is_some())
-    }
-
-    /// Waits at most `timeout` seconds until it is a checkpoint, and gives its id; None if it is not yet.
-    #[pyo3(signature = (timeout=None))]
-    fn wait_committed(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<String>> {
-        let id: Option<Hash> = poll(py, timeout, |wait| self.0.wait_timeout(wait))?;
-        Ok(id.map(|id| id.to_string()))
-    }
-}
-
-/// Waits in pieces, so that Ctrl-C is heard.
-fn poll<T: Send>(
-    py: Python<'_>,
-    timeout: Option<f64>,
-    wait: impl Fn(Duration) -> Result<Option<T>> + Sync,
-) -> PyResult<Option<T>> {
-    let mut left = timeout.map(|timeout| seconds(timeout.max(0.0))).transpose().or_raise()?;
-    loop {
-        let piece = left.map_or(LOOK, |left| left.min(LOOK));
-        if let Some(value) = py.detach(|| wait(piece)).or_raise()? {
-            return Ok(Some(value));
-        }
-        py.check_signals()?;
-        if let Some(left) = &mut left {
-            *left = left.saturating_sub(piece);
-            if left.is_zero() {
-                return Ok(None);
-            }
-        }
-    }
 }

@@ -6,10 +6,11 @@ use lastgood::state::{self, Durability, Targets as RustTargets};
 use lastgood::{Dtype, Error, Result};
 use lastgood_format::layout::NdBox;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
 
 use crate::errors::Raise;
-use crate::memory::Memory;
+use crate::memory::{Held, Memory};
 
 /// A component by name, owner and durability.
 #[derive(Clone, Debug)]
@@ -44,8 +45,24 @@ struct Piece {
 
 #[derive(Debug)]
 enum What {
-    Tensor { dtype: Dtype, shape: Vec<u64>, extent: NdBox, role: Role, memory: Memory },
-    Bytes { data: Vec<u8>, replicated: bool },
+    Tensor {
+        dtype: Dtype,
+        shape: Vec<u64>,
+        extent: NdBox,
+        role: Role,
+        memory: Held,
+    },
+    /// A tensor of which this rank holds the whole.
+    Whole {
+        dtype: Dtype,
+        shape: Vec<u64>,
+        role: Role,
+        memory: Held,
+    },
+    Bytes {
+        data: Vec<u8>,
+        replicated: bool,
+    },
     Tied(String),
 }
 
@@ -92,10 +109,11 @@ impl Check {
     }
 }
 
-/// The state of one rank at one step, for `Run.save`.
+/// The state of one rank at one step, for `Run.save`. `overlapped`: it is copied after the call.
 #[pyclass(module = "lastgood._lastgood")]
 #[derive(Debug, Default)]
 pub(crate) struct Capture {
+    overlapped: bool,
     components: Vec<Component>,
     pieces: Vec<Piece>,
     metadata: Vec<(String, String)>,
@@ -105,8 +123,9 @@ pub(crate) struct Capture {
 #[pymethods]
 impl Capture {
     #[new]
-    fn new() -> Self {
-        Self::default()
+    #[pyo3(signature = (overlapped=false))]
+    fn new(overlapped: bool) -> Self {
+        Self { overlapped, ..Self::default() }
     }
 
     /// Declares a component and gives its number; `durability` is durable, derived or volatile.
@@ -134,11 +153,50 @@ impl Capture {
         role: &str,
     ) -> PyResult<()> {
         let role = Role::new(role).or_raise()?;
-        let memory = Memory::new(address, bytes, owner).or_raise()?;
+        let memory = Held::InPlace(Memory::new(address, bytes, owner).or_raise()?);
         let dtype: Dtype = dtype.parse().or_raise()?;
         let extent = NdBox { offsets, sizes };
         let what = What::Tensor { dtype, shape, extent, role, memory };
         self.pieces.push(Piece { component, name, what });
+        Ok(())
+    }
+
+    /// As `tensor`, many whole ones of one role at once, each row of the lists one of them. `changes`: they may be
+    /// changed as soon as the call of the save has returned, so that they are copied within it.
+    #[expect(clippy::too_many_arguments, reason = "columns, positional")]
+    fn wholes(
+        &mut self,
+        py: Python<'_>,
+        component: usize,
+        names: Vec<String>,
+        dtypes: Vec<PyBackedStr>,
+        shapes: Vec<Vec<u64>>,
+        addresses: Vec<usize>,
+        sizes: Vec<usize>,
+        owners: Vec<Py<PyAny>>,
+        role: &str,
+        changes: bool,
+    ) -> PyResult<()> {
+        let role = Role::new(role).or_raise()?;
+        let rows = names.len();
+        let columns = [dtypes.len(), shapes.len(), addresses.len(), sizes.len(), owners.len()];
+        if columns.iter().any(|column| *column != rows) {
+            return Err(Error::invalid("the columns of tensors differ in length")).or_raise();
+        }
+        let mut memories = Vec::with_capacity(rows);
+        for ((address, bytes), owner) in addresses.into_iter().zip(sizes).zip(owners) {
+            memories.push(Memory::new(address, bytes, owner).or_raise()?);
+        }
+        let held = match changes {
+            true => Held::copies(py, memories, self.overlapped).or_raise()?,
+            false => memories.into_iter().map(Held::InPlace).collect(),
+        };
+        self.pieces.reserve(rows);
+        for (((name, dtype), shape), memory) in names.into_iter().zip(dtypes).zip(shapes).zip(held)
+        {
+            let what = What::Whole { dtype: dtype.parse().or_raise()?, shape, role, memory };
+            self.pieces.push(Piece { component, name, what });
+        }
         Ok(())
     }
 
@@ -167,7 +225,7 @@ impl Capture {
     #[getter]
     fn bytes(&self) -> usize {
         let bytes = |piece: &Piece| match &piece.what {
-            What::Tensor { memory, .. } => memory.len(),
+            What::Tensor { memory, .. } | What::Whole { memory, .. } => memory.len(),
             What::Bytes { data, .. } => data.len(),
             What::Tied(_) => 0,
         };
@@ -189,17 +247,16 @@ impl Capture {
                 capture.component(&component.name, &component.owner, component.durability)?;
             for Piece { name, what, .. } in pieces {
                 match what {
-                    What::Tensor { dtype, shape, extent, role, memory } => match role {
-                        Role::Same => {
-                            check_whole(&name, &shape, &extent)?;
-                            part.source(&name, dtype, &shape, memory)?;
-                        }
-                        Role::Alone => part.shard_source(&name, dtype, &shape, extent, memory)?,
-                        Role::Stored | Role::Witnessed => {
-                            let stores = matches!(role, Role::Stored);
-                            part.copy_source(&name, dtype, &shape, extent, memory, stores)?;
-                        }
-                    },
+                    What::Whole { dtype, shape, role: Role::Same, memory } => {
+                        part.source(&name, dtype, &shape, memory)?;
+                    }
+                    What::Whole { dtype, shape, role, memory } => {
+                        let extent = NdBox::whole(&shape);
+                        declare(&mut part, &name, dtype, &shape, extent, role, memory)?;
+                    }
+                    What::Tensor { dtype, shape, extent, role, memory } => {
+                        declare(&mut part, &name, dtype, &shape, extent, role, memory)?;
+                    }
                     What::Bytes { data, replicated: true } => part.blob(&name, data)?,
                     What::Bytes { data, replicated: false } => part.rank_blob(&name, data)?,
                     What::Tied(of) => part.tied(&name, &of)?,
@@ -213,6 +270,28 @@ impl Capture {
             capture.check(move || check.ask());
         }
         Ok(())
+    }
+}
+
+fn declare(
+    part: &mut state::Part<'_, 'static>,
+    name: &str,
+    dtype: Dtype,
+    shape: &[u64],
+    extent: NdBox,
+    role: Role,
+    memory: Held,
+) -> Result<()> {
+    match role {
+        Role::Same => {
+            check_whole(name, shape, &extent)?;
+            part.source(name, dtype, shape, memory)
+        }
+        Role::Alone => part.shard_source(name, dtype, shape, extent, memory),
+        Role::Stored | Role::Witnessed => {
+            let stores = matches!(role, Role::Stored);
+            part.copy_source(name, dtype, shape, extent, memory, stores)
+        }
     }
 }
 

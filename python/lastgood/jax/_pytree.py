@@ -136,10 +136,10 @@ class PytreeAdapter(_state.ValueAdapter):
     def capture(self, world: World, deferred: bool) -> Snapshot:
         leaves = leaves_of(self.declared.obj)
         arrays: dict[str, Any] = {}
-        encoder = _tree._Encoder(arrays, self.name)
+        encoder = _tree.Encoder(arrays, self.name)
         nodes = [[leaves.paths[n], node(encoder, n, leaves.values[n])] for n in leaves.names]
         role = self.role if world.size > 1 else "same"
-        shards: list[Shard] = []
+        snapshot = Snapshot({"$": TAG, "v": nodes})
         plain = {}
         for name, array in arrays.items():
             if not _memory.is_jax(array):
@@ -147,9 +147,11 @@ class PytreeAdapter(_state.ValueAdapter):
                 continue
             where = f"{self.name}[{name!r}]"
             parts = world.size == 1
-            shards += _arrays.shards_of(name, array, where, role, copy=deferred, parts=parts)
-        shards += _state.shards_of(plain, self.name, role)
-        return Snapshot({"$": TAG, "v": nodes}, shards)
+            snapshot.shards += _arrays.shards_of(
+                name, array, where, role, copy=deferred, parts=parts
+            )
+        snapshot.add_arrays(plain, self.name, role, deferred)
+        return snapshot
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)

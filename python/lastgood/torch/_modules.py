@@ -6,6 +6,7 @@ checkpoint of a wrapped model restores into a bare one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,9 @@ from torch import nn
 
 from lastgood import _state, _tree
 from lastgood._lastgood import Invalid
-from lastgood._state import Loading, Mismatch, Saved, Shard, Snapshot, World
+from lastgood._state import Loading, Look, Mismatch, Saved, Shard, Snapshot, World
 from lastgood.torch._sharding import Spread
-from lastgood.torch._tensors import fits, local, shards_of, stage, swap
+from lastgood.torch._tensors import PlainTensors, fits, local, shards_of, stage, swap
 
 #: The attribute in which each kind of wrapper keeps the module that it wraps.
 _WRAPPERS = {
@@ -28,14 +29,42 @@ _WRAPPERS = {
 }
 
 
-def cleaner(module: nn.Module) -> Callable[[str], str]:
-    """Gives names of ``module`` without what wrappers add. Only real wrappers count: a model may have a part that it
-    calls ``module``."""
+class Walk:
+    """What is found in one walk through a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        #: Every part with its path; a part that stands in several places has several.
+        self.parts: list[tuple[str, nn.Module]] = list(module.named_modules(remove_duplicate=False))
+        #: Each parameter once, by the name under which it is found first.
+        self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
+        self.clean = _cleaner(self.parts)
+
+    def holds_fsdp1(self) -> bool:
+        kinds = {type(part) for _, part in self.parts}
+        return any(kind.__name__ == "FullyShardedDataParallel" for kind in kinds)
+
+    def flags(self) -> tuple[set[str], set[str]]:
+        """The clean names of the parameters that are not trained, and of the parts that evaluate."""
+        frozen = [name for name, p in self.parameters.items() if not p.requires_grad]
+        evaluates = []
+        seen: set[int] = set()
+        for path, part in self.parts:
+            if id(part) not in seen:
+                seen.add(id(part))
+                if not part.training:
+                    evaluates.append(path)
+        return set(map(self.clean, frozen)), set(map(self.clean, evaluates))
+
+
+def _cleaner(parts: list[tuple[str, nn.Module]]) -> Callable[[str], str]:
+    """Gives names without what wrappers add. Only real wrappers count: a model may have a part that it calls
+    ``module``."""
+    attributes = {kind: _added_by(kind) for kind in {type(part) for _, part in parts}}
     added: set[str] = set()
-    for path, part in module.named_modules(remove_duplicate=False):
-        for kind in type(part).__mro__:
-            attribute = _WRAPPERS.get(kind.__name__)
-            if attribute is not None and attribute in part._modules:
+    for path, part in parts:
+        for attribute in attributes[type(part)]:
+            if attribute in part._modules:
                 added.add(f"{path}.{attribute}" if path else attribute)
     if not added:
         return lambda name: name
@@ -51,10 +80,14 @@ def cleaner(module: nn.Module) -> Callable[[str], str]:
     return clean
 
 
-def modules_of(state: MutableMapping[str, Any]) -> dict[str, nn.Module]:
+def _added_by(kind: type) -> list[str]:
+    return [_WRAPPERS[base.__name__] for base in kind.__mro__ if base.__name__ in _WRAPPERS]
+
+
+def walks_of(look: Look) -> dict[str, Walk]:
     """The modules among the components."""
-    found = {name: _state.as_declared(obj).obj for name, obj in state.items()}
-    return {name: obj for name, obj in found.items() if isinstance(obj, nn.Module)}
+    found = {name: _state.as_declared(obj).obj for name, obj in look.state.items()}
+    return {name: Walk(obj) for name, obj in found.items() if isinstance(obj, nn.Module)}
 
 
 def optimizers_of(state: MutableMapping[str, Any]) -> list[torch.optim.Optimizer]:
@@ -63,40 +96,47 @@ def optimizers_of(state: MutableMapping[str, Any]) -> list[torch.optim.Optimizer
     return [obj for obj in found if isinstance(obj, torch.optim.Optimizer)]
 
 
-def guarded_of(state: MutableMapping[str, Any]) -> set[int]:
+def guarded_of(look: Look) -> set[int]:
     """The parameters that only an optimizer of ours changes."""
     parameters: set[int] = set()
-    for optimizer in optimizers_of(state):
+    for optimizer in optimizers_of(look.state):
         for group in optimizer.param_groups:
-            parameters.update(id(p) for p in group["params"])
+            parameters.update(map(id, group["params"]))
     return parameters
 
 
-def spread_of(state: MutableMapping[str, Any]) -> Spread:
+def spread_of(look: Look) -> Spread:
     """How the parameters of all modules of the state are spread."""
-    return Spread(p for module in modules_of(state).values() for p in module.parameters())
+    walks = look.once(walks_of).values()
+    return Spread(p for walk in walks for p in walk.parameters.values())
+
+
+def _is_extra(name: str) -> bool:
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 class ModuleAdapter:
     """A module: parameters, persistent buffers, extra state, which parameters are trained, which parts evaluate."""
 
-    def __init__(self, name: str, module: nn.Module, state: MutableMapping[str, Any]) -> None:
+    def __init__(self, name: str, module: nn.Module, look: Look) -> None:
         self.name = name
         self.module = module
-        self.state = state
+        self.look = look
+        self.walk = look.once(walks_of)[name]
 
     def tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tensors of the state dict by clean name, and its other values."""
         tensors: dict[str, Any] = {}
         extra: dict[str, Any] = {}
-        clean = cleaner(self.module)
-        live = {id(value) for value in self.module.parameters()}
-        live.update(id(value) for value in self.module.buffers())
+        clean = self.walk.clean
+        live = set(map(id, self.walk.parameters.values()))
+        # Most modules have none: they are looked for when something is no parameter.
+        buffers = functools.cache(lambda: set(map(id, self.module.buffers())))
         for name, value in self.module.state_dict(keep_vars=True).items():
             # What get_extra_state gives may be a tensor, and is set by set_extra_state all the same.
-            into = extra if name.rpartition(".")[2] == "_extra_state" else tensors
+            into = extra if name.endswith("_extra_state") and _is_extra(name) else tensors
             cleaned = clean(name)
-            if into is tensors and id(value) not in live:
+            if into is tensors and id(value) not in live and id(value) not in buffers():
                 raise Invalid(
                     f"{self.name}.state_dict() makes {cleaned} anew, so that nothing could be restored into it; give "
                     "lastgood an object with a state_dict and a load_state_dict of its own"
@@ -108,39 +148,51 @@ class ModuleAdapter:
 
     def capture(self, world: World, deferred: bool) -> Snapshot:
         tensors, extra = self.tensors()
-        guarded = guarded_of(self.state) if deferred else set()
+        guarded = self.look.once(guarded_of) if deferred else set()
         snapshot = Snapshot()
-        spread = spread_of(self.state)
+        alone = world.size == 1
+        # What no optimizer of ours changes may be changed as soon as the call returns.
+        guards = PlainTensors("same", changes=False)
+        shared, own = (PlainTensors(role, changes=deferred) for role in ("same", "own"))
+        snapshot.wholes += [guards, shared, own]
+        others: tuple[list[str], list[Any]] = ([], [])
+        snapshot.deferred += [(guards.names, guards.tensors), others]
         first: dict[int, str] = {}
-        stored: set[str] = set()
+        unstored: set[str] = set()
         for name, tensor in tensors.items():
-            if isinstance(tensor, nn.Parameter) and id(tensor) in first:
+            key = id(tensor)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            if is_parameter and key in first:
                 # A rank that stores nothing of a tensor has nothing to say of its ties.
-                if first[id(tensor)] in stored:
-                    snapshot.ties[name] = first[id(tensor)]
+                if first[key] not in unstored:
+                    snapshot.ties[name] = first[key]
                 continue
-            first[id(tensor)] = name
-            is_buffer = not isinstance(tensor, nn.Parameter)
-            role = "own" if is_buffer and world.size > 1 else "same"
-            path = f"{self.name}[{name!r}]"
-            copy = id(tensor) not in guarded
-            shards = shards_of(name, tensor, path, role, copy, spread)
+            first[key] = name
+            is_guarded = key in guarded
+            is_shared = alone or is_parameter
+            wholes = shared if is_shared else own
+            if (guards if is_guarded and is_shared else wholes).take(name, tensor):
+                continue
+            shards = self._shards(name, tensor, wholes.role, deferred and not is_guarded)
             snapshot.shards += shards
-            if any(shard.role != "witnessed" for shard in shards):
-                stored.add(name)
-            if not copy:
-                snapshot.deferred.append((path, local(tensor)))
+            if is_guarded:
+                others[0].append(name)
+                others[1].append(local(tensor))
+            if all(shard.role == "witnessed" for shard in shards):
+                unstored.add(name)
         encoded = _tree.encode(extra, self.name)
-        snapshot.shards += _state.shards_of(
-            encoded.arrays, self.name, "own" if world.size > 1 else "same"
-        )
-        frozen, evaluates = self._flags()
+        snapshot.add_arrays(encoded.arrays, self.name, "same" if alone else "own", deferred)
+        frozen, evaluates = self.walk.flags()
         snapshot.tree = {
             "extra": encoded.tree,
             "frozen": sorted(frozen),
             "evaluates": sorted(evaluates),
         }
         return snapshot
+
+    def _shards(self, name: str, tensor: Any, role: str, copy: bool) -> list[Shard]:
+        path = f"{self.name}[{name!r}]"
+        return shards_of(name, tensor, path, role, copy, self.look.once(spread_of))
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)
@@ -159,7 +211,7 @@ class ModuleAdapter:
             targets.append(target)
             swaps.append((tensor, make))
         staged_extra = _state.stage(saved, kinds, world, {})
-        before = self._flags()
+        before = Walk(self.module).flags()
         kept = _tree.encode(extra, self.name)
 
         def apply() -> None:
@@ -187,7 +239,7 @@ class ModuleAdapter:
         saved.notices.append(f"{self.name}/{name}: taken from rank 0 of {ranks}")
         shared = replace(saved, own={key: value for key, value in saved.own.items() if key != name})
         target, make = stage(shared, name, saved.tensors[name], world, tensor)
-        return replace(target, name=f"{name}@rank0"), make
+        return target._replace(name=f"{name}@rank0"), make
 
     def _problems(
         self,
@@ -211,13 +263,8 @@ class ModuleAdapter:
             problems.append(f"{self.name} has extra state {both}")
         return problems
 
-    def _flags(self) -> tuple[set[str], set[str]]:
-        clean = cleaner(self.module)
-        frozen = {clean(n) for n, p in self.module.named_parameters() if not p.requires_grad}
-        return frozen, {clean(n) for n, m in self.module.named_modules() if not m.training}
-
     def _set_flags(self, frozen: set[str], evaluates: set[str]) -> None:
-        clean = cleaner(self.module)
+        clean = Walk(self.module).clean
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad == (clean(name) in frozen):
                 parameter.requires_grad_(clean(name) not in frozen)
@@ -225,7 +272,7 @@ class ModuleAdapter:
             module.training = clean(name) not in evaluates
 
     def _set_extra(self, extra: dict[str, Any]) -> None:
-        clean = cleaner(self.module)
+        clean = Walk(self.module).clean
         for key, value in extra.items():
             path = key.removesuffix("_extra_state").removesuffix(".")
             for name, module in self.module.named_modules():

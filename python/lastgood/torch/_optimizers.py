@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from lastgood import _state, _tree
 from lastgood._lastgood import Invalid
-from lastgood._state import Loading, Mismatch, Saved, Snapshot, World
-from lastgood.torch._modules import cleaner, modules_of, spread_of
-from lastgood.torch._sharding import Spread, is_dtensor
-from lastgood.torch._tensors import local, shards_of, stage
+from lastgood._state import Loading, Look, Mismatch, Saved, Snapshot, World
+from lastgood.torch._modules import spread_of, walks_of
+from lastgood.torch._sharding import is_dtensor
+from lastgood.torch._tensors import PlainTensors, local, shards_of, stage
 
 
 class OptimizerAdapter:
     """An optimizer: the state of each parameter by the parameter's name, and the groups."""
 
-    def __init__(
-        self, name: str, optimizer: torch.optim.Optimizer, state: MutableMapping[str, Any]
-    ) -> None:
+    def __init__(self, name: str, optimizer: torch.optim.Optimizer, look: Look) -> None:
         self.name = name
         self.optimizer = optimizer
-        self.state = state
+        self.look = look
 
     def names(self) -> dict[int, str]:
         """What each parameter is called: as in the module that it belongs to, else by its place.
@@ -32,28 +29,26 @@ class OptimizerAdapter:
         Raises:
             Invalid: if a module was sharded after the optimizer was made: it then trains nothing.
         """
-        modules = modules_of(self.state)
+        walks = self.look.once(walks_of)
         known: dict[int, str] = {}
-        for component, module in modules.items():
-            clean = cleaner(module)
-            for name, parameter in module.named_parameters(remove_duplicate=True):
-                prefix = f"{component}." if len(modules) > 1 else ""
-                known.setdefault(id(parameter), prefix + clean(name))
+        for component, walk in walks.items():
+            prefix = f"{component}." if len(walks) > 1 else ""
+            for name, parameter in walk.parameters.items():
+                known.setdefault(id(parameter), prefix + walk.clean(name))
         place = 0
         names = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 names[id(parameter)] = known.get(id(parameter), f"#{place}")
                 place += 1
-        self._check_not_stale(known, names, modules)
+        self._check_not_stale(known, names)
         return names
 
-    def _check_not_stale(
-        self, known: dict[int, str], names: dict[int, str], modules: dict[str, nn.Module]
-    ) -> None:
+    def _check_not_stale(self, known: dict[int, str], names: dict[int, str]) -> None:
         if not names or any(parameter in known for parameter in names):
             return
-        held = [p for module in modules.values() for p in module.parameters()]
+        walks = self.look.once(walks_of).values()
+        held = [p for walk in walks for p in walk.parameters.values()]
         held_by_us = [p for group in self.optimizer.param_groups for p in group["params"]]
         if any(map(is_dtensor, held)) and not any(map(is_dtensor, held_by_us)):
             raise Invalid(
@@ -69,19 +64,31 @@ class OptimizerAdapter:
 
     def capture(self, world: World, deferred: bool) -> Snapshot:
         names = self.names()
-        snapshot = Snapshot()
-        spread = spread_of(self.state)
+        wholes = PlainTensors("same", changes=False)
+        snapshot = Snapshot(wholes=[wholes])
+        others: tuple[list[str], list[Any]] = ([], [])
+        if deferred:
+            snapshot.deferred += [(wholes.names, wholes.tensors), others]
+        # By id, since the hash of a tensor is a function of Python.
+        state = {id(parameter): values for parameter, values in self.optimizer.state.items()}
         per_parameter: dict[str, Any] = {}
+        is_json = True
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                name = names[id(parameter)]
-                values = self.optimizer.state.get(parameter)
+                values = state.get(id(parameter))
                 if values:
-                    per_parameter[name] = self._values(snapshot, name, values, spread, deferred)
-        parts = {"groups": self.groups(names), "state": per_parameter, "other": self._other()}
-        encoded = _tree.encode(parts, self.name)
-        snapshot.shards += _state.shards_of(encoded.arrays, self.name, "same")
-        snapshot.tree = encoded.tree
+                    name = names[id(parameter)]
+                    told, is_told = self._values(snapshot, wholes, others, name, values)
+                    per_parameter[name] = told
+                    is_json = is_json and is_told
+        encoded = _tree.Encoded()
+        encoder = _tree.Encoder(encoded.arrays, self.name)
+        groups = encoder.node(self.groups(names), ("groups",), 1)
+        if not (is_json and _tree.is_plain(per_parameter)):
+            per_parameter = encoder.node(per_parameter, ("state",), 1)
+        other = encoder.node(self._other(), ("other",), 1)
+        snapshot.tree = {"groups": groups, "state": per_parameter, "other": other}
+        snapshot.add_arrays(encoded.arrays, self.name, "same", deferred)
         return snapshot
 
     def _other(self) -> dict[Any, Any]:
@@ -91,26 +98,31 @@ class OptimizerAdapter:
     def _values(
         self,
         snapshot: Snapshot,
+        wholes: PlainTensors,
+        others: tuple[list[str], list[Any]],
         name: str,
         values: dict[str, Any],
-        spread: Spread,
-        deferred: bool,
-    ) -> dict[str, Any]:
-        """The values of one parameter that are no tensors; the tensors go to the snapshot."""
-        plain: dict[str, dict[str, Any]] = {}
+    ) -> tuple[dict[str, Any], bool]:
+        """The values of one parameter that are no tensors, and whether they are JSON already; the tensors go to the
+        snapshot."""
+        told: dict[str, dict[str, Any]] = {}
+        is_json = _tree.is_plain(values)
         for key, value in values.items():
-            if isinstance(value, torch.Tensor):
-                stored = f"state.{name}.{key}"
-                path = f"{self.name}[{stored!r}]"
-                snapshot.shards += shards_of(stored, value, path, "same", not deferred, spread)
-                if deferred:
-                    snapshot.deferred.append((path, local(value)))
-                plain[key] = {"tensor": stored}
-                if value.dtype == torch.complex128:
-                    plain[key]["complex128"] = True
-            else:
-                plain[key] = {"value": value}
-        return plain
+            if not isinstance(value, torch.Tensor):
+                told[key] = {"value": value}
+                is_json = False
+                continue
+            stored = f"state.{name}.{key}"
+            told[key] = {"tensor": stored}
+            if value.dtype == torch.complex128:
+                told[key]["complex128"] = True
+            if wholes.take(stored, value):
+                continue
+            path, spread = f"{self.name}[{stored!r}]", self.look.once(spread_of)
+            snapshot.shards += shards_of(stored, value, path, "same", False, spread)
+            others[0].append(stored)
+            others[1].append(local(value))
+        return told, is_json
 
     def load(self, saved: Saved, world: World) -> Loading:
         tree = saved.tree(world)

@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from lastgood import _memory, _state
-from lastgood._state import Saved, SavedTensor, Shard, World
+from lastgood._state import Columns, Saved, SavedTensor, Shard, Wholes, World
 from lastgood.torch._sharding import Spread, is_dtensor, local_part
+
+#: The stored names of element types. Complex numbers may be conjugated without a word in their memory.
+_PLAIN = {
+    getattr(torch, name): stored
+    for name, stored in _memory.TORCH_DTYPES.items()
+    if hasattr(torch, name) and not name.startswith("complex")
+}
+_DTYPE, _SHAPE, _BYTES = map(operator.attrgetter, ("dtype", "shape", "nbytes"))
+_STRIDED, _TENSOR, _PARAMETER = torch.strided, torch.Tensor, torch.nn.Parameter
+
+
+class PlainTensors(Wholes):
+    """Whole tensors of which the memory is what is stored: contiguous and on the CPU. Nothing of them is kept from one
+    save to the next: a tensor may get other memory, another shape or another dtype."""
+
+    def __init__(self, role: str, *, changes: bool) -> None:
+        super().__init__(role, changes=changes)
+        self.tensors: list[Any] = []
+
+    def take(self, name: str, tensor: Any) -> bool:
+        """Adds ``tensor`` if it is such a one; False if `shards_of` must look at it."""
+        kind = type(tensor)
+        if (
+            (kind is not _TENSOR and kind is not _PARAMETER)
+            or tensor.dtype not in _PLAIN
+            or not tensor.is_cpu
+            or tensor.layout is not _STRIDED
+            or tensor.is_nested
+            or not tensor.is_contiguous()
+            or tensor.is_neg()
+        ):
+            return False
+        self.names.append(name)
+        self.tensors.append(tensor)
+        return True
+
+    def columns(self, rows: slice) -> Columns:
+        tensors = self.tensors[rows]
+        # The storage keeps the memory, even if the tensor gets another storage while this one is copied.
+        return Columns(
+            [_PLAIN[dtype] for dtype in map(_DTYPE, tensors)],
+            list(map(_SHAPE, tensors)),
+            list(map(torch.Tensor.data_ptr, tensors)),
+            list(map(_BYTES, tensors)),
+            list(map(torch.Tensor.untyped_storage, tensors)),
+        )
+
+
+def add_tensors(
+    wholes: list[Wholes], tensors: dict[str, Any], where: str, role: str, deferred: bool
+) -> list[Shard]:
+    """Adds tensors that may be changed as soon as the call of the save has returned; gives the shards of those that are
+    not plain memory."""
+    plain = PlainTensors(role, changes=True)
+    wholes.append(plain)
+    shards: list[Shard] = []
+    for name, tensor in tensors.items():
+        if not plain.take(name, tensor):
+            shards += shards_of(name, tensor, f"{where}[{name!r}]", role, copy=deferred)
+    return shards
 
 
 def shards_of(

@@ -50,24 +50,24 @@ impl Plan {
     pub(crate) fn new(capture: &Capture<'_>, chunk_bytes: usize) -> Result<Self> {
         let order = Order::new(capture)?;
         let mut plan = Self { components: components(capture), ..Self::default() };
+        plan.tensors.reserve(order.tensors.len());
+        plan.shards.reserve(capture.pieces.len());
         let mut layout = Layout { chunk_bytes, shared: None };
         let mut component = None;
-        for (key, named) in &order.tensors {
+        for (i, named) in order.tensors.iter().enumerate() {
+            let key = named.key;
             if component != Some(key.0) {
                 component = Some(key.0);
                 layout.shared = None;
             }
             let begin = index_of(plan.shards.len())?;
-            let canonical = order.canonical(key);
-            if canonical == key {
-                for piece in order.data(key).iter().filter(|piece| order.stores[**piece]) {
+            let canonical = order.canonical(i);
+            if canonical == i {
+                for piece in order.data(i).iter().filter(|piece| order.stores[**piece]) {
                     layout.place(&mut plan, &capture.pieces[*piece], *piece)?;
                 }
             }
-            let tied_to = match order.tensors.get(canonical) {
-                Some(other) if canonical != key => Some(index_of(other.position)?),
-                _ => None,
-            };
+            let tied_to = (canonical != i).then(|| index_of(canonical)).transpose()?;
             let sample = &capture.pieces[named.sample];
             plan.tensors.push(Tensor {
                 component: index_of(key.0)?,
@@ -212,72 +212,101 @@ type Key<'c> = (usize, &'c str);
 /// The canonical order of a capture: components by name, tensors by (component, name), shards by
 /// offset; which tensors are tied; and which shards this rank stores.
 struct Order<'c> {
-    tensors: BTreeMap<Key<'c>, Named<'c>>,
+    /// In rising order of their keys.
+    tensors: Vec<Named<'c>>,
+    /// For each tensor the one with its data: itself unless it is tied.
+    data_of: Vec<usize>,
     /// For each tensor with data that others are tied to, the least of them all.
-    canonical: BTreeMap<Key<'c>, Key<'c>>,
+    least: Vec<usize>,
+    /// The pieces, those of one tensor next to each other.
+    pieces: Vec<usize>,
     /// True for each piece that this rank stores.
     stores: Vec<bool>,
 }
 
 struct Named<'c> {
-    /// Its place in the shard index.
-    position: usize,
+    key: Key<'c>,
     /// A piece with its dtype and shape.
     sample: usize,
     /// Its own pieces; none if it is tied.
-    pieces: Vec<usize>,
-    /// The tensor with the data: itself unless it is tied.
-    data_of: Key<'c>,
+    pieces: Range<usize>,
+    /// The tensor with the data, if it is tied.
+    tied_to: Option<Key<'c>>,
 }
 
 impl<'c> Order<'c> {
     fn new(capture: &'c Capture<'_>) -> Result<Self> {
         let component_rank = component_ranks(capture);
-        let mut tensors: BTreeMap<Key<'c>, Named<'c>> = BTreeMap::new();
-        for (i, piece) in capture.pieces.iter().enumerate() {
-            let key = (component_rank[piece.component], piece.name.as_str());
-            let named = tensors.entry(key).or_insert_with(|| Named {
-                position: 0,
-                sample: i,
-                pieces: Vec::new(),
-                data_of: key,
-            });
-            check_same_tensor(capture, named.sample, i)?;
-            named.pieces.push(i);
-        }
-        for tie in &capture.ties {
-            let component = component_rank[tie.component];
-            let of = tensors.get(&(component, tie.of.as_str())).ok_or_else(|| missing(tie))?;
-            let (sample, data_of) = (of.sample, of.data_of);
-            let named = Named { position: 0, sample, pieces: Vec::new(), data_of };
-            if tensors.insert((component, tie.name.as_str()), named).is_some() {
-                let name = show(&capture.components[tie.component].name, &tie.name);
-                return Err(Error::invalid(format!("tensor \"{name}\" is named twice")));
+        let key_of = |i: usize| -> Key<'c> {
+            let piece = &capture.pieces[i];
+            (component_rank[piece.component], piece.name.as_str())
+        };
+        let mut pieces: Vec<usize> = (0..capture.pieces.len()).collect();
+        // Pieces of one tensor stay in the order in which they were named.
+        pieces.sort_by_key(|i| key_of(*i));
+        let mut tensors: Vec<Named<'c>> = Vec::with_capacity(pieces.len());
+        for group in pieces.chunk_by_mut(|a, b| key_of(*a) == key_of(*b)) {
+            let sample = group[0];
+            for piece in &*group {
+                check_same_tensor(capture, sample, *piece)?;
             }
+            group.sort_by_key(|i| &capture.pieces[*i].extent.offsets);
+            check_no_overlap(capture, group)?;
+            let begin = tensors.last().map_or(0, |named| named.pieces.end);
+            let pieces = begin..begin + group.len();
+            tensors.push(Named { key: key_of(sample), sample, pieces, tied_to: None });
         }
-        let mut canonical = BTreeMap::new();
-        for (position, (key, named)) in tensors.iter_mut().enumerate() {
-            named.position = position;
-            named.pieces.sort_by_key(|i| &capture.pieces[*i].extent.offsets);
-            check_no_overlap(capture, &named.pieces)?;
-            // Keys come in rising order, so the first of a tie group is its least.
-            canonical.entry(named.data_of).or_insert(*key);
+        add_ties(capture, &component_rank, &mut tensors)?;
+        let find = |key: &Key<'c>| tensors.binary_search_by_key(key, |named| named.key);
+        let data_of: Vec<usize> = tensors
+            .iter()
+            .enumerate()
+            .map(|(i, named)| named.tied_to.and_then(|key| find(&key).ok()).unwrap_or(i))
+            .collect();
+        let mut least: Vec<usize> = (0..tensors.len()).collect();
+        for (i, data) in data_of.iter().enumerate() {
+            least[*data] = least[*data].min(i);
         }
         let stores = writers(capture, &component_rank);
-        Ok(Self { tensors, canonical, stores })
+        Ok(Self { tensors, data_of, least, pieces, stores })
     }
 
-    /// The least tensor of the tie group of `key`, which gets the shards.
-    fn canonical<'o>(&'o self, key: &'o Key<'c>) -> &'o Key<'c> {
-        let data_of = self.tensors.get(key).map_or(key, |named| &named.data_of);
-        self.canonical.get(data_of).unwrap_or(key)
+    /// The least tensor of the tie group of tensor `i`, which gets the shards.
+    fn canonical(&self, i: usize) -> usize {
+        self.least[self.data_of[i]]
     }
 
-    /// The pieces that hold the data of `key`.
-    fn data(&self, key: &Key<'c>) -> &[usize] {
-        let data_of = self.tensors.get(key).map_or(key, |named| &named.data_of);
-        self.tensors.get(data_of).map_or(&[], |named| &named.pieces)
+    /// The pieces that hold the data of tensor `i`.
+    fn data(&self, i: usize) -> &[usize] {
+        &self.pieces[self.tensors[self.data_of[i]].pieces.clone()]
     }
+}
+
+/// Puts the ties among the `tensors`, which are in rising order, and stay so.
+fn add_ties<'c>(
+    capture: &'c Capture<'_>,
+    component_rank: &[usize],
+    tensors: &mut Vec<Named<'c>>,
+) -> Result<()> {
+    let mut ties: BTreeMap<Key<'c>, Named<'c>> = BTreeMap::new();
+    for tie in &capture.ties {
+        let component = component_rank[tie.component];
+        let (key, of) = ((component, tie.name.as_str()), (component, tie.of.as_str()));
+        let find = |key: &Key<'c>| tensors.binary_search_by_key(key, |named| named.key);
+        let of = find(&of).ok().map(|i| &tensors[i]).or_else(|| ties.get(&of));
+        let of = of.ok_or_else(|| missing(tie))?;
+        let (sample, tied_to) = (of.sample, Some(of.tied_to.unwrap_or(of.key)));
+        let named = Named { key, sample, pieces: 0..0, tied_to };
+        if find(&key).is_ok() || ties.insert(key, named).is_some() {
+            let name = show(&capture.components[tie.component].name, &tie.name);
+            return Err(Error::invalid(format!("tensor \"{name}\" is named twice")));
+        }
+    }
+    if !ties.is_empty() {
+        tensors.extend(ties.into_values());
+        tensors.sort_by_key(|named| named.key);
+    }
+    Ok(())
 }
 
 fn component_ranks(capture: &Capture<'_>) -> Vec<usize> {
@@ -330,6 +359,10 @@ fn missing(tie: &Tie) -> Error {
 /// write. Every rank names the same replicated tensors, so every rank computes the same.
 fn writers(capture: &Capture<'_>, component_rank: &[usize]) -> Vec<bool> {
     let mut stores = vec![true; capture.pieces.len()];
+    let world = capture.world();
+    if world.size == 1 {
+        return stores;
+    }
     let mut replicated: Vec<usize> =
         (0..stores.len()).filter(|i| capture.pieces[*i].replicated).collect();
     replicated.sort_by_key(|i| {
@@ -337,7 +370,6 @@ fn writers(capture: &Capture<'_>, component_rank: &[usize]) -> Vec<bool> {
         let name = (component_rank[piece.component], piece.name.as_str());
         (Reverse(piece.data.len()), name)
     });
-    let world = capture.world();
     let mut ranks: BinaryHeap<Reverse<(u64, u32)>> =
         (0..world.size).map(|rank| Reverse((0, rank))).collect();
     for i in replicated {
