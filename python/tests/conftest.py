@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Any
@@ -38,6 +39,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if SESSION in config.stash:
         config.stash[SESSION].close()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Frameworks are a million objects. Each full collection would go through them, and in a fork, such as a worker of
+    # a DataLoader, copy the pages of all.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -33,7 +33,7 @@ def test_two_processes_save_what_lies_over_both_and_one_restores_it(tmp_path: pa
         with open(log, "wb") as output:
             ranks.append(forks.Fork("jax", command, env=forks.environment(), stdout=output))
     try:
-        codes = [rank.wait(240) for rank in ranks]
+        codes = [rank.wait(120) for rank in ranks]
     finally:
         for fork in ranks:
             fork.kill()

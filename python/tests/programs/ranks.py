@@ -363,7 +363,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(float(os.environ.get("DUMP_AFTER", 240)), exit=True)
+    faulthandler.dump_traceback_later(float(os.environ.get("DUMP_AFTER", 150)), exit=True)
     wanted = set(sys.argv[3:])
     global _groups
     for number, (name, check) in enumerate(checks()):
