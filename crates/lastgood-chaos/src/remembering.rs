@@ -13,8 +13,11 @@ use lastgood_format::ledger::{Entry, Kind};
 pub(crate) struct Remembering {
     below: Arc<dyn Rules>,
     /// What was read as entry `n`.
-    read: Mutex<BTreeMap<u64, Vec<(Vec<u8>, Entry)>>>,
+    read: Mutex<BTreeMap<u64, Vec<Read>>>,
 }
+
+/// The stored bytes of an entry, and what they say.
+type Read = (Vec<u8>, Entry);
 
 impl Remembering {
     pub(crate) fn over(below: Arc<dyn Rules>) -> Arc<dyn Rules> {
@@ -30,7 +33,7 @@ impl Rules for Remembering {
     fn decode(&self, stored: &[u8], run: &RunName, n: u64) -> Result<Entry> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let known = read.entry(n).or_default();
-        let is_same = |(bytes, entry): &&(Vec<u8>, Entry)| bytes == stored && entry.run == *run;
+        let is_same = |(bytes, entry): &&Read| bytes == stored && entry.run == *run;
         if let Some((_, entry)) = known.iter().find(is_same) {
             return Ok(entry.clone());
         }
