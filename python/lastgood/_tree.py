@@ -173,7 +173,8 @@ class Encoder:
         while name in self.arrays:
             name += "'"
         self.arrays[name] = value
-        if kind == "torch":
+        if kind == "torch" and not value.is_complex():
+            # There are many, and of no other is anything to be told.
             return {"$": kind, "n": name}
         return {"$": kind, "n": name, **_memory.told(value)}
 

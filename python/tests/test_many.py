@@ -157,7 +157,7 @@ def test_the_tree_of_an_optimizer_is_what_the_encoder_makes_of_it(kind: str) -> 
         {**group, "params": [names[id(p)] for p in group["params"]]}
         for group in optimizer.param_groups
     ]
-    whole = _tree.encode({"groups": groups, "state": per_parameter}, "optimizer")
+    whole = _tree.encode({"groups": groups, "state": per_parameter, "other": {}}, "optimizer")
     assert json.dumps(snapshot.tree) == json.dumps(whole.tree)
     assert set(whole.arrays) <= {name for wholes in snapshot.wholes for name in wholes.names}
 

@@ -16,7 +16,7 @@ pub(crate) struct Remembering {
     read: Mutex<BTreeMap<u64, Vec<Read>>>,
 }
 
-/// The bytes of an entry, and what they say.
+/// The stored bytes of an entry, and what they say.
 type Read = (Vec<u8>, Entry);
 
 impl Remembering {

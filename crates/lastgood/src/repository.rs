@@ -143,6 +143,14 @@ impl Repository {
         restore::verify_all(&self.io, contents, progress)
     }
 
+    /// As [`Repository::verify_packs`], of the pack with the key `object` alone.
+    ///
+    /// # Errors
+    /// As [`Repository::verify_packs`]; `NotFound` if the checkpoint does not stand on that pack.
+    pub fn verify_pack(&self, contents: &Contents, object: &str) -> Result<u64> {
+        restore::verify_one(&self.io, contents, object)
+    }
+
     /// Reads and verifies every byte that checkpoint `id` of the ledger's run stands on: manifest,
     /// shard indexes and packs.
     ///

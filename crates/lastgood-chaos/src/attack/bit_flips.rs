@@ -150,6 +150,7 @@ impl Flipper {
         let mut tables = BTreeMap::new();
         for checkpoint in ledger.history().checkpoints() {
             let contents = repository.contents(&ledger, &checkpoint.id)?;
+            repository.verify_packs(&contents, &|_, _| {})?;
             let mut objects: BTreeSet<String> = BTreeSet::new();
             objects.insert(key::manifest(ledger.run(), &checkpoint.id));
             for (entry, index) in contents.manifest().indexes.iter().zip(contents.indexes()) {
@@ -186,7 +187,7 @@ impl Flipper {
             for at in (first..bytes).step_by(of) {
                 for bit in 0..8 {
                     self.store.tamper(key, |bytes| bytes[at] ^= 1 << bit);
-                    let judged = self.judge(key);
+                    let judged = self.judge(key, bit);
                     self.store.tamper(key, |bytes| bytes[at] ^= 1 << bit);
                     judged.with_context(|| format!("bit {bit} of byte {at} of {key}"))?;
                     self.report.flips += 1;
@@ -196,7 +197,7 @@ impl Flipper {
         Ok(self.report)
     }
 
-    fn judge(&mut self, key: &str) -> Result<()> {
+    fn judge(&mut self, key: &str, bit: u32) -> Result<()> {
         if key == key::DESCRIPTOR {
             return match open(&self.store) {
                 Err(_) => self.reported(),
@@ -220,7 +221,7 @@ impl Flipper {
         let ends = [users.first(), users.last().filter(|_| users.len() > 1)];
         for (id, step) in ends.into_iter().flatten().copied() {
             if key.ends_with(".pack") {
-                self.judge_pack(&id, step)?;
+                self.judge_pack(key, bit, &id, step)?;
             } else {
                 self.judge_tables(&id, step)?;
             }
@@ -228,11 +229,16 @@ impl Flipper {
         self.reported()
     }
 
-    /// Manifest and shard indexes are whole, so they need not be read again for each flip in a pack.
-    /// A restore that reads the flipped bit is refused; one that does not gives the right bytes.
-    fn judge_pack(&self, id: &Hash, step: u64) -> Result<()> {
+    /// Manifest, shard indexes and the other packs are whole, so they need not be read again for each flip in
+    /// a pack: every pack is for the first bit of each byte. A restore that reads the flipped bit is refused;
+    /// one that does not gives the right bytes.
+    fn judge_pack(&self, key: &str, bit: u32, id: &Hash, step: u64) -> Result<()> {
         let Some(contents) = self.contents.get(id) else { bail!("there is no checkpoint {id}") };
-        match self.repository.verify_packs(contents, &|_, _| {}) {
+        let verified = match bit {
+            0 => self.repository.verify_packs(contents, &|_, _| {}),
+            _ => self.repository.verify_pack(contents, key),
+        };
+        match verified {
             Err(error) if error.kind() == ErrorKind::Corrupt => {}
             other => bail!("verify of step {step} said {other:?}"),
         }

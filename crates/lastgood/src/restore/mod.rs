@@ -12,7 +12,7 @@ pub(crate) use choose::choose_id;
 pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
 use lastgood_format::{Hash, Result};
-pub(crate) use verify::verify_all;
+pub(crate) use verify::{verify_all, verify_one};
 
 use crate::io::Io;
 use crate::state::Targets;

@@ -15,6 +15,9 @@ use crate::io::Io;
 /// this was written by lastgood.
 const PACK_BYTES_MAX: u64 = 1 << 30;
 
+/// By the name of each pack that the checkpoint stands on, its bytes and the chunks that are named in it.
+type Packs<'c> = BTreeMap<&'c str, (u64, Vec<&'c Chunk>)>;
+
 /// Reads every pack of the checkpoint whole: header, footer, every chunk in it, and that the chunks
 /// that the shard indexes name are those in the pack. Gives the bytes that were read.
 pub(crate) fn verify_all(
@@ -22,7 +25,33 @@ pub(crate) fn verify_all(
     contents: &Contents,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<u64> {
-    let mut packs: BTreeMap<&str, (u64, Vec<&Chunk>)> = BTreeMap::new();
+    let packs = packs(contents)?;
+    let total = packs.values().map(|(bytes, _)| bytes).sum();
+    let done = AtomicU64::new(0);
+    progress(0, total);
+    each(packs.into_iter().collect(), total, |(object, (bytes, chunks)), scratch| {
+        let object = format!("{}{object}", contents.folder());
+        verify_pack(io, &object, bytes, &chunks, scratch).map_err(|e| e.with_object(object))?;
+        progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+        Ok(())
+    })?;
+    Ok(total)
+}
+
+/// Reads the pack `object` as [`verify_all`] does.
+pub(crate) fn verify_one(io: &dyn Io, contents: &Contents, object: &str) -> Result<u64> {
+    let mut packs = packs(contents)?;
+    let name = object.strip_prefix(contents.folder());
+    let (bytes, chunks) = name.and_then(|name| packs.remove(name)).ok_or_else(|| {
+        Error::not_found("the checkpoint stands on no such pack").with_object(object)
+    })?;
+    verify_pack(io, object, bytes, &chunks, &mut Scratch::default())
+        .map_err(|e| e.with_object(object))?;
+    Ok(bytes)
+}
+
+fn packs(contents: &Contents) -> Result<Packs<'_>> {
+    let mut packs = Packs::new();
     for index in contents.indexes() {
         for chunk in &index.chunks {
             let pack = &index.packs[chunk.pack as usize];
@@ -34,16 +63,7 @@ pub(crate) fn verify_all(
             entry.1.push(chunk);
         }
     }
-    let total = packs.values().map(|(bytes, _)| bytes).sum();
-    let done = AtomicU64::new(0);
-    progress(0, total);
-    each(packs.into_iter().collect(), total, |(object, (bytes, chunks)), scratch| {
-        let object = format!("{}{object}", contents.folder());
-        verify_pack(io, &object, bytes, &chunks, scratch).map_err(|e| e.with_object(object))?;
-        progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-        Ok(())
-    })?;
-    Ok(total)
+    Ok(packs)
 }
 
 fn verify_pack(
