@@ -1,7 +1,7 @@
 """What a call of `Run.save` costs by the number of tensors, when their bytes are few: names, shapes and addresses.
 
 ``many.py [--tensors 1000 10000 100000] [--saves 9]``: AdamW over small parameters, a weight and a bias a layer and five
-layers a block, so that parameters and moments are 3 tensors of 16 elements and a count of steps each. For each way of
+layers a block, so that each parameter of 4 or 16 elements has two moments and a count of steps. For each way of
 saving: the median of the wall time and of the processor time of the calling thread, by the tensors, and how much that
 is for each tensor. The ways: ``overlapped`` (parameters and moments are copied behind the call), ``strict``
 (``overlap=False``: copied in the call), and ``plain`` (the same tensors as a dict, which nothing is known of).
