@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import operator
 import os
 import threading
 import warnings
@@ -83,6 +84,8 @@ def open(
         )
     if failures_max is not None:
         settings["failures_max"] = failures_max
+    if state is not None and not isinstance(state, MutableMapping):
+        raise Invalid(f"a state is a dict of named components, given {type(state).__name__}")
     opened = Run(
         _lastgood.Run(
             store,
@@ -101,6 +104,17 @@ def open(
     )
     _open_runs.add(opened)
     return opened
+
+
+def _as_step(step: Any) -> int:
+    """``step`` as a number of Python; numpy's and others' are taken as well."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 1 << 63:
+        raise Invalid(f"a step is a whole number of at least 0, given {step!r}")
+    return number
 
 
 def _warn_of_supervisor(store: str, run: str) -> None:
@@ -206,7 +220,7 @@ class Run:
         is committed. ``metadata`` is text that travels with it; every rank gives the same.
 
         Raises:
-            Invalid: if something cannot be stored; nothing is saved then.
+            Invalid: if something cannot be stored, or the step is none; nothing is saved then.
             Overloaded: if the state does not fit the memory that saves may take.
             Fenced: if a newer attempt owns the run.
             Closed: after `close`.
@@ -222,6 +236,7 @@ class Run:
         """
         if os.getpid() != self._process:
             raise Closed("the run was opened by another process; a forked child must open its own")
+        step = _as_step(step)
         self._tell_failures()
         with self._lock, self._looking:
             self.wait_captured()

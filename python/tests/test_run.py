@@ -311,6 +311,13 @@ def test_arguments_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lg.open(tmp_path, {1: {"x": 1}})  # type: ignore[dict-item]
     with pytest.raises(lg.Invalid, match="policy"):
         lg.open(tmp_path, {}, policy="often")
+    with pytest.raises(lg.Invalid, match="dict of named components, given list"):
+        lg.open(tmp_path, [{"x": 1}])  # type: ignore[arg-type]
+    with lg.open(tmp_path, {"x": {"y": 1}}) as run:
+        for step in (-1, 1.5, "1", 1 << 63):
+            with pytest.raises(lg.Invalid, match="a step is a whole number of at least 0, given"):
+                run.save(step)  # type: ignore[arg-type]
+        run.save(np.int64(2), block=True)
     with pytest.raises(lg.Invalid):
         lg.Policy()
     with pytest.raises(lg.Invalid):
