@@ -275,6 +275,6 @@ def test_another_run_in_the_store_is_no_checkpoint_folder(tmp_path: Path) -> Non
     with lg.open(tmp_path / "store", {"x": {"y": 1}}) as run:
         run.save(1, block=True)
     with pytest.raises(
-        lg.Incompatible, match="no checkpoint folder; give this run a name of its own"
+        lg.Incompatible, match="x of trainer, no checkpoint folder of transformers; give this run"
     ):
         lg.hf.last_good(tmp_path / "out", store=tmp_path / "store")
