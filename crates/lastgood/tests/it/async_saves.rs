@@ -1,7 +1,7 @@
 //! Saves behind the caller's back: bounded, superseded in turn, and never silently lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lastgood::restore::Selector;
@@ -41,6 +41,27 @@ fn hold_packs(tap: &Tap) -> Gate {
 fn checkpoints(repository: &Repository) -> Vec<(u64, Hash)> {
     let ledger = repository.existing(&run_name()).unwrap();
     ledger.history().checkpoints().iter().map(|c| (c.step, c.id)).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_goes_on_behind_the_call_lets_the_caller_go_first() {
+    let nice = || rustix::process::getpriority_process(None).unwrap();
+    let (_store, tap, repository) = tapped();
+    let mut run = open_alone(&repository, "a");
+    let of_puts = Arc::new(AtomicI32::new(i32::MIN));
+    let told = Arc::clone(&of_puts);
+    tap.play(move |call| {
+        if call.op == Op::Put && call.key.ends_with(".pack") {
+            told.store(nice(), Ordering::Relaxed);
+        }
+        Act::Pass
+    });
+    let before = nice();
+    save(&mut run, 1, &bytes(1, 1 << 20)).wait().unwrap();
+    assert_eq!(nice(), before, "of the caller");
+    let of_puts = of_puts.load(Ordering::Relaxed);
+    assert!(of_puts > before || before == 19, "puts have {of_puts}, the caller {before}");
 }
 
 #[test]
