@@ -39,6 +39,8 @@ from lastgood._lastgood import (
 PART_BYTES = 64 << 20
 _COMPONENT = "files"
 _TRIES = 20
+#: How long a part is tried again while other processes of this rank write parts of theirs.
+_TAKEN_OVER_SECONDS = 60
 
 
 @dataclass
@@ -108,16 +110,22 @@ class Lane:
         """Stores a part with the list of what waits, and gives its id; ``like`` is the part whose chunks it may
         have too."""
         with self.lock:
-            for _ in range(_TRIES):
+            until, pause = time.monotonic() + _TAKEN_OVER_SECONDS, 0.01
+            while True:
                 try:
                     return self._put(data, like)
                 except (Fenced, Closed):
                     # Another process of this rank wrote meanwhile: parts do not get in each other's way.
                     _close(self.native)
                     self.native = None
-            raise Conflict(
-                f"run {self.name} is taken over again and again; let one process of each rank write at a time"
-            )
+                if time.monotonic() > until:
+                    raise Conflict(
+                        f"run {self.name} was taken over again and again for {_TAKEN_OVER_SECONDS} s; let one process "
+                        "of each rank write at a time"
+                    )
+                # Not as long as the others, so that one of them gets through.
+                time.sleep(pause * secrets.randbelow(100) / 100)
+                pause = min(2 * pause, 1.0)
 
     def _put(self, data: bytearray | None, like: str | None) -> str:
         native = self._open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from typing import Any
 
@@ -13,6 +14,12 @@ import pytest
 # than to import it. Workers and what they start have the environment from here.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A session that was started in the background ignores Ctrl-C, and so would everything that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Until everything is imported: frameworks are a million objects, which no collection frees.
+gc.disable()
 
 import forks  # noqa: E402
 
@@ -42,10 +49,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # Frameworks are a million objects. Each full collection would go through them, and in a fork, such as a worker of
-    # a DataLoader, copy the pages of all.
-    gc.collect()
+    # Each full collection would go through all that was imported, and in a fork, such as a worker of a DataLoader, copy
+    # the pages of all.
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ TIERS: dict[str, tuple[str, list[str]]] = {
             "torch._dynamo",
             "torch.distributed.checkpoint",
             "torch.distributed.checkpoint.state_dict",
+            "torch.distributed.run",
             "torch.distributed.fsdp",
             "torch.distributed.tensor.parallel",
             "fsspec",
@@ -53,6 +55,7 @@ TIERS: dict[str, tuple[str, list[str]]] = {
             "ckpt_chaos.targets.lightning_trainer",
             "torchdata.stateful_dataloader",
             "referee_targets",
+            "ready",
         ],
     ),
     # Imports alone make no backend of JAX: that one has threads, and each program makes its own.
@@ -121,6 +124,25 @@ def _connect(tier: str) -> socket.socket:
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
+
+
+def stand_in(tier: str) -> str:
+    """A command to use for the interpreter in what starts programs itself, such as a supervisor: each ``COMMAND FILE …``
+    or ``COMMAND -m MODULE …`` is then a fork, and a small process stands for it (`stand_in`)."""
+    _connect(tier).close()
+    path = Path(os.environ[FOLDER], f"python-{tier}")
+    words = [
+        sys.executable,
+        "-IS",
+        str(children.PROGRAMS / "stand_in.py"),
+        str(path.with_name(tier)),
+    ]
+    if not path.exists():
+        made = path.with_suffix(f".{os.getpid()}")
+        made.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        made.chmod(0o755)
+        made.rename(path)
+    return str(path)
 
 
 class Fork:

@@ -1,4 +1,8 @@
-"""The examples of trainers under `lastgood run`, killed by SIGKILL: they end as the undisturbed run does."""
+"""The examples of trainers under `lastgood run`, killed by SIGKILL: they end as the undisturbed run does.
+
+By default they are forks that have their libraries imported, with stand-ins that the supervisor starts and watches; with
+LASTGOOD_SLOW=1 each attempt is an interpreter of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 SLOW = os.environ.get("LASTGOOD_SLOW") == "1"
 
 
-def program(example: str, at: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(EXAMPLES / example), "--out", str(at / "out"), *arguments]
+def program(python: str, example: str, at: Path, *arguments: str) -> list[str]:
+    return [python, str(EXAMPLES / example), "--out", str(at / "out"), *arguments]
 
 
 def undisturbed(example: str, at: Path, *arguments: str) -> str:
@@ -26,15 +30,17 @@ def undisturbed(example: str, at: Path, *arguments: str) -> str:
     env = forks.environment(LASTGOOD_STORE=str(at / "store"), LASTGOOD_RUN="example")
     # A job of one rank is what `lastgood run` starts, and trainers take other ways in a job than without one.
     env |= trainers.of_rank(0, 1, trainers.free_port())
-    code, said = forks.run("trainers", program(example, at, *arguments), at / "output", env=env)
+    command = program(sys.executable, example, at, *arguments)
+    code, said = forks.run("trainers", command, at / "output", env=env)
     assert code == 0, said
     return said
 
 
 def supervised(example: str, at: Path, *arguments: str) -> str:
-    """What the example prints under `lastgood run`, to its end: each attempt is an interpreter of its own."""
+    """What the example prints under `lastgood run`, to its end."""
+    python = sys.executable if SLOW else forks.stand_in("trainers")
     command = [sys.executable, "-m", "lastgood", "run", "--store", str(at / "store")]
-    command += ["--run", "example", "--", *program(example, at, *arguments)]
+    command += ["--run", "example", "--", *program(python, example, at, *arguments)]
     at.mkdir()
     done = subprocess.run(
         command, env=forks.environment(), capture_output=True, text=True, timeout=200

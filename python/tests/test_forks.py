@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,3 +76,41 @@ def test_who_is_gone_leaves_no_program_behind(tmp_path: Path) -> None:
     while alive(pid):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("import sys; print(sys.argv[1:], flush=True); sys.exit(3)", 3, "['-x', 'word']\n"),
+        ("import os; os.kill(os.getpid(), 9)", -9, ""),
+        ("import os; os.kill(os.getpid(), 15)", -15, ""),
+        (
+            "import os; print(os.environ['GIVEN'], os.getcwd() == os.environ['PWD'])",
+            0,
+            "yes True\n",
+        ),
+    ],
+)
+def test_a_stand_in_ends_as_its_program_does(
+    tmp_path: Path, text: str, code: int, said: str
+) -> None:
+    command = [forks.stand_in("root"), *program(tmp_path, text)[1:], "-x", "word"]
+    env = {"GIVEN": "yes", "PWD": str(tmp_path)}
+    done = subprocess.run(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (code, said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stand_in_and_its_program_end_together(tmp_path: Path, number: int) -> None:
+    text = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    command = [forks.stand_in("root"), *program(tmp_path, text)[1:]]
+    process = subprocess.Popen(command, env={}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait(30) == -number
+    end = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.stdout.close()

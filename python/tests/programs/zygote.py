@@ -50,7 +50,6 @@ class Server:
         threads = os.listdir("/proc/self/task")
         assert len(threads) == 1, f"imports started threads, which a fork would lack: {threads}"
         # What is there now is never collected: a collection in a fork would copy the pages of all objects.
-        gc.collect()
         gc.freeze()
         self.woken, wake = os.pipe()
         for end in (self.woken, wake):
@@ -162,6 +161,7 @@ def become(job: dict[str, Any], descriptors: list[int]) -> None:
     os.environ.update(job["env"])
     argv = job["argv"]
     code = 0
+    gc.enable()
     try:
         if argv[0] == "-m":
             sys.argv = argv[1:]
@@ -190,4 +190,6 @@ def become(job: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    # Programs have it again: nothing that is imported here is ever freed.
+    gc.disable()
     Server(sys.argv[1], int(sys.argv[2]), listen(sys.argv[1], "root")).serve()
