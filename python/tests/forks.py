@@ -127,8 +127,8 @@ def _connect(tier: str) -> socket.socket:
 
 
 def stand_in(tier: str) -> str:
-    """A command to use for the interpreter in what starts programs itself, such as a supervisor: each ``COMMAND FILE …``
-    or ``COMMAND -m MODULE …`` is then a fork, and a small process stands for it (`stand_in`)."""
+    """A command to use for the interpreter in what starts programs itself, such as a supervisor: each
+    ``COMMAND FILE …`` or ``COMMAND -m MODULE …`` is then a fork, and a small process stands for it (`stand_in`)."""
     _connect(tier).close()
     path = Path(os.environ[FOLDER], f"python-{tier}")
     words = [

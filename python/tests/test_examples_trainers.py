@@ -1,7 +1,7 @@
 """The examples of trainers under `lastgood run`, killed by SIGKILL: they end as the undisturbed run does.
 
-By default they are forks that have their libraries imported, with stand-ins that the supervisor starts and watches; with
-LASTGOOD_SLOW=1 each attempt is an interpreter of its own.
+By default they are forks that have their libraries imported, with stand-ins that the supervisor starts and watches;
+with LASTGOOD_SLOW=1 each attempt is an interpreter of its own.
 """
 
 from __future__ import annotations

@@ -79,21 +79,18 @@ def test_hf_trainer(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     check(judge(monkeypatch, capsys, tmp_path, "hf_trainer"), 19, {FIRST})
 
 
-@pytest.mark.slow
 def test_accelerate_loop(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     rows = judge(monkeypatch, capsys, tmp_path, "accelerate_loop")
     check(rows, len(rows), {FIRST})
     assert len(rows) > 5
 
 
-@pytest.mark.slow
 def test_lightning_trainer(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     rows = judge(monkeypatch, capsys, tmp_path, "lightning_trainer")
     check(rows, len(rows), {FIRST, SECOND}, ordered=False)
     assert len(rows) > 5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_loop_ddp(monkeypatch: Any, capsys: Any, tmp_path: Path, ranks: int) -> None:
     rows = judge(monkeypatch, capsys, tmp_path, "loop_ddp", ranks=ranks)

@@ -1,7 +1,7 @@
 """Stands for the interpreter where a program shall be a fork: `stand_in.py SOCKET [-u] [-m MODULE | FILE] ARGUMENTS…`.
 
-It asks the zygote behind the socket for the program, and shares its fate: it ends as the program does, hands signals on,
-and when it is killed the zygote kills the program. It imports next to nothing: that is what it is for.
+It asks the zygote behind the socket for the program, and shares its fate: it ends as the program does, hands signals
+on, and when it is killed the zygote kills the program. It imports next to nothing: that is what it is for.
 """
 
 import json
