@@ -171,7 +171,7 @@ class Run:
         self._looking = threading.RLock()
         self._heartbeat = heartbeat()
         self._closed = False
-        self._saved = False
+        self._newest: _lastgood.SaveHandle | None = None
         # A forked child has none of the threads that save, and must not wait for them.
         self._process = os.getpid()
         self.last_restore: Restored | None = None
@@ -257,8 +257,9 @@ class Run:
                 capture.metadata(key, text)
             if behind:
                 capture.check(_unchanged(behind))
-            handle = SaveHandle(self, self._native.save(step, capture, deferred))
-            self._saved = True
+            # Not the handle, which knows this run: a cycle would keep the state alive.
+            self._newest = self._native.save(step, capture, deferred)
+            handle = SaveHandle(self, self._newest)
             self._copying = handle if deferred else None
             self._policy.saved(step)
         if block:
@@ -367,7 +368,7 @@ class Run:
         with self._lock:
             self.wait_captured()
             notices: list[str] = []
-            if at is None and self._saved and self._world.size > 1:
+            if at is None and self._newest is not None and self._world.size > 1:
                 raise Invalid(
                     "several ranks that go back during an attempt must name the checkpoint: at=…"
                 )
@@ -558,10 +559,18 @@ def _close_all() -> None:
     import sys
 
     for run in list(_open_runs):
+        newest = run._newest if not run._closed and os.getpid() == run._process else None
         try:
+            with contextlib.suppress(LastgoodError):
+                if newest is not None and newest.wait_committed(1.0) is None:
+                    wait = "waiting for the save of step {} to become a checkpoint; Ctrl-C gives it up"
+                    print(f"lastgood: {wait.format(newest.step)}", file=sys.stderr, flush=True)
             run.close()
         except LastgoodError as error:
             print(f"lastgood: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            gone = "the save of step {} is given up: nobody has seen it become a checkpoint"
+            print(f"lastgood: {gone.format(newest.step if newest else '?')}", file=sys.stderr)
 
 
 def runs(store: str | os.PathLike[str]) -> list[str]:
