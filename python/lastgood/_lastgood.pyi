@@ -118,6 +118,10 @@ class Reader:
         """
         Reads into `targets`, and gives the bytes that were placed and those that were read.
         """
+    def resolve(self, /, selector: str) -> str:
+        """
+        The id of the checkpoint that `selector` names now; the checkpoint itself is not read.
+        """
     def verify(self, /, checkpoint: Checkpoint) -> int:
         """
         Reads and verifies every byte of a checkpoint, and gives their number.

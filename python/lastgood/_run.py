@@ -563,7 +563,9 @@ def _close_all() -> None:
         try:
             with contextlib.suppress(LastgoodError):
                 if newest is not None and newest.wait_committed(1.0) is None:
-                    wait = "waiting for the save of step {} to become a checkpoint; Ctrl-C gives it up"
+                    wait = (
+                        "waiting for the save of step {} to become a checkpoint; Ctrl-C gives it up"
+                    )
                     print(f"lastgood: {wait.format(newest.step)}", file=sys.stderr, flush=True)
             run.close()
         except LastgoodError as error:

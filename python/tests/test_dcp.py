@@ -196,6 +196,35 @@ def test_asynchronous_saves_warn_and_surface(tmp_path: Path) -> None:
         writer.close()
 
 
+def test_what_others_mark_meanwhile_is_not_taken_for_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two readers find the manifest of the last good checkpoint damaged; the second is late to say so."""
+    writer = lg.torch.Writer(tmp_path)
+    for step in (1, 2):
+        lg.torch.save({"x": step}, writer, checkpoint_id=step)
+    writer.close()
+    native = lg._lastgood.Reader(str(tmp_path), {}, "default")
+    manifest = tmp_path / f"runs/default/checkpoints/{native.find('2').id}.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(manifest.read_bytes().replace(b"default", b"defaulT", 1))
+
+    early, late = lg.torch.Reader(tmp_path), lg.torch.Reader(tmp_path)
+    go_back = late._go_back
+
+    def after_the_other(*about: Any) -> None:
+        monkeypatch.undo()
+        lg.torch.load({"x": 0}, early)
+        go_back(*about)
+
+    monkeypatch.setattr(late, "_go_back", after_the_other)
+    found = {"x": 0}
+    with pytest.warns(RuntimeWarning, match="the one before it is loaded"):
+        lg.torch.load(found, late)
+    assert early.loaded == late.loaded and found == {"x": 1}
+    assert [row["standing"] for row in native.history()] == ["committed", "bad"]
+
+
 def test_a_writer_is_pickled_for_a_process_that_saves(tmp_path: Path) -> None:
     writer = pickle.loads(pickle.dumps(lg.torch.Writer(tmp_path, chunk_bytes=65536)))
     reader = pickle.loads(pickle.dumps(lg.torch.Reader(tmp_path, at=3)))

@@ -70,6 +70,17 @@ impl Reader {
         history_of(py, &ledger)
     }
 
+    /// The id of the checkpoint that `selector` names now; the checkpoint itself is not read.
+    fn resolve(&self, py: Python<'_>, selector: &str) -> PyResult<String> {
+        let selector: Selector = selector.parse().or_raise()?;
+        let repository = self.repository(py)?;
+        let id = py.detach(|| {
+            let ledger = repository.ledger(&self.name)?;
+            lastgood::restore::resolve(ledger.history(), &selector).map(|found| found.id)
+        });
+        Ok(id.or_raise()?.to_string())
+    }
+
     /// The checkpoint that `selector` names.
     fn find(&self, py: Python<'_>, selector: &str) -> PyResult<Checkpoint> {
         let selector: Selector = selector.parse().or_raise()?;

@@ -112,12 +112,15 @@ class Reader(StorageReader):
         """The checkpoint; a damaged last good one is marked bad, and a rank alone takes the one before."""
         native = self._open()
         while True:
+            # Which one it is must be known before it is found damaged: another rank may have marked it meanwhile, and
+            # the last good one would be another.
+            id_ = native.resolve(at)
             try:
-                return native.find(at)
+                return native.find(f"id:{id_}")
             except Corrupt as error:
-                self._go_back(at, None, error)
+                self._go_back(at, id_, error)
 
-    def _go_back(self, at: str, checkpoint: Any, error: Corrupt) -> None:
+    def _go_back(self, at: str, id_: str, error: Corrupt) -> None:
         """Marks what is damaged; returns if the one before it may be taken.
 
         Raises:
@@ -125,12 +128,11 @@ class Reader(StorageReader):
         """
         if at != "last-good":
             raise error
-        chosen = f"id:{checkpoint.id}" if checkpoint is not None else at
-        bad = self._open().mark(chosen, "bad", str(error))
+        self._open().mark(f"id:{id_}", "bad", str(error))
         if _world.find_world().size > 1:
             raise error
         warnings.warn(
-            f"lastgood: checkpoint {bad[:16]} is damaged, and the one before it is loaded: {error}",
+            f"lastgood: checkpoint {id_[:16]} is damaged, and the one before it is loaded: {error}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -178,7 +180,7 @@ class Reader(StorageReader):
                     self._open(), self._checkpoint, rank if alone else None
                 )
             except Corrupt as error:
-                self._go_back(self._at, self._checkpoint, error)
+                self._go_back(self._at, self._checkpoint.id, error)
                 continue
             metadata = self._table.metadata
             assert metadata.storage_meta is not None
@@ -214,7 +216,7 @@ class Reader(StorageReader):
                 read = self._read(plan, planner)
                 break
             except Corrupt as error:
-                self._go_back(self._at, self._checkpoint, error)
+                self._go_back(self._at, self._checkpoint.id, error)
                 self._use(self._find(self._at))
         for item, memory in read:
             self._place_one(item, memory, planner)
