@@ -201,6 +201,13 @@ def _stored(run: Run, owner: str, checkpoint: Any) -> Stored:
             raise Incompatible(
                 f"checkpoint {checkpoint.id[:16]} names what is not in its folder: {name!r}"
             )
+    if not all(type(file.bytes) is int and file.bytes >= 0 for file in files) or (
+        sum(file.bytes for file in files) > checkpoint.bytes
+    ):
+        raise Incompatible(
+            f"checkpoint {checkpoint.id[:16]}: its list of files tells of more than the {checkpoint.bytes} bytes that "
+            "it holds; no version of lastgood wrote it"
+        )
     return Stored(checkpoint, folder, tuple(sorted(files, key=lambda file: file.path)))
 
 
@@ -269,13 +276,16 @@ def _read(run: Run, stored: Stored, file: File) -> Any:
 
 def _read_tensors(run: Run, stored: Stored, file: File, data: Any, targets: Any, base: int) -> None:
     """The header says where the tensors lie, so it is read first."""
-    header = next(
-        shape
-        for component, name, _, shape, _ in stored.checkpoint.tensors()
-        if component == COMPONENT and name == file.path + _tensorfile.HEADER
-    )
+    wanted = (COMPONENT, file.path + _tensorfile.HEADER)
+    for component, name, _, shape, _ in stored.checkpoint.tensors():
+        if (component, name) == wanted and len(shape) == 1 and shape[0] <= file.bytes:
+            break
+    else:
+        raise Incompatible(
+            f"checkpoint {stored.checkpoint.id[:16]} has no header of {file.path}; no version of lastgood wrote it"
+        )
     first = _lastgood.Targets()
-    _target(first, file.path, _tensorfile.header(header[0]), base, data)
+    _target(first, file.path, _tensorfile.header(shape[0]), base, data)
     run._native.read(stored.checkpoint, first)
     pieces = _tensorfile.pieces(data)
     if pieces is None:

@@ -278,3 +278,31 @@ def test_another_run_in_the_store_is_no_checkpoint_folder(tmp_path: Path) -> Non
         lg.Incompatible, match="x of trainer, no checkpoint folder of transformers; give this run"
     ):
         lg.hf.last_good(tmp_path / "out", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"bytes": 1 << 50}, "tells of more than the"),
+        ({"bytes": -1}, "tells of more than the"),
+        ({"bytes": "9"}, "tells of more than the"),
+        ({"tensors": True}, "has no header of model.safetensors"),
+        ({"path": "../outside"}, "names what is not in its folder"),
+        ({"more": 1}, "is none of this version"),
+    ],
+)
+def test_a_list_of_files_that_lies_is_refused(
+    tmp_path: Path, told: dict[str, Any], said: str
+) -> None:
+    import lastgood as lg
+    from lastgood import _folders, _state
+
+    file = {"path": "model.safetensors", "bytes": 4, "digest": "0" * 64, "tensors": False, **told}
+    tree = {"kind": _folders.KIND, "name": "checkpoint-1", "files": [file]}
+    with lg.open(tmp_path / "store", {}) as run:
+        capture = lg._lastgood.Capture()
+        component = capture.component(_folders.COMPONENT, "transformers", "durable")
+        capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
+        run._native.save(1, capture, False).wait_committed()
+    with pytest.raises(lg.Incompatible, match=said):
+        lg.hf.last_good(tmp_path / "out", store=tmp_path / "store")
