@@ -495,7 +495,7 @@ def test_two_ranks_commit_together(tmp_path: Path) -> None:
         from lastgood._run import Run
         from lastgood._state import World
 
-        native = _lastgood.Run(str(tmp_path), {}, "r", rank, size, name, {"commit_wait": 5.0})
+        native = _lastgood.Run(str(tmp_path), {}, "r", rank, size, name, {"commit_wait": 2.0})
         return Run(native, state, World(rank, size), as_policy(None), rng=False, overlap=True)
 
     def states(size: int, value: int) -> list[dict[str, Any]]:

@@ -8,15 +8,15 @@ from typing import Any, NoReturn
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lastgood._lastgood import Corrupt, LastgoodError, Unavailable
+from lastgood._lastgood import LastgoodError, Unavailable
 from lastgood.torch._dcp import Writer
-from lastgood.torch._dcp_read import Reader
+from lastgood.torch._dcp_read import Reader, untold
 
 
 def _raise(error: CheckpointException) -> NoReturn:
     """Raises what the lowest failed rank failed with, which is an `Exception`."""
     failures: dict[int, BaseException] = {
-        rank: failure[0] for rank, failure in error.failures.items()
+        rank: untold(failure[0]) for rank, failure in error.failures.items()
     }
     all_failed: list[tuple[int, BaseException]] = sorted(failures.items(), key=lambda item: item[0])
     ours = [(r, f) for r, f in all_failed if isinstance(f, LastgoodError)]
@@ -107,10 +107,10 @@ def load(state_dict: dict[str, Any], reader: Reader, **options: Any) -> None:
     try:
         dcp.load(state_dict, storage_reader=reader, **options)
     except AssertionError as error:
-        # What a rank could not read of a damaged checkpoint is an assertion of DCP's, with our text in it.
-        if "metadata read failed" not in str(error):
+        told = reader.refused or untold(error)
+        if told is error:
             raise
-        raise reader.refused or Corrupt(str(error)) from error
+        raise told from error
     except CheckpointException as error:
         if reader.refused is not None:
             raise reader.refused from error

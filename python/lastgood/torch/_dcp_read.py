@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import uuid
 import warnings
 from dataclasses import replace
@@ -27,6 +28,24 @@ from lastgood.torch._dcp_table import Table
 
 class NoCommonMetadata(NotFound):
     """DCP is told to ask for the metadata of its rank."""
+
+
+def _with_kind(error: LastgoodError) -> LastgoodError:
+    """The error with its kind in the text, which is all that DCP keeps of it."""
+    return type(error)(f"lastgood.{type(error).__name__}: {error}")
+
+
+_TOLD = re.compile(r"metadata read failed: lastgood\.(\w+): (.*?)(?:; rank local|$)", re.DOTALL)
+
+
+def untold(error: BaseException) -> BaseException:
+    """What a rank could not read the metadata for, out of the assertion that DCP makes of it."""
+    found = _TOLD.search(str(error)) if isinstance(error, AssertionError) else None
+    if found is None:
+        return error
+    kind = getattr(_lastgood, found[1], Corrupt)
+    told: BaseException = kind(found[2])
+    return told
 
 
 class Reader(StorageReader):
@@ -155,12 +174,15 @@ class Reader(StorageReader):
             self.refused = None
         elif self.refused is not None and not isinstance(self.refused, NoCommonMetadata):
             # DCP asks again whatever the error was: a checkpoint that was found damaged is not passed over so.
-            raise self.refused
+            raise _with_kind(self.refused)
         try:
             return self._read_metadata(rank)
-        except LastgoodError as error:
+        except NoCommonMetadata as error:
             self.refused = error
             raise
+        except LastgoodError as error:
+            self.refused = error
+            raise _with_kind(error) from error
 
     def _read_metadata(self, rank: int | None) -> Metadata:
         while True:

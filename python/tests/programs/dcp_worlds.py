@@ -552,32 +552,43 @@ def flip(store: str, payload: bytes) -> None:
 
 def damaged() -> None:
     """Several ranks do not go back each for itself: the damaged checkpoint is named, marked bad, and the next start
-    takes the one before."""
+    takes the one before. So it is when a rank looks only after another one has marked it."""
     store = f"{FOLDER}/damaged"
 
-    def save(rank: int) -> None:
-        for step in (1, 2):
-            lg.torch.save(state(step), lg.torch.Writer(store), checkpoint_id=step)
+    def save(step: int) -> Callable[[int], None]:
+        return lambda rank: lg.torch.save(state(step), lg.torch.Writer(store), checkpoint_id=step)
 
-    all_well(world(2, save))
-    flip(store, struct.pack("<2f", 2001.0, 2002.0))
+    def marked(step: int) -> bool:
+        history = lg._run._lastgood.Reader(store, {}, "default").history()
+        return any((row["step"], row["standing"]) == (step, "bad") for row in history)
 
-    def first(rank: int) -> None:
-        found = empty()
-        try:
-            lg.torch.load(found, lg.torch.Reader(store))
-        except lg.Corrupt as error:
-            assert "packs/" in str(error), error
-        else:
-            raise AssertionError("it was loaded")
+    def first(step: int, late: bool) -> Callable[[int], None]:
+        def load(rank: int) -> None:
+            found = empty()
+            until = time.monotonic() + 20
+            while late and rank == 0 and not marked(step):
+                assert time.monotonic() < until, "the other rank has not found it"
+                time.sleep(0.01)
+            try:
+                lg.torch.load(found, lg.torch.Reader(store))
+            except lg.Corrupt as error:
+                assert "packs/" in str(error), error
+            else:
+                raise AssertionError("it was loaded")
+
+        return load
 
     def second(rank: int) -> None:
         found = empty()
         lg.torch.load(found, lg.torch.Reader(store))
         check(found, 1)
 
-    all_well(world(2, first))
-    all_well(world(2, second))
+    all_well(world(2, save(1)))
+    for step, late in ((2, True), (3, False)):
+        all_well(world(2, save(step)))
+        flip(store, struct.pack("<2f", 1000.0 * step + 1, 1000.0 * step + 2))
+        all_well(world(2, first(step, late)))
+        all_well(world(2, second))
 
 
 failed = False
