@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +38,8 @@ from lastgood._lastgood import (
 #: The bytes of a part: what a file being written takes of memory, twice.
 PART_BYTES = 64 << 20
 _COMPONENT = "files"
-_TRIES = 20
-#: How long a part is tried again while other processes of this rank write parts of theirs.
-_TAKEN_OVER_SECONDS = 60
+#: How long a change is tried again while other processes make theirs.
+_TRY_SECONDS = 60
 
 
 @dataclass
@@ -86,6 +85,17 @@ def session() -> str:
 _own_session = secrets.token_hex(16)
 
 
+def _turns() -> Iterator[None]:
+    """The tries of a change, with pauses that are never those of the others, so that one of them gets through."""
+    until, pause = time.monotonic() + _TRY_SECONDS, 0.02
+    while True:
+        yield
+        if time.monotonic() > until:
+            return
+        time.sleep(pause * secrets.randbelow(1000) / 1000)
+        pause = min(2 * pause, 1.0)
+
+
 class Lane:
     """The run that this process writes parts into."""
 
@@ -110,22 +120,17 @@ class Lane:
         """Stores a part with the list of what waits, and gives its id; ``like`` is the part whose chunks it may
         have too."""
         with self.lock:
-            until, pause = time.monotonic() + _TAKEN_OVER_SECONDS, 0.01
-            while True:
+            for _ in _turns():
                 try:
                     return self._put(data, like)
                 except (Fenced, Closed):
                     # Another process of this rank wrote meanwhile: parts do not get in each other's way.
                     _close(self.native)
                     self.native = None
-                if time.monotonic() > until:
-                    raise Conflict(
-                        f"run {self.name} was taken over again and again for {_TAKEN_OVER_SECONDS} s; let one process "
-                        "of each rank write at a time"
-                    )
-                # Not as long as the others, so that one of them gets through.
-                time.sleep(pause * secrets.randbelow(100) / 100)
-                pause = min(2 * pause, 1.0)
+            raise Conflict(
+                f"run {self.name} was taken over again and again for {_TRY_SECONDS} s; let one process of each rank "
+                "write at a time"
+            )
 
     def _put(self, data: bytearray | None, like: str | None) -> str:
         native = self._open()
@@ -224,7 +229,7 @@ class Files:
         Raises:
             What ``edit`` raises; Conflict: if others change it all the time; and what the save fails with.
         """
-        for turn in range(_TRIES):
+        for _ in _turns():
             native = _lastgood.Run(self.store, _world.store_options(), self.run, 0, 1, None, {})
             try:
                 catalog = self.catalog()
@@ -235,10 +240,12 @@ class Files:
                 handle.wait_committed()
                 return
             except Fenced:
-                time.sleep(0.01 * (turn + 1) * (1 + secrets.randbelow(8)))
+                continue
             finally:
                 _close(native)
-        raise Conflict(f"the files of run {self.run} are changed by others all the time; try again")
+        raise Conflict(
+            f"the files of run {self.run} were changed by others again and again for {_TRY_SECONDS} s; try again"
+        )
 
     def waiting(self, folder: str, *, own: bool = False) -> dict[str, dict[str, Any]]:
         """What ranks of this start have written below ``folder``, or are writing, and no catalog names."""
