@@ -26,7 +26,15 @@ import forks  # noqa: E402
 #: Files whose tests import or compile the same when they run, which takes seconds: one worker of pytest-xdist has them
 #: all. What files import at their top, each worker imports to know its tests.
 TOGETHER = {
-    "trainers": ["doctor", "lightning", "hf", "fs", "accelerate", "peers_hf"],
+    "trainers": [
+        "lightning",
+        "hf",
+        "doctor_hf",
+        "doctor_lightning",
+        "fs",
+        "accelerate",
+        "peers_hf",
+    ],
     "jax": ["jax", "orbax", "peers_orbax", "jax_world"],
 }
 #: What takes longest comes first, so that the workers end at the same time.
