@@ -64,6 +64,10 @@ class Trace(TrainerCallback):
         if state.global_step == self.arguments.kill_at and self.arguments.kill_rank == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == self.arguments.break_store_at:
+            # A save on its way would wait for the store to come back.
+            for callback in self.trainer.callback_handler.callbacks:
+                if hasattr(callback, "_settle"):
+                    callback._settle(wait=True)
             os.rename(f"{self.arguments.out}/_lastgood", f"{self.arguments.out}/_gone")
             open(f"{self.arguments.out}/_lastgood", "w").close()
 
