@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lastgood_format::chunk::{self, Codec};
+use lastgood_format::chunk::Codec;
 use lastgood_format::index::Chunk;
-use lastgood_format::{Error, ErrorKind, Result, pack};
+use lastgood_format::pack::{self, PackedChunk};
+use lastgood_format::{Error, Result};
 
 use super::contents::Contents;
-use super::fetch::{Scratch, each};
+use super::fetch::{self, Scratch, each, twice};
 use crate::io::Io;
 
 /// A pack is about 64 MiB and holds at least one chunk of at most 16 MiB; nothing that is larger than
@@ -78,31 +79,23 @@ fn verify_pack(
         let found = found.map_or_else(|| "no such object".into(), |found| format!("{found} bytes"));
         return Err(Error::corrupt(format!("pack: expected {bytes} bytes, found {found}")));
     }
-    let mut result = check_pack(io, object, bytes, named, scratch);
-    if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt) {
-        // The flip may have been on the way.
-        result = check_pack(io, object, bytes, named, scratch);
-    }
-    result
-}
-
-fn check_pack(
-    io: &dyn Io,
-    object: &str,
-    bytes: u64,
-    named: &[&Chunk],
-    scratch: &mut Scratch,
-) -> Result<()> {
     let Scratch { stored, decoded } = scratch;
     stored.resize(bytes as usize, 0);
-    io.read_into(object, 0, stored)?;
-    let table = pack::parse(stored)?;
+    let table = twice(|| {
+        io.read_into(object, 0, stored)?;
+        pack::parse(stored)
+    })?;
     for packed in &table {
         let begin = packed.offset as usize;
-        let range = begin..begin + packed.stored_bytes as usize;
-        chunk::decode(packed.codec, &stored[range], packed.decoded_bytes, &packed.hash, decoded)
+        let stored = &mut stored[begin..begin + packed.stored_bytes as usize];
+        fetch::decode(io, object, packed, stored, decoded, |_| {})
             .map_err(|e| e.context(format!("chunk at offset {begin}")))?;
     }
+    check_named(&table, named)
+}
+
+/// Checks that the pack lists all chunks that are `named` in it.
+fn check_named(table: &[PackedChunk], named: &[&Chunk]) -> Result<()> {
     let there: BTreeSet<_> = table
         .iter()
         .map(|p| (p.hash, p.offset, p.stored_bytes, p.decoded_bytes, p.codec))
