@@ -90,7 +90,10 @@ impl State {
             world,
             replicated: fill(step, size.replicated_bytes),
             frozen: fill(7, 3000),
-            rows: rows.flat_map(|row| fill(step * 1000 + row, size.row_bytes)).collect(),
+            rows: rows
+                .map(|row| fill(step * 1000 + row, size.row_bytes))
+                .collect::<Vec<_>>()
+                .concat(),
             step,
         }
     }
