@@ -8,6 +8,7 @@
 mod failure;
 mod leaving;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
@@ -33,6 +34,8 @@ const STAGING: &str = ".staging";
 pub struct LocalStore {
     root: PathBuf,
     disk: Arc<dyn Disk>,
+    /// The process that opened it.
+    opener: Writer,
     /// Folders that this process knows to be durable, with all folders above them.
     durable: Mutex<BTreeSet<PathBuf>>,
 }
@@ -56,7 +59,8 @@ impl LocalStore {
         if !root.is_absolute() {
             return Err(Error::invalid(format!("{} is not an absolute path", root.display())));
         }
-        let store = Self { root, disk, durable: Mutex::new(BTreeSet::new()) };
+        let durable = Mutex::new(BTreeSet::new());
+        let store = Self { root, disk, opener: Writer::this(), durable };
         store.clean();
         Ok(store)
     }
@@ -65,6 +69,14 @@ impl LocalStore {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// This process. Only in a forked child of the one that opened the store does it have to be asked for.
+    fn writer(&self) -> Cow<'_, Writer> {
+        match self.opener.is_this() {
+            true => Cow::Borrowed(&self.opener),
+            false => Cow::Owned(Writer::this()),
+        }
     }
 
     fn path(&self, key: &str) -> Result<PathBuf> {
@@ -76,11 +88,10 @@ impl LocalStore {
     /// removed now is removed at another open.
     fn clean(&self) {
         let staging = self.root.join(STAGING);
-        let this = Writer::this();
         for entry in self.disk.list(&staging).unwrap_or_default() {
             let path = staging.join(&entry.name);
             let writer = entry.name.to_str().and_then(Writer::of);
-            let gone = writer.is_some_and(|writer| this.knows_dead(&writer));
+            let gone = writer.is_some_and(|writer| self.opener.knows_dead(&writer));
             if gone || self.disk.age(&path).is_ok_and(|age| age > leaving::AGE_MAX) {
                 let _ = self.disk.unlink(&path);
             }
@@ -144,7 +155,7 @@ impl LocalStore {
         }
         let staging = self.root.join(STAGING);
         self.ensure_folder(&staging)?;
-        let staged = staging.join(Writer::this().staging_name());
+        let staged = staging.join(self.writer().staging_name());
         let linked = match self.disk.create(&staged, payload.parts()) {
             // It is somebody else's.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -212,7 +223,9 @@ impl LocalStore {
     ) -> Result<()> {
         let entries = self.disk.list(folder).map_err(|error| self.error(key, &error, "list"))?;
         for entry in entries {
-            let Some(name) = entry.name.to_str().filter(|name| is_plain(name)) else { continue };
+            let Some(name) = entry.name.to_str().filter(|name| is_plain(name.as_bytes())) else {
+                continue;
+            };
             let key = if key.is_empty() { name.to_owned() } else { format!("{key}/{name}") };
             if entry.is_folder {
                 if wanted.has_in(&format!("{key}/")) {

@@ -176,16 +176,27 @@ const KEY_BYTES_MAX: usize = 900;
 /// The longest part of a key, in bytes: the longest name that local file systems allow.
 const PART_BYTES_MAX: usize = 255;
 
+/// For each byte, whether a part of a key may hold it. Every call of a store looks up all bytes of a key.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut b = 0;
+    while b < plain.len() {
+        let byte = b as u8;
+        plain[b] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        b += 1;
+    }
+    plain
+};
+
 /// True if `part` may stand between the slashes of a key.
-pub(crate) fn is_plain(part: &str) -> bool {
-    !part.is_empty()
-        && part.len() <= PART_BYTES_MAX
-        && !part.starts_with('.')
-        && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+pub(crate) fn is_plain(part: &[u8]) -> bool {
+    (1..=PART_BYTES_MAX).contains(&part.len())
+        && part[0] != b'.'
+        && part.iter().all(|b| PLAIN[usize::from(*b)])
 }
 
 pub(crate) fn is_key(text: &str) -> bool {
-    text.len() <= KEY_BYTES_MAX && text.split('/').all(is_plain)
+    text.len() <= KEY_BYTES_MAX && text.as_bytes().split(|b| *b == b'/').all(is_plain)
 }
 
 /// Refuses a key that is no plain relative path, so that none can point outside of the store.

@@ -9,7 +9,7 @@ use lastgood_store::{Env, Store};
 use crate::io::StoreIo;
 use crate::ledger::Ledger;
 use crate::objects;
-use crate::restore::{self, Contents, Restored};
+use crate::restore::{self, Contents, Restored, VerifiedPacks};
 use crate::state::Targets;
 
 /// A repository: any number of runs in one store.
@@ -140,7 +140,7 @@ impl Repository {
         contents: &Contents,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<u64> {
-        restore::verify_all(&self.io, contents, progress)
+        restore::verify_all(&self.io, contents, &VerifiedPacks::default(), progress)
     }
 
     /// As [`Repository::verify_packs`], of the pack with the key `object` alone.
@@ -163,6 +163,22 @@ impl Repository {
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<u64> {
         self.verify_packs(&self.contents(ledger, id)?, progress)
+    }
+
+    /// As [`Repository::verify`], for one of several checkpoints: packs that are `known` from another one are
+    /// not read again, and the others are known from then on. What the checkpoint names is checked against
+    /// each of them.
+    ///
+    /// # Errors
+    /// As [`Repository::verify`].
+    pub fn verify_next(
+        &self,
+        ledger: &Ledger,
+        id: &Hash,
+        known: &VerifiedPacks,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<u64> {
+        restore::verify_all(&self.io, &self.contents(ledger, id)?, known, progress)
     }
 
     /// True in the process that opened it. A forked child has to open its own: here every call that reads or

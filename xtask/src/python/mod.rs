@@ -3,7 +3,9 @@
 mod environment;
 mod stubs;
 
+use std::io::{self, Write};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -35,7 +37,8 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     run(rest)
 }
 
-/// Formatting, lints, types, and stubs that say what the module has.
+/// Formatting, lints, types, and stubs that say what the module has. All of them at once: most keep one core
+/// busy.
 fn lint() -> Result<bool> {
     environment::install()?;
     let checks: [&[&str]; 4] = [
@@ -52,11 +55,19 @@ fn lint() -> Result<bool> {
             "pyproject.toml",
         ],
     ];
-    let mut well = stubs::check()?;
-    for check in checks {
-        well &= succeeds(&mut python(check))?;
-    }
-    Ok(well)
+    thread::scope(|scope| {
+        let checks = checks.map(|words| scope.spawn(move || python(words).output()));
+        let mut well = stubs::check()?;
+        for check in checks {
+            let output = check.join().unwrap_or_else(|_| Err(io::Error::other("a panic")));
+            let output = output.context("cannot run the interpreter of the tests")?;
+            // Nothing can be done about a terminal that is gone.
+            let _ = io::stdout().write_all(&output.stdout);
+            let _ = io::stderr().write_all(&output.stderr);
+            well &= output.status.success();
+        }
+        Ok(well)
+    })
 }
 
 /// Installs the package as a user would and runs its tests; more words go to pytest.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::failure::{Context, Result, bail};
-use lastgood::ledger::Ledger;
+use lastgood::ledger::{Ledger, Rules, Strict};
 use lastgood::restore::Contents;
 use lastgood::save::{Compression, SaveOptions};
 use lastgood::state::{Targets, World};
@@ -18,6 +18,7 @@ use lastgood_format::key;
 use lastgood_store::{MemoryStore, SystemEnv};
 
 use super::state::{self, Size, State};
+use crate::remembering::Remembering;
 
 const RANKS: u32 = 2;
 
@@ -137,6 +138,10 @@ struct Flipper {
     expected: BTreeMap<u64, State>,
     contents: BTreeMap<Hash, Contents>,
     blank: State,
+    /// Memory that is restored into.
+    state: State,
+    /// Entries of the ledger that are whole are decoded once.
+    rules: Arc<dyn Rules>,
     report: Report,
 }
 
@@ -175,7 +180,9 @@ impl Flipper {
             all,
             expected,
             contents: tables,
+            state: blank.clone(),
             blank,
+            rules: Remembering::over(Arc::new(Strict)),
             report,
         })
     }
@@ -232,7 +239,7 @@ impl Flipper {
     /// Manifest, shard indexes and the other packs are whole, so they need not be read again for each flip in
     /// a pack: every pack is for the first bit of each byte. A restore that reads the flipped bit is refused;
     /// one that does not gives the right bytes.
-    fn judge_pack(&self, key: &str, bit: u32, id: &Hash, step: u64) -> Result<()> {
+    fn judge_pack(&mut self, key: &str, bit: u32, id: &Hash, step: u64) -> Result<()> {
         let Some(contents) = self.contents.get(id) else { bail!("there is no checkpoint {id}") };
         let verified = match bit {
             0 => self.repository.verify_packs(contents, &|_, _| {}),
@@ -242,11 +249,11 @@ impl Flipper {
             Err(error) if error.kind() == ErrorKind::Corrupt => {}
             other => bail!("verify of step {step} said {other:?}"),
         }
-        let mut state = self.blank.clone();
+        self.state.clone_from(&self.blank);
         let mut targets = Targets::new(World::ALONE);
-        state.targets(&mut targets)?;
+        self.state.targets(&mut targets)?;
         match self.repository.restore(contents, targets) {
-            Ok(_) if self.expected.get(&step) == Some(&state) => Ok(()),
+            Ok(_) if self.expected.get(&step) == Some(&self.state) => Ok(()),
             Ok(_) => bail!("restore of step {step} handed out wrong bytes"),
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(()),
             Err(error) => bail!("restore of step {step} said {error:?}"),
@@ -263,9 +270,10 @@ impl Flipper {
     }
 
     fn judge_ledger(&mut self) -> Result<()> {
-        let opened = self.repository.existing(&state::run_name());
-        let audited = opened.and_then(|ledger| self.repository.block_on(ledger.audit()));
-        match audited {
+        let (store, env) = (self.repository.store(), self.repository.env());
+        let (store, env) = (Arc::clone(store), Arc::clone(env));
+        let opened = Ledger::open_with(store, env, state::run_name(), Arc::clone(&self.rules));
+        match self.repository.block_on(async { opened.await?.audit().await }) {
             Err(error) if error.kind() == ErrorKind::Corrupt => self.reported(),
             other => bail!("the ledger's audit said {other:?}"),
         }

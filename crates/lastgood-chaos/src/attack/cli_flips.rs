@@ -18,8 +18,9 @@ use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::{Durability, World};
 use lastgood::{Dtype, Repository, RunOptions};
 use lastgood_format::key;
-use lastgood_store::{LocalStore, SystemEnv};
+use lastgood_store::{LocalStore, ObjectMeta, SystemEnv};
 
+use super::memory;
 use super::state::{self, Size, State};
 use crate::failure::{Context, Result, bail, ensure};
 use crate::random::Random;
@@ -34,6 +35,8 @@ const MARKS: u32 = 70;
 /// more time on page faults than on the bytes otherwise.
 const MEMORY: &str = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:\
                       glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=134217728";
+/// The selector of the checkpoint that recovery takes.
+const LAST_GOOD: &str = "last-good";
 /// A command that takes longer hangs.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
 
@@ -91,12 +94,6 @@ pub fn run(program: &Path, flips: u64, seed: u64) -> Result<Report> {
         Ok(sum)
     })?;
     Ok(Report { bytes: objects.iter().map(|object| object.bytes).sum(), classes })
-}
-
-/// A file system in memory if there is one: the attack is on bytes, not on a disk.
-fn memory() -> PathBuf {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 /// Checkpoints of two ranks with raw, compressed, zero and reused chunks; a ledger with heads; and the
@@ -171,30 +168,37 @@ struct Object {
     key: String,
     class: &'static str,
     bytes: u64,
+    /// The steps whose checkpoints stand on it.
+    steps: Vec<u64>,
 }
 
 fn objects_of(folder: &Path) -> Result<Vec<Object>> {
     let store = LocalStore::open(folder)?;
     let repository = Repository::open(Arc::new(store), Arc::new(SystemEnv::default()))?;
     let ledger = repository.existing(&state::run_name())?;
-    let mut used = Vec::new();
+    let mut used: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for checkpoint in ledger.history().checkpoints() {
         let contents = repository.contents(&ledger, &checkpoint.id)?;
-        used.extend(content::objects_of(&contents)?);
+        for key in content::objects_of(&contents)? {
+            used.entry(key).or_default().push(checkpoint.step);
+        }
     }
     let all = repository.block_on(repository.store().list("", None))?;
     let class = |key: &str| match key {
         key::DESCRIPTOR => "descriptor",
         key if key.contains("/ledger/heads/") => "ledger head",
         key if key.contains("/ledger/") => "ledger entry",
-        key if !used.iter().any(|used| used == key) => "unused",
+        key if !used.contains_key(key) => "unused",
         key if key.contains("/checkpoints/") => "manifest",
         key if key.ends_with(".idx") => "shard index",
         _ => "pack",
     };
     Ok(all
         .into_iter()
-        .map(|object| Object { class: class(&object.key), key: object.key, bytes: object.bytes })
+        .map(|ObjectMeta { key, bytes }| {
+            let steps = used.get(&key).cloned().unwrap_or_default();
+            Object { class: class(&key), key, bytes, steps }
+        })
         .collect())
 }
 
@@ -204,9 +208,13 @@ struct Flip {
     object: Object,
     byte: u64,
     bit: u64,
+    /// What is exported meanwhile.
+    at: String,
 }
 
-/// Half of the flips anywhere, so that most are where most bytes are; half in each class in turn.
+/// Half of the flips anywhere, so that most are where most bytes are; half in each class in turn. With half of
+/// both, what is exported is the last good checkpoint; with the others it is one that stands on the flipped
+/// object, or any if none does.
 fn plan(objects: &[Object], flips: u64, seed: u64) -> Vec<Flip> {
     let mut random = Random::new(seed);
     let mut classes: BTreeMap<&str, Vec<&Object>> = BTreeMap::new();
@@ -224,7 +232,13 @@ fn plan(objects: &[Object], flips: u64, seed: u64) -> Vec<Flip> {
             class[random.below(class.len() as u64) as usize]
         };
         let (byte, bit) = (random.below(object.bytes), random.below(8));
-        plan.push(Flip { object: object.clone(), byte, bit });
+        let (steps, any) = (&object.steps, 1 + random.below(STEPS));
+        let at = match (i / 2 % 2, steps.len() as u64) {
+            (0, _) => LAST_GOOD.to_owned(),
+            (_, 0) => any.to_string(),
+            (_, count) => steps[random.below(count) as usize].to_string(),
+        };
+        plan.push(Flip { object: object.clone(), byte, bit, at });
     }
     plan
 }
@@ -299,7 +313,7 @@ impl<'p> Judge<'p> {
         };
         let verified = judge.call(&["verify", "--json"])?;
         ensure!(verified.status.code() == Some(0), "an unharmed repository: {}", text(&verified));
-        for at in ["last-good".to_owned()].into_iter().chain((1..=STEPS).map(|s| s.to_string())) {
+        for at in [LAST_GOOD.to_owned()].into_iter().chain((1..=STEPS).map(|s| s.to_string())) {
             let exported = judge.export(&at)?;
             ensure!(exported.status.success(), "export of {at}: {}", text(&exported));
             let to = judge.folder.join("export");
@@ -316,10 +330,10 @@ impl<'p> Judge<'p> {
     }
 
     fn all(mut self, flips: &[Flip]) -> Result<BTreeMap<&'static str, Tally>> {
-        for (i, flip) in flips.iter().enumerate() {
-            let Flip { object, byte, bit } = flip;
+        for flip in flips {
+            let Flip { object, byte, bit, .. } = flip;
             self.flip(flip)?;
-            let judged = self.judge(flip, i as u64);
+            let judged = self.judge(flip);
             self.flip(flip)?;
             let tally =
                 judged.with_context(|| format!("bit {bit} of byte {byte} of {}", object.key))?;
@@ -338,7 +352,7 @@ impl<'p> Judge<'p> {
         Ok(())
     }
 
-    fn judge(&mut self, flip: &Flip, i: u64) -> Result<Tally> {
+    fn judge(&mut self, flip: &Flip) -> Result<Tally> {
         let mut tally = Tally { flips: 1, ..Tally::default() };
         let verified = self.call(&["verify", "--json"])?;
         let said = text(&verified);
@@ -350,22 +364,21 @@ impl<'p> Judge<'p> {
             }
             (code, class) => bail!("verify of a flipped {class} ended with {code:?}: {said}"),
         }
-        for at in ["last-good".to_owned(), (1 + i % STEPS).to_string()] {
-            let exported = self.export(&at)?;
-            let to = self.folder.join("export");
-            match (exported.status.code(), to.exists()) {
-                (Some(0), true) => {
-                    let expected = self.expected.get(&at).context("nobody exported it before")?;
-                    ensure!(
-                        has_exactly(&to, expected, &mut self.memory)?,
-                        "the export of {at} has wrong bytes"
-                    );
-                    fs::remove_dir_all(&to)?;
-                    tally.right += 1;
-                }
-                (Some(3), false) => tally.refused += 1,
-                (code, _) => bail!("export of {at} ended with {code:?}: {}", text(&exported)),
+        let at = &flip.at;
+        let exported = self.export(at)?;
+        let to = self.folder.join("export");
+        match (exported.status.code(), to.exists()) {
+            (Some(0), true) => {
+                let expected = self.expected.get(at).context("nobody exported it before")?;
+                ensure!(
+                    has_exactly(&to, expected, &mut self.memory)?,
+                    "the export of {at} has wrong bytes"
+                );
+                fs::remove_dir_all(&to)?;
+                tally.right = 1;
             }
+            (Some(3), false) => tally.refused = 1,
+            (code, _) => bail!("export of {at} ended with {code:?}: {}", text(&exported)),
         }
         Ok(tally)
     }

@@ -10,3 +10,13 @@ pub mod kills;
 pub mod power_cuts;
 pub mod state;
 pub mod worker;
+
+use std::env;
+use std::path::PathBuf;
+
+/// A file system in memory if there is one, for an attack that is not on a disk: what a process has written
+/// survives its end there as well, and nothing waits for a sync.
+fn memory() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { env::temp_dir() }
+}

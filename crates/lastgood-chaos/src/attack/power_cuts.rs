@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::failure::{Context, Result, bail, ensure};
 use lastgood::RunOptions;
+use lastgood::restore::VerifiedPacks;
 use lastgood::state::World;
 
 use super::disks::Flaw;
@@ -229,9 +230,10 @@ fn judge(store: &Path, acknowledged: u64, round: u64) -> Result<u64> {
     let checkpoints = ledger.history().checkpoints();
     let newest = checkpoints.iter().map(|checkpoint| checkpoint.step).max().unwrap_or(0);
     ensure!(newest >= acknowledged, "step {acknowledged} was acknowledged, {newest} is there");
+    let known = VerifiedPacks::default();
     for checkpoint in checkpoints {
         repository
-            .verify(&ledger, &checkpoint.id, &|_, _| {})
+            .verify_next(&ledger, &checkpoint.id, &known, &|_, _| {})
             .with_context(|| format!("step {}", checkpoint.step))?;
     }
     if newest > 0 {

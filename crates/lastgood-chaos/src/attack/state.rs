@@ -34,7 +34,7 @@ impl Size {
 }
 
 /// One rank's part of the state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct State {
     size: Size,
     world: World,
@@ -43,6 +43,22 @@ pub struct State {
     frozen: Vec<u8>,
     rows: Vec<u8>,
     step: u64,
+}
+
+impl Clone for State {
+    fn clone(&self) -> Self {
+        let Self { size, world, step, .. } = *self;
+        let (replicated, frozen) = (self.replicated.clone(), self.frozen.clone());
+        Self { size, world, replicated, frozen, rows: self.rows.clone(), step }
+    }
+
+    /// Keeps the memory of `self`.
+    fn clone_from(&mut self, other: &Self) {
+        (self.size, self.world, self.step) = (other.size, other.world, other.step);
+        self.replicated.clone_from(&other.replicated);
+        self.frozen.clone_from(&other.frozen);
+        self.rows.clone_from(&other.rows);
+    }
 }
 
 fn fill(seed: u64, bytes: u64) -> Vec<u8> {
@@ -74,7 +90,10 @@ impl State {
             world,
             replicated: fill(step, size.replicated_bytes),
             frozen: fill(7, 3000),
-            rows: rows.flat_map(|row| fill(step * 1000 + row, size.row_bytes)).collect(),
+            rows: rows
+                .map(|row| fill(step * 1000 + row, size.row_bytes))
+                .collect::<Vec<_>>()
+                .concat(),
             step,
         }
     }

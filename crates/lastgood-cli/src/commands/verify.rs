@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lastgood::ledger::{Ledger, Standing, Writer};
-use lastgood::restore::Selector;
+use lastgood::restore::{Selector, VerifiedPacks};
 use lastgood::{Error, ErrorKind, Hash, Repository};
 use lastgood_format::key;
 use serde_json::json;
@@ -44,8 +44,14 @@ pub(super) fn run(
     if !as_json {
         output::line(format!("ledger      {ledger_state}"));
     }
+    let known = VerifiedPacks::default();
     for (id, step) in &chosen {
-        let result = check(&repository, &ledger, id, *step, as_json);
+        let bar = output::bar(&format!("step {step}"), 0, as_json);
+        let result = repository.verify_next(&ledger, id, &known, &|done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
         let result = match result {
             Err(error) if error.kind() == ErrorKind::Corrupt => Err(error),
             other => Ok(other?),
@@ -61,22 +67,6 @@ pub(super) fn run(
         _ => None,
     };
     finish(&chosen, &damage, unused, as_json)
-}
-
-fn check(
-    repository: &Repository,
-    ledger: &Ledger,
-    id: &Hash,
-    step: u64,
-    quiet: bool,
-) -> lastgood::Result<u64> {
-    let bar = output::bar(&format!("step {step}"), 0, quiet);
-    let verified = repository.verify(ledger, id, &|done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    verified
 }
 
 fn show(id: &Hash, step: u64, result: Result<&u64, &Error>, as_json: bool) -> anyhow::Result<()> {

@@ -186,7 +186,7 @@ impl Collective {
     /// nothing but the vectors.
     pub(crate) fn reduce(&mut self, vectors: &[Vec<f32>], shares: &Shares) -> Result<Vec<f32>> {
         let length = vectors.first().map_or(0, Vec::len);
-        let own = vectors.iter().flat_map(|vector| to_bytes(vector)).collect();
+        let own = vectors.iter().map(|vector| to_bytes(vector)).collect::<Vec<_>>().concat();
         let packed = self.exchange(Kind::Reduce, own, |payloads| {
             let sum = sum(payloads, length)?;
             let ranks = 0..payloads.len() as u32;
@@ -342,8 +342,8 @@ fn sum(payloads: &[Vec<u8>], length: usize) -> Result<Vec<f32>> {
     Ok(sum)
 }
 
-fn to_bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+pub(super) fn to_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().map(|number| number.to_le_bytes()).collect::<Vec<_>>().into_flattened()
 }
 
 fn from_bytes(bytes: &[u8]) -> Vec<f32> {

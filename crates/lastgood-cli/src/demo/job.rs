@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use self::state::rows;
 pub(crate) use self::state::{Control, JobState, JobStateMut, Tensor};
 use super::augmentation::Augmentation;
-use super::collective::{Collective, CollectiveError};
+use super::collective::{Collective, CollectiveError, to_bytes};
 use super::digits::{CLASSES, Digits, PIXELS};
 use super::loader::{Loader, LoaderState};
 use super::network::{Activations, Network};
@@ -274,8 +274,7 @@ fn decay(network: &Network, decay: f32) -> Vec<f32> {
 }
 
 fn absorb(hasher: &mut blake3::Hasher, numbers: &[f32]) {
-    let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-    hasher.update(&bytes);
+    hasher.update(&to_bytes(numbers));
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ impl Shares {
 
     /// The share of `rank` in `flat`, put together.
     pub(crate) fn pack<T: Copy>(&self, rank: u32, flat: &[T]) -> Vec<T> {
-        self.of(rank).iter().flat_map(|range| &flat[range.clone()]).copied().collect()
+        self.of(rank).iter().map(|range| &flat[range.clone()]).collect::<Vec<_>>().concat()
     }
 
     /// Puts the packed share of `rank` back to its places in `flat`. False if it has another length

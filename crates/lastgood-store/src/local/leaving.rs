@@ -35,6 +35,11 @@ impl Writer {
         }
     }
 
+    /// True in the process itself, false in its forked children.
+    pub(super) fn is_this(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
     /// A name that no staging file of this process has yet.
     pub(super) fn staging_name(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -10,6 +10,7 @@ use std::thread;
 
 use lastgood_format::chunk::{self, Codec};
 use lastgood_format::index::Chunk;
+use lastgood_format::pack::PackedChunk;
 use lastgood_format::{Error, ErrorKind, Result};
 
 use super::contents::Contents;
@@ -221,12 +222,8 @@ impl Job<'_> {
     fn run(self, io: &dyn Io, scratch: &mut Scratch) -> Result<()> {
         let Self { object, offset, place } = self;
         let done = match place {
-            Place::Direct { chunks, target } => {
-                twice(|| read_direct(io, &object, offset, &chunks, target))
-            }
-            Place::Scatter(mut chunks) => {
-                twice(|| read_scattered(io, &object, offset, &mut chunks, scratch))
-            }
+            Place::Direct { chunks, target } => read_direct(io, &object, offset, &chunks, target),
+            Place::Scatter(chunks) => read_scattered(io, &object, offset, chunks, scratch),
         };
         done.map_err(|error| missing_is_damage(error).with_object(object))
     }
@@ -241,11 +238,37 @@ fn missing_is_damage(error: Error) -> Error {
 }
 
 /// A damaged read is read once more: the flip may have been on the way.
-fn twice(mut read: impl FnMut() -> Result<()>) -> Result<()> {
+pub(super) fn twice<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     match read() {
         Err(error) if error.kind() == ErrorKind::Corrupt => read(),
         done => done,
     }
+}
+
+/// Decodes a chunk whose stored bytes were read into `stored`, and gives the decoded ones to `place`. A damaged
+/// chunk is read once more, alone: the flip may have been on the way.
+pub(super) fn decode(
+    io: &dyn Io,
+    object: &str,
+    chunk: &PackedChunk,
+    stored: &mut [u8],
+    scratch: &mut Vec<u8>,
+    place: impl FnOnce(&[u8]),
+) -> Result<()> {
+    let PackedChunk { hash, offset, decoded_bytes, codec, .. } = chunk;
+    let mut decoded = chunk::decode(*codec, stored, *decoded_bytes, hash, scratch);
+    let damaged = decoded.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt);
+    if damaged {
+        let mut again = vec![0; stored.len()];
+        if !again.is_empty() {
+            io.read_into(object, *offset, &mut again)?;
+        }
+        if again != stored {
+            stored.copy_from_slice(&again);
+            decoded = chunk::decode(*codec, stored, *decoded_bytes, hash, scratch);
+        }
+    }
+    decoded.map(place)
 }
 
 /// Memory that a thread reads into, again and again: what is allocated anew, the kernel clears anew.
@@ -262,11 +285,12 @@ fn read_direct(
     chunks: &[Chunk],
     target: &mut [u8],
 ) -> Result<()> {
-    io.read_into(object, offset, target)?;
-    let mut rest = &*target;
+    twice(|| io.read_into(object, offset, target))?;
+    let mut rest = target;
     for chunk in chunks {
-        let (bytes, tail) = rest.split_at(chunk.decoded_bytes as usize);
-        chunk::check(bytes, &chunk.hash).map_err(|e| at_offset(e, chunk))?;
+        let (bytes, tail) = rest.split_at_mut(chunk.decoded_bytes as usize);
+        decode(io, object, &packed(chunk), bytes, &mut Vec::new(), |_| {})
+            .map_err(|e| at_offset(e, chunk))?;
         rest = tail;
     }
     Ok(())
@@ -276,26 +300,32 @@ fn read_scattered(
     io: &dyn Io,
     object: &str,
     offset: u64,
-    chunks: &mut [(Chunk, Parts<'_>)],
+    chunks: Vec<(Chunk, Parts<'_>)>,
     scratch: &mut Scratch,
 ) -> Result<()> {
+    let Scratch { stored, decoded } = scratch;
     let total: usize = chunks.iter().map(|(chunk, _)| chunk.stored_bytes as usize).sum();
-    scratch.stored.resize(total, 0);
+    stored.resize(total, 0);
     if total > 0 {
-        io.read_into(object, offset, &mut scratch.stored)?;
+        twice(|| io.read_into(object, offset, stored))?;
     }
-    let mut rest = scratch.stored.as_slice();
+    let mut rest = stored.as_mut_slice();
     for (chunk, pieces) in chunks {
-        let (stored, tail) = rest.split_at(chunk.stored_bytes as usize);
+        let (bytes, tail) = rest.split_at_mut(chunk.stored_bytes as usize);
         rest = tail;
-        let decoded = &mut scratch.decoded;
-        let decoded = chunk::decode(chunk.codec, stored, chunk.decoded_bytes, &chunk.hash, decoded)
-            .map_err(|e| at_offset(e, chunk))?;
-        for (from, target) in pieces {
-            target.copy_from_slice(&decoded[*from..*from + target.len()]);
-        }
+        decode(io, object, &packed(&chunk), bytes, decoded, |decoded| {
+            for (from, target) in pieces {
+                target.copy_from_slice(&decoded[from..from + target.len()]);
+            }
+        })
+        .map_err(|e| at_offset(e, &chunk))?;
     }
     Ok(())
+}
+
+fn packed(chunk: &Chunk) -> PackedChunk {
+    let Chunk { hash, offset, stored_bytes, decoded_bytes, codec, .. } = *chunk;
+    PackedChunk { hash, offset, stored_bytes, decoded_bytes, codec }
 }
 
 fn at_offset(error: Error, chunk: &Chunk) -> Error {

@@ -12,6 +12,7 @@ pub(crate) use choose::choose_id;
 pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
 use lastgood_format::{Hash, Result};
+pub use verify::VerifiedPacks;
 pub(crate) use verify::{verify_all, verify_one};
 
 use crate::io::Io;

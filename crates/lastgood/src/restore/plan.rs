@@ -55,20 +55,22 @@ impl<'a> Plan<'a> {
     }
 
     fn add(&mut self, contents: &Contents, request: Request<'a>) -> Result<()> {
-        let here = show(&request.component, &request.name);
+        let Request { component, name, want, sink } = request;
+        // Told only if something is wrong.
+        let here = || show(&component, &name);
         let info = contents
-            .data_of(&request.component, &request.name)
-            .ok_or_else(|| Error::not_found(format!("{here} is not in the checkpoint")))?;
-        let extent = check_request(&here, &request.want, info)?;
+            .data_of(&component, &name)
+            .ok_or_else(|| Error::not_found(format!("{} is not in the checkpoint", here())))?;
+        let extent = check_request(&here, &want, info)?;
         let bytes = extent
             .elements()
             .and_then(|elements| info.dtype.bytes_of(elements))
             .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or_else(|| Error::corrupt(format!("{here} is larger than memory")))?;
+            .ok_or_else(|| Error::corrupt(format!("{} is larger than memory", here())))?;
         let target = self.targets.len();
         self.add_pieces(contents, info, &extent, target, &here)?;
         self.bytes += bytes as u64;
-        self.targets.push(match request.sink {
+        self.targets.push(match sink {
             Sink::Slice(slice) => Memory::Borrowed(slice),
             Sink::Apply(apply) => Memory::Owned(zeroed(bytes, &here)?, apply),
         });
@@ -81,7 +83,7 @@ impl<'a> Plan<'a> {
         info: &TensorInfo,
         extent: &NdBox,
         target: usize,
-        here: &str,
+        here: &dyn Fn() -> String,
     ) -> Result<()> {
         let mut covered = Vec::new();
         for at in &info.shards {
@@ -90,7 +92,7 @@ impl<'a> Plan<'a> {
             covered.push(shared);
             let start = u64::from(shard.chunk_offset);
             let runs = shard.extent.runs_into(extent, info.dtype);
-            for run in runs.map_err(|error| error.context(here))? {
+            for run in runs.map_err(|error| error.context(here()))? {
                 let mut from = start + run.source;
                 let mut to = run.target;
                 let mut left = run.bytes;
@@ -99,7 +101,10 @@ impl<'a> Plan<'a> {
                     let decoded = u64::from(index.chunks[row as usize].decoded_bytes);
                     let bytes = left.min(decoded.saturating_sub(offset));
                     if bytes == 0 {
-                        return Err(Error::corrupt(format!("{here}: a shard outgrows its chunks")));
+                        let shard = here();
+                        return Err(Error::corrupt(format!(
+                            "{shard}: a shard outgrows its chunks"
+                        )));
                     }
                     self.chunks.entry((at.0, row)).or_default().push(Piece {
                         from: offset as usize,
@@ -120,7 +125,7 @@ impl<'a> Plan<'a> {
                 Some(gap) => format!("no rank saved {gap} of it"),
                 None => error.message().to_owned(),
             };
-            Error::incompatible(format!("{here}: asked for {extent}: {what}"))
+            Error::incompatible(format!("{}: asked for {extent}: {what}", here()))
                 .with_remedy("ask only for what was saved, or save every part of the tensor")
         })
     }
@@ -165,28 +170,28 @@ fn locate(index: &ShardIndex, first_chunk: u32, from: u64) -> (u32, u64) {
 }
 
 /// Zeroed memory, or an error where allocation fails.
-fn zeroed(bytes: usize, here: &str) -> Result<Vec<u8>> {
+fn zeroed(bytes: usize, here: &dyn Fn() -> String) -> Result<Vec<u8>> {
     let mut memory = Vec::new();
     memory.try_reserve_exact(bytes).map_err(|_| {
+        let here = here();
         Error::new(ErrorKind::Overloaded, format!("{here}: no memory for {bytes} bytes"))
     })?;
     memory.resize(bytes, 0);
     Ok(memory)
 }
 
-fn check_request(here: &str, want: &Want, info: &TensorInfo) -> Result<NdBox> {
+fn check_request(here: &dyn Fn() -> String, want: &Want, info: &TensorInfo) -> Result<NdBox> {
+    let has = || format!("the checkpoint has {} of {:?}", info.dtype, info.shape);
     match want {
         Want::Blob if info.dtype == Dtype::Blob => Ok(NdBox::whole(&info.shape)),
         Want::Tensor { dtype, shape, extent } if (info.dtype, &info.shape) == (*dtype, shape) => {
             Ok(extent.clone())
         }
-        Want::Blob => Err(Error::incompatible(format!(
-            "{here}: asked for a value, the checkpoint has {} of {:?}",
-            info.dtype, info.shape
-        ))),
+        Want::Blob => Err(Error::incompatible(format!("{}: asked for a value, {}", here(), has()))),
         Want::Tensor { dtype, shape, .. } => Err(Error::incompatible(format!(
-            "{here}: asked for {dtype} of {shape:?}, the checkpoint has {} of {:?}",
-            info.dtype, info.shape
+            "{}: asked for {dtype} of {shape:?}, {}",
+            here(),
+            has()
         ))),
     }
 }

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lastgood_format::chunk::{self, Codec};
+use lastgood_format::chunk::Codec;
 use lastgood_format::index::Chunk;
-use lastgood_format::{Error, ErrorKind, Result, pack};
+use lastgood_format::pack::{self, PackedChunk};
+use lastgood_format::{Error, ErrorKind, Result};
 
 use super::contents::Contents;
-use super::fetch::{Scratch, each};
+use super::fetch::{self, Scratch, each, twice};
 use crate::io::Io;
 
 /// A pack is about 64 MiB and holds at least one chunk of at most 16 MiB; nothing that is larger than
@@ -18,11 +20,42 @@ const PACK_BYTES_MAX: u64 = 1 << 30;
 /// By the name of each pack that the checkpoint stands on, its bytes and the chunks that are named in it.
 type Packs<'c> = BTreeMap<&'c str, (u64, Vec<&'c Chunk>)>;
 
-/// Reads every pack of the checkpoint whole: header, footer, every chunk in it, and that the chunks
-/// that the shard indexes name are those in the pack. Gives the bytes that were read.
+/// What is known of packs that were verified, by their keys. One on which several checkpoints stand is read for
+/// the first of them alone.
+#[derive(Debug, Default)]
+pub struct VerifiedPacks(Mutex<BTreeMap<String, Verified>>);
+
+/// The bytes of a pack, and the chunks in it, or how it is damaged.
+#[derive(Clone, Debug)]
+struct Verified {
+    bytes: u64,
+    table: Result<Arc<[PackedChunk]>>,
+}
+
+impl VerifiedPacks {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Verified>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, object: &str, bytes: u64) -> Option<Result<Arc<[PackedChunk]>>> {
+        let packs = self.lock();
+        packs.get(object).filter(|pack| pack.bytes == bytes).map(|pack| pack.table.clone())
+    }
+
+    /// Remembers what was read, unless a later look may find something else.
+    fn keep(&self, object: &str, bytes: u64, table: &Result<Arc<[PackedChunk]>>) {
+        if table.as_ref().is_ok() || table.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corrupt) {
+            self.lock().insert(object.to_owned(), Verified { bytes, table: table.clone() });
+        }
+    }
+}
+
+/// Reads every pack of the checkpoint whole that is not known yet: header, footer, every chunk in it; and checks
+/// that the chunks that the shard indexes name are those in the pack. Gives the bytes of the packs.
 pub(crate) fn verify_all(
     io: &dyn Io,
     contents: &Contents,
+    known: &VerifiedPacks,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<u64> {
     let packs = packs(contents)?;
@@ -31,7 +64,14 @@ pub(crate) fn verify_all(
     progress(0, total);
     each(packs.into_iter().collect(), total, |(object, (bytes, chunks)), scratch| {
         let object = format!("{}{object}", contents.folder());
-        verify_pack(io, &object, bytes, &chunks, scratch).map_err(|e| e.with_object(object))?;
+        let table = known.get(&object, bytes).unwrap_or_else(|| {
+            let table = read_pack(io, &object, bytes, scratch).map(Arc::from);
+            known.keep(&object, bytes, &table);
+            table
+        });
+        table
+            .and_then(|table| check_named(&table, &chunks))
+            .map_err(|error| error.with_object(object))?;
         progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
         Ok(())
     })?;
@@ -45,7 +85,8 @@ pub(crate) fn verify_one(io: &dyn Io, contents: &Contents, object: &str) -> Resu
     let (bytes, chunks) = name.and_then(|name| packs.remove(name)).ok_or_else(|| {
         Error::not_found("the checkpoint stands on no such pack").with_object(object)
     })?;
-    verify_pack(io, object, bytes, &chunks, &mut Scratch::default())
+    read_pack(io, object, bytes, &mut Scratch::default())
+        .and_then(|table| check_named(&table, &chunks))
         .map_err(|e| e.with_object(object))?;
     Ok(bytes)
 }
@@ -66,43 +107,35 @@ fn packs(contents: &Contents) -> Result<Packs<'_>> {
     Ok(packs)
 }
 
-fn verify_pack(
+/// Reads a pack whole and gives the chunks in it, each of them verified.
+fn read_pack(
     io: &dyn Io,
     object: &str,
     bytes: u64,
-    named: &[&Chunk],
     scratch: &mut Scratch,
-) -> Result<()> {
+) -> Result<Vec<PackedChunk>> {
     let found = io.size(object)?;
     if found != Some(bytes) || bytes > PACK_BYTES_MAX {
         let found = found.map_or_else(|| "no such object".into(), |found| format!("{found} bytes"));
         return Err(Error::corrupt(format!("pack: expected {bytes} bytes, found {found}")));
     }
-    let mut result = check_pack(io, object, bytes, named, scratch);
-    if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt) {
-        // The flip may have been on the way.
-        result = check_pack(io, object, bytes, named, scratch);
-    }
-    result
-}
-
-fn check_pack(
-    io: &dyn Io,
-    object: &str,
-    bytes: u64,
-    named: &[&Chunk],
-    scratch: &mut Scratch,
-) -> Result<()> {
     let Scratch { stored, decoded } = scratch;
     stored.resize(bytes as usize, 0);
-    io.read_into(object, 0, stored)?;
-    let table = pack::parse(stored)?;
+    let table = twice(|| {
+        io.read_into(object, 0, stored)?;
+        pack::parse(stored)
+    })?;
     for packed in &table {
         let begin = packed.offset as usize;
-        let range = begin..begin + packed.stored_bytes as usize;
-        chunk::decode(packed.codec, &stored[range], packed.decoded_bytes, &packed.hash, decoded)
+        let stored = &mut stored[begin..begin + packed.stored_bytes as usize];
+        fetch::decode(io, object, packed, stored, decoded, |_| {})
             .map_err(|e| e.context(format!("chunk at offset {begin}")))?;
     }
+    Ok(table)
+}
+
+/// Checks that the pack lists all chunks that are `named` in it.
+fn check_named(table: &[PackedChunk], named: &[&Chunk]) -> Result<()> {
     let there: BTreeSet<_> = table
         .iter()
         .map(|p| (p.hash, p.offset, p.stored_bytes, p.decoded_bytes, p.codec))

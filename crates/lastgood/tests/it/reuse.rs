@@ -1,7 +1,7 @@
 //! What is stored already is not written again, and is never reused when it must not be.
 
 use lastgood::ledger::{Decision, Writer};
-use lastgood::restore::Selector;
+use lastgood::restore::{Selector, VerifiedPacks};
 use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::{Durability, World};
 use lastgood::{Dtype, Hash, Repository, Run, RunOptions};
@@ -12,7 +12,7 @@ use crate::fixture::{
     bytes, in_memory, open, open_all, open_alone, options, quick, read_bytes, restore_bytes,
     run_name, save_all, save_bytes, tapped,
 };
-use crate::tap::{Op, Tap};
+use crate::tap::{Call, Op, Tap};
 
 const CHUNK: usize = 64 << 10;
 
@@ -84,6 +84,39 @@ fn a_long_chain_of_saves_restores_at_every_step() {
     for checkpoint in ledger.history().checkpoints() {
         repository.verify(&ledger, &checkpoint.id, &|_, _| ()).unwrap();
     }
+}
+
+#[test]
+fn a_pack_that_checkpoints_share_is_verified_once_and_its_damage_is_told_of_each() {
+    let (store, tap, repository) = tapped();
+    let mut data = bytes(1, 4 * CHUNK);
+    let mut run = open_alone(&repository, "a");
+    let mut ids = Vec::new();
+    for step in 1..=3u8 {
+        data[3 * CHUNK] = step;
+        ids.push(save_bytes(&mut run, step.into(), &data).unwrap());
+    }
+    let ledger = repository.existing(&run_name()).unwrap();
+    let packs: Vec<_> = store.keys().into_iter().filter(|key| key.ends_with(".pack")).collect();
+    assert_eq!(packs.len(), 3, "{packs:?}");
+    let verify = || {
+        tap.pass();
+        let known = VerifiedPacks::default();
+        let verified: Vec<_> =
+            ids.iter().map(|id| repository.verify_next(&ledger, id, &known, &|_, _| ())).collect();
+        let is_read = |call: &Call| call.op == Op::Range && call.key.ends_with(".pack");
+        (verified, tap.calls().iter().filter(|call| is_read(call)).count())
+    };
+    let (verified, reads) = verify();
+    assert!(verified.iter().all(Result::is_ok) && reads == 3, "{reads}: {verified:?}");
+    // The first pack is that of the chunks that never change.
+    store.tamper(&packs[0], |bytes| bytes[CHUNK / 2] ^= 1);
+    let (verified, reads) = verify();
+    for error in verified.iter().map(|verified| verified.as_ref().unwrap_err()) {
+        assert_eq!(error.object(), Some(packs[0].as_str()), "{error}");
+    }
+    // Whole, and the damaged chunk once more.
+    assert_eq!(reads, 2);
 }
 
 /// Rank `rank` of `size` holds its rows of a tensor of 12 rows, a chunk each.
