@@ -65,7 +65,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files, as ``--dist loadfile`` has it, some of them together, in the order of the collection."""
+    """Whole files, some of them together, in the order of the collection."""
     from xdist.scheduler import LoadScopeScheduling
 
     groups = {f"test_{name}.py": group for group, names in TOGETHER.items() for name in names}

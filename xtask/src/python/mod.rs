@@ -73,8 +73,7 @@ fn lint() -> Result<bool> {
 /// Installs the package as a user would and runs its tests; more words go to pytest.
 fn test(args: &[String]) -> Result<bool> {
     environment::install()?;
-    let mut tests =
-        python(&["-m", "pytest", "-p", "lastgood_counts", "-n", "2", "--dist", "loadfile"]);
+    let mut tests = python(&["-m", "pytest", "-p", "lastgood_counts", "-n", "2"]);
     // Two workers and their children on a few cores: threads that spin for work take it from each other.
     tests.env("LASTGOOD_INSTALLED", "1").env("OMP_NUM_THREADS", "1").args(args);
     succeeds(&mut tests)
