@@ -1,6 +1,7 @@
 //! Whole checkpoints: what is damaged is found, and nothing that is read can harm.
 
 pub(crate) mod fixture;
+mod legacy;
 
 use std::fs;
 use std::path::Path;
