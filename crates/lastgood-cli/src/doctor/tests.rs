@@ -1,6 +1,7 @@
 //! Whole checkpoints: what is damaged is found, and nothing that is read can harm.
 
 pub(crate) mod fixture;
+mod hostile;
 mod legacy;
 
 use std::fs;

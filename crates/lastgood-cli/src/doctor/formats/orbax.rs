@@ -17,6 +17,9 @@ use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 
 const STEP_METADATA: &str = "_CHECKPOINT_METADATA";
 const TREE_METADATA: &str = "_METADATA";
+const SHARDING: &str = "_sharding";
+const OF_ARRAYS: &str = "array_metadatas";
+const COMMIT_MARK: &str = "commit_success.txt";
 const OF_PROCESS: &str = "ocdbt.process_";
 const MANIFEST: &str = "manifest.ocdbt";
 /// What the name of a folder has until it is renamed to its own.
@@ -33,7 +36,7 @@ pub(super) fn is(name: &str, folder: &Folder) -> bool {
     name.contains(TEMPORARY)
         || folder.has(STEP_METADATA)
         || folder.has(MANIFEST)
-        || (folder.has(TREE_METADATA) && (folder.has("_sharding") || folder.has_folder("d")))
+        || (folder.has(TREE_METADATA) && (folder.has(SHARDING) || folder.has_folder("d")))
 }
 
 /// The step that a folder's name tells of, with or without a prefix.
@@ -77,11 +80,14 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         }
     }
     let expected = handlers(path, findings);
-    for (item, has_tree) in &expected {
-        let is_there = match has_tree {
-            true => items.contains(&format!("{item}/")),
-            false => folder.has_folder(item),
+    for (item, handler) in &expected {
+        let is_there = match handler {
+            Handler::Tree => items.contains(&format!("{item}/")),
+            Handler::Json | Handler::Other => folder.has_folder(item),
         };
+        if is_there && *handler == Handler::Json {
+            json_item(path, item, findings);
+        }
         if is_there {
             continue;
         }
@@ -113,8 +119,36 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
     );
 }
 
-/// The items that the metadata of a step names, and whether each is a tree of arrays.
-fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, bool> {
+/// What writes an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handler {
+    /// A tree of arrays.
+    Tree,
+    /// A file of JSON.
+    Json,
+    Other,
+}
+
+/// What is in an item of JSON: a file that is called as the user likes, and Orbax's own marks.
+fn json_item(path: &Path, item: &str, findings: &mut Findings) {
+    let below = Folder::read(&path.join(item)).unwrap_or_default();
+    let mut some = false;
+    for file in below.files.iter().filter(|file| *file != COMMIT_MARK && !file.starts_with('_')) {
+        some = true;
+        files::json(path, &format!("{item}/{file}"), findings);
+    }
+    if !some {
+        findings.add(
+            Finding::damage("missing", item)
+                .expected("a file of JSON, as the metadata of the step says")
+                .found("there is none")
+                .remedy("take an older checkpoint"),
+        );
+    }
+}
+
+/// The items that the metadata of a step names, and what wrote each.
+fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, Handler> {
     if !path.join(STEP_METADATA).exists() {
         return BTreeMap::new();
     }
@@ -123,16 +157,21 @@ fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, bool> {
     let Some(items) = items.and_then(Json::as_object) else { return BTreeMap::new() };
     let inside = |name: &&String| !name.is_empty() && !name.contains('/') && *name != "..";
     if let Some(odd) = items.keys().find(|name| !inside(name)) {
-        findings.add(Finding::damage("unreadable", STEP_METADATA).found(format!("item {odd:?}")));
+        findings.add(
+            Finding::damage("unreadable", STEP_METADATA)
+                .expected("names of items that are beside it")
+                .found(format!("{odd:?}"))
+                .remedy("do not load it"),
+        );
     }
-    let has_tree = |handler: &Json| {
-        let known = |name: &str| {
-            name.ends_with("StandardCheckpointHandler") || name.ends_with("PyTreeCheckpointHandler")
-        };
-        handler.as_str().is_some_and(known)
+    let kind = |handler: &Json| match handler.as_str() {
+        Some(name) if name.ends_with("StandardCheckpointHandler") => Handler::Tree,
+        Some(name) if name.ends_with("PyTreeCheckpointHandler") => Handler::Tree,
+        Some(name) if name.ends_with("JsonCheckpointHandler") => Handler::Json,
+        _ => Handler::Other,
     };
     let named = items.iter().filter(|(name, _)| inside(name));
-    named.map(|(name, handler)| (name.clone(), has_tree(handler))).collect()
+    named.map(|(name, handler)| (name.clone(), kind(handler))).collect()
 }
 
 /// One item: a tree of arrays.
@@ -154,6 +193,7 @@ impl Item<'_> {
 
     fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
         let metadata = files::json(self.root, &self.named(TREE_METADATA), findings);
+        self.check_descriptions(findings);
         let flag = |name: &str| metadata.as_ref().and_then(|m| m.get(name)?.as_bool());
         let in_tree = flag("use_ocdbt").unwrap_or_else(|| self.path.join(MANIFEST).exists());
         let entries = match in_tree {
@@ -180,6 +220,23 @@ impl Item<'_> {
         if let Entries::Tree(tree) = &entries {
             self.check_places(tree, findings);
         }
+    }
+
+    /// What Orbax reads beside the arrays, if it is there: how they are sharded, and what each process wrote.
+    fn check_descriptions(&self, findings: &mut Findings) {
+        if self.path.join(SHARDING).exists() {
+            files::json(self.root, &self.named(SHARDING), findings);
+        }
+        let of_processes = Folder::read(&self.path.join(OF_ARRAYS)).unwrap_or_default();
+        for file in of_processes.files.iter().filter(|file| file.starts_with("process_")) {
+            files::json(self.root, &self.named(&format!("{OF_ARRAYS}/{file}")), findings);
+        }
+    }
+
+    /// Takes so much from the work that may still be done.
+    fn spend(&self, cost: u64) -> Option<()> {
+        self.work.set(self.work.get().checked_sub(cost)?);
+        Some(())
     }
 
     /// The arrays that the metadata names, or that are there.
@@ -253,15 +310,16 @@ impl Item<'_> {
             Err(flaw) => return findings.add(Finding::flaw(object, "an array of zarr", &flaw)),
         };
         for key in grid.keys(array) {
-            let cost = grid.zstd_bytes.unwrap_or(0).saturating_add(64);
-            let Some(left) = self.work.get().checked_sub(cost) else {
+            let stored = self.get(entries, &key);
+            let stored_bytes = stored.iter().flatten().map(Stored::len).sum();
+            let cost = [grid.zstd_bytes.unwrap_or(0), stored_bytes, key.len() as u64, 64];
+            if cost.into_iter().try_for_each(|cost| self.spend(cost)).is_none() {
                 let flaw = Flaw::limit("more chunks than its size explains");
                 return findings.add(Finding::flaw(object, "an array of zarr", &flaw));
-            };
-            self.work.set(left);
-            match self.get(entries, &key) {
+            }
+            match stored {
                 Some(Ok(stored)) => {
-                    coverage.uncheckable += stored.len();
+                    coverage.uncheckable = coverage.uncheckable.saturating_add(stored.len());
                     if !self.audit.quick
                         && let Err(flaw) = grid.check(&stored)
                     {
@@ -286,14 +344,12 @@ impl Item<'_> {
 
     /// Every value lies in a file that is there and long enough.
     fn check_places(&self, tree: &Tree, findings: &mut Findings) {
-        let mut spans: BTreeMap<&str, Result<u64, Flaw>> = BTreeMap::new();
+        let mut lens: BTreeMap<&str, Result<u64, Flaw>> = BTreeMap::new();
         for (key, value) in &tree.values {
             let Value::At(location) = value else { continue };
-            let len = spans.entry(&location.file).or_insert_with(|| {
-                let whole = ocdbt::Location { offset: 0, len: 0, ..location.clone() };
-                ocdbt::inside(self.path, &whole)?;
-                Span::open(&self.path.join(&location.file)).map(|span| span.len())
-            });
+            let len = lens
+                .entry(&location.file)
+                .or_insert_with(|| ocdbt::data_file(self.path, location).map(|span| span.len()));
             let flaw = match len {
                 Ok(len) if location.offset.saturating_add(location.len) <= *len => continue,
                 Ok(len) => Flaw::content(format!(
@@ -393,9 +449,9 @@ impl Grid {
     }
 
     /// The names of all chunks.
-    fn keys(&self, array: &str) -> Vec<String> {
+    fn keys<'g>(&'g self, array: &'g str) -> impl Iterator<Item = String> + 'g {
         let total: u64 = self.counts.iter().product();
-        let name = |number: u64| {
+        let name = move |number: u64| {
             let mut rest = number;
             let mut parts = Vec::new();
             for count in self.counts.iter().rev() {
@@ -409,7 +465,7 @@ impl Grid {
             parts.reverse();
             format!("{array}/{}", parts.join(&self.separator))
         };
-        (0..total).map(name).collect()
+        (0..total).map(name)
     }
 
     /// Decompresses a chunk, and counts its bytes.
