@@ -3,6 +3,7 @@
 pub(crate) mod fixture;
 mod hostile;
 mod legacy;
+mod tools;
 
 use std::fs;
 use std::path::Path;
