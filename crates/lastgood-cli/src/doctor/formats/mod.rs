@@ -12,6 +12,7 @@ mod optimizer;
 mod orbax;
 pub(crate) mod safetensors;
 mod stock;
+mod zarr;
 
 use std::fs;
 use std::path::Path;

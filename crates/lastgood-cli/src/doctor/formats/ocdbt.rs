@@ -325,7 +325,7 @@ impl<'b> Bytes<'b> {
 }
 
 /// CRC-32C (Castagnoli). Only small nodes are hashed with it, so a table is fast enough.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = table();
     let step = |crc: u32, byte: &u8| crc >> 8 ^ TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize];
     !bytes.iter().fold(!0, step)

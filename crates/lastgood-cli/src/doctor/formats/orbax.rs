@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::files;
 use super::ocdbt::{self, Tree, Value};
+use super::zarr::Grid;
 use crate::doctor::Audit;
 use crate::doctor::discover::Folder;
 use crate::doctor::disk::Span;
@@ -18,14 +18,13 @@ use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 const STEP_METADATA: &str = "_CHECKPOINT_METADATA";
 const TREE_METADATA: &str = "_METADATA";
 const SHARDING: &str = "_sharding";
+const TEXTS: &str = "_strings.json";
 const OF_ARRAYS: &str = "array_metadatas";
 const COMMIT_MARK: &str = "commit_success.txt";
 const OF_PROCESS: &str = "ocdbt.process_";
 const MANIFEST: &str = "manifest.ocdbt";
 /// What the name of a folder has until it is renamed to its own.
 pub(super) const TEMPORARY: &str = ".orbax-checkpoint-tmp";
-/// Chunks of one array that are looked for one by one.
-const CHUNKS_MAX: u64 = 1_000_000;
 /// How many bytes are decompressed for each byte of a checkpoint, and at least.
 const WORK_PER_BYTE: u64 = 64;
 const WORK_MIN: u64 = 1 << 30;
@@ -69,35 +68,19 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         );
     }
     let mut items: Vec<String> = Vec::new();
-    if folder.has(TREE_METADATA) || folder.has(MANIFEST) {
+    if is_tree(folder) {
         items.push(String::new());
     }
     // What each process wrote is a tree of its own, which the item's own names.
     for inner in folder.folders.iter().filter(|inner| !inner.starts_with(OF_PROCESS)) {
         let below = Folder::read(&path.join(inner)).unwrap_or_default();
-        if below.has(TREE_METADATA) || below.has(MANIFEST) {
-            items.push(format!("{inner}/"));
+        match is_tree(&below) {
+            true => items.push(format!("{inner}/")),
+            false => items.extend(trees_in(path, inner, &below)),
         }
     }
     let expected = handlers(path, findings);
-    for (item, handler) in &expected {
-        let is_there = match handler {
-            Handler::Tree => items.contains(&format!("{item}/")),
-            Handler::Json | Handler::Other => folder.has_folder(item),
-        };
-        if is_there && *handler == Handler::Json {
-            json_item(path, item, findings);
-        }
-        if is_there {
-            continue;
-        }
-        findings.add(
-            Finding::damage("missing", item)
-                .expected("an item that the metadata of the step names")
-                .found("it is not there")
-                .remedy("take an older checkpoint"),
-        );
-    }
+    check_items(path, folder, &expected, &items, findings);
     if items.is_empty() && expected.is_empty() {
         findings.add(
             Finding::damage("missing", ".")
@@ -126,7 +109,57 @@ enum Handler {
     Tree,
     /// A file of JSON.
     Json,
+    /// A state of random numbers: a tree in a folder, and what it is of, as JSON, in another.
+    Key,
     Other,
+}
+
+fn is_tree(folder: &Folder) -> bool {
+    folder.has(TREE_METADATA) || folder.has(MANIFEST)
+}
+
+/// Trees in the folders of an item that is none itself.
+fn trees_in(path: &Path, item: &str, folder: &Folder) -> Vec<String> {
+    let names = folder.folders.iter().map(|inner| format!("{item}/{inner}/"));
+    names.filter(|name| Folder::read(&path.join(name)).is_ok_and(|below| is_tree(&below))).collect()
+}
+
+/// Every item that the metadata of a step names is there; `trees` are those that are trees of arrays.
+fn check_items(
+    path: &Path,
+    folder: &Folder,
+    expected: &BTreeMap<String, Handler>,
+    trees: &[String],
+    findings: &mut Findings,
+) {
+    for (item, handler) in expected {
+        let is_there = match handler {
+            Handler::Tree => trees.contains(&format!("{item}/")),
+            Handler::Key => trees.iter().any(|tree| tree.starts_with(&format!("{item}/"))),
+            Handler::Json | Handler::Other => folder.has_folder(item),
+        };
+        match handler {
+            Handler::Json if is_there => json_item(path, item, findings),
+            Handler::Key if is_there => key_item(path, item, trees, findings),
+            _ => {}
+        }
+        if is_there {
+            continue;
+        }
+        findings.add(
+            Finding::damage("missing", item)
+                .expected("an item that the metadata of the step names")
+                .found("it is not there")
+                .remedy("take an older checkpoint"),
+        );
+    }
+}
+
+fn key_item(path: &Path, item: &str, trees: &[String], findings: &mut Findings) {
+    let own = trees.iter().filter(|tree| tree.starts_with(&format!("{item}/")));
+    for tree in own {
+        json_item(path, &format!("{}_metadata", tree.trim_end_matches('/')), findings);
+    }
 }
 
 /// What is in an item of JSON: a file that is called as the user likes, and Orbax's own marks.
@@ -168,6 +201,7 @@ fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, Handler> {
         Some(name) if name.ends_with("StandardCheckpointHandler") => Handler::Tree,
         Some(name) if name.ends_with("PyTreeCheckpointHandler") => Handler::Tree,
         Some(name) if name.ends_with("JsonCheckpointHandler") => Handler::Json,
+        Some(name) if name.ends_with("RandomKeyCheckpointHandler") => Handler::Key,
         _ => Handler::Other,
     };
     let named = items.iter().filter(|(name, _)| inside(name));
@@ -193,7 +227,7 @@ impl Item<'_> {
 
     fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
         let metadata = files::json(self.root, &self.named(TREE_METADATA), findings);
-        self.check_descriptions(findings);
+        self.check_descriptions(metadata.as_ref(), findings);
         let flag = |name: &str| metadata.as_ref().and_then(|m| m.get(name)?.as_bool());
         let in_tree = flag("use_ocdbt").unwrap_or_else(|| self.path.join(MANIFEST).exists());
         let entries = match in_tree {
@@ -223,9 +257,15 @@ impl Item<'_> {
     }
 
     /// What Orbax reads beside the arrays, if it is there: how they are sharded, and what each process wrote.
-    fn check_descriptions(&self, findings: &mut Findings) {
-        if self.path.join(SHARDING).exists() {
-            files::json(self.root, &self.named(SHARDING), findings);
+    fn check_descriptions(&self, metadata: Option<&Json>, findings: &mut Findings) {
+        let tree = metadata.and_then(|m| m.get("tree_metadata")).and_then(Json::as_object);
+        let kind =
+            |entry: &Json| entry.pointer("/value_metadata/value_type") == Some(&"string".into());
+        let has_texts = tree.is_some_and(|tree| tree.values().any(kind));
+        for (name, is_needed) in [(SHARDING, false), (TEXTS, has_texts)] {
+            if is_needed || self.path.join(name).exists() {
+                files::json(self.root, &self.named(name), findings);
+            }
         }
         let of_processes = Folder::read(&self.path.join(OF_ARRAYS)).unwrap_or_default();
         for file in of_processes.files.iter().filter(|file| file.starts_with("process_")) {
@@ -312,7 +352,7 @@ impl Item<'_> {
         for key in grid.keys(array) {
             let stored = self.get(entries, &key);
             let stored_bytes = stored.iter().flatten().map(Stored::len).sum();
-            let cost = [grid.zstd_bytes.unwrap_or(0), stored_bytes, key.len() as u64, 64];
+            let cost = [grid.unpacked_bytes(), stored_bytes, key.len() as u64, 64];
             if cost.into_iter().try_for_each(|cost| self.spend(cost)).is_none() {
                 let flaw = Flaw::limit("more chunks than its size explains");
                 return findings.add(Finding::flaw(object, "an array of zarr", &flaw));
@@ -320,8 +360,9 @@ impl Item<'_> {
             match stored {
                 Some(Ok(stored)) => {
                     coverage.uncheckable = coverage.uncheckable.saturating_add(stored.len());
+                    let bytes = || stored.bytes(VALUE_BYTES_MAX);
                     if !self.audit.quick
-                        && let Err(flaw) = grid.check(&stored)
+                        && let Err(flaw) = bytes().and_then(|bytes| grid.check(&bytes))
                     {
                         findings.add(Finding::flaw(self.named(&key), "a chunk of an array", &flaw));
                     }
@@ -395,100 +436,5 @@ impl Stored {
     fn json(&self) -> Result<Json, Flaw> {
         let bytes = self.bytes(files::JSON_BYTES_MAX)?;
         serde_json::from_slice(&bytes).map_err(|e| Flaw::content(format!("it is no JSON: {e}")))
-    }
-}
-
-/// How an array of zarr is cut into chunks.
-#[derive(Debug)]
-struct Grid {
-    /// Chunks in each dimension.
-    counts: Vec<u64>,
-    /// Between the numbers of a chunk's name, and what stands before them.
-    separator: String,
-    before: &'static str,
-    /// The bytes of a decoded chunk, if its codec is one that can be decoded here.
-    zstd_bytes: Option<u64>,
-}
-
-impl Grid {
-    fn read(description: &Json) -> Result<Self, Flaw> {
-        let odd = |what: &str| Flaw::content(format!("its description has no {what}"));
-        let sizes = |value: Option<&Json>| -> Option<Vec<u64>> {
-            value?.as_array()?.iter().map(Json::as_u64).collect()
-        };
-        let is_v3 = description.get("zarr_format").and_then(Json::as_u64) == Some(3);
-        let shape = sizes(description.get("shape")).ok_or_else(|| odd("shape"))?;
-        let chunks = match is_v3 {
-            true => sizes(description.pointer("/chunk_grid/configuration/chunk_shape")),
-            false => sizes(description.get("chunks")),
-        };
-        let chunks = chunks.filter(|c| c.len() == shape.len()).ok_or_else(|| odd("chunks"))?;
-        if chunks.contains(&0) && !shape.contains(&0) {
-            return Err(odd("chunks with something in them"));
-        }
-        let counts: Vec<u64> =
-            shape.iter().zip(&chunks).map(|(size, chunk)| size.div_ceil((*chunk).max(1))).collect();
-        let total = counts.iter().try_fold(1u64, |total, count| total.checked_mul(*count));
-        if total.is_none_or(|total| total > CHUNKS_MAX) {
-            return Err(Flaw::limit(format!("more than {CHUNKS_MAX} chunks")));
-        }
-        let zstd = description.pointer("/compressor/id").and_then(Json::as_str) == Some("zstd");
-        let each = description.get("dtype").and_then(Json::as_str).and_then(element_bytes);
-        let bytes = chunks.iter().try_fold(each.unwrap_or(0), |sum, size| sum.checked_mul(*size));
-        let separator = match is_v3 {
-            true => description.pointer("/chunk_key_encoding/configuration/separator"),
-            false => description.get("dimension_separator"),
-        };
-        let default = if is_v3 { "/" } else { "." };
-        Ok(Self {
-            counts,
-            separator: separator.and_then(Json::as_str).unwrap_or(default).to_owned(),
-            before: if is_v3 { "c" } else { "" },
-            zstd_bytes: bytes.filter(|_| zstd && each.is_some() && !is_v3),
-        })
-    }
-
-    /// The names of all chunks.
-    fn keys<'g>(&'g self, array: &'g str) -> impl Iterator<Item = String> + 'g {
-        let total: u64 = self.counts.iter().product();
-        let name = move |number: u64| {
-            let mut rest = number;
-            let mut parts = Vec::new();
-            for count in self.counts.iter().rev() {
-                parts.push((rest % count).to_string());
-                rest /= count;
-            }
-            parts.extend((!self.before.is_empty()).then(|| self.before.to_owned()));
-            if parts.is_empty() {
-                parts.push("0".to_owned());
-            }
-            parts.reverse();
-            format!("{array}/{}", parts.join(&self.separator))
-        };
-        (0..total).map(name)
-    }
-
-    /// Decompresses a chunk, and counts its bytes.
-    fn check(&self, stored: &Stored) -> Result<(), Flaw> {
-        let Some(expected) = self.zstd_bytes else { return Ok(()) };
-        let wrong = |e| Flaw::content(format!("it cannot be decompressed: {e}"));
-        let bytes = stored.bytes(VALUE_BYTES_MAX)?;
-        let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(wrong)?;
-        let found =
-            std::io::copy(&mut decoder.take(expected.saturating_add(1)), &mut std::io::sink());
-        match found.map_err(wrong)? {
-            found if found == expected => Ok(()),
-            found => Err(Flaw::content(format!("{found} bytes decompressed, {expected} expected"))),
-        }
-    }
-}
-
-/// The size of an element, as numpy writes its dtype; `bfloat16` and the small floats have names.
-fn element_bytes(dtype: &str) -> Option<u64> {
-    match dtype {
-        "bfloat16" => Some(2),
-        name if name.starts_with("float8") => Some(1),
-        name if name.starts_with(['<', '>', '|', '=']) => name.get(2..)?.parse().ok(),
-        _ => None,
     }
 }

@@ -142,6 +142,29 @@ fn items_of_orbax_that_are_json_are_read() {
 }
 
 #[test]
+fn texts_and_states_of_random_numbers_of_orbax_are_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("5");
+    let key = path.join("key/np_random_key");
+    fs::create_dir_all(&key).unwrap();
+    fs::create_dir_all(path.join("key/np_random_key_metadata")).unwrap();
+    let handler = "orbax.NumpyRandomKeyCheckpointHandler";
+    let metadata =
+        format!(r#"{{"item_handlers":{{"key":"{handler}"}},"commit_timestamp_nsecs":1}}"#);
+    put(&path.join("_CHECKPOINT_METADATA"), metadata.as_bytes());
+    assert_eq!(verdict(&path), (Verdict::Broken, vec!["missing"]));
+    let tree =
+        r#"{"use_ocdbt":false,"tree_metadata":{"0":{"value_metadata":{"value_type":"string"}}}}"#;
+    put(&key.join("_METADATA"), tree.as_bytes());
+    assert_eq!(verdict(&path), (Verdict::Broken, vec!["missing", "missing"]));
+    put(&key.join("_strings.json"), b"{}");
+    put(&path.join("key/np_random_key_metadata/metadata"), b"{}");
+    assert_eq!(verdict(&path), TRUSTED);
+    put(&key.join("_strings.json"), b"\0\0");
+    assert_eq!(verdict(&path), (Verdict::Broken, vec!["unreadable"]));
+}
+
+#[test]
 fn dtypes_without_a_known_size_are_not_called_damage() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.pt");
