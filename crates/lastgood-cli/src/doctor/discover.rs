@@ -94,9 +94,12 @@ pub(super) fn discover(path: &Path) -> Result<Vec<Group>> {
         if !metadata.is_file() {
             return Err(Error::invalid(format!("{} is neither file nor folder", path.display())));
         }
-        let (format, at) = match Format::of_file(path) {
-            Some(Format::Dcp) => (Format::Dcp, parent(path)),
-            Some(format) => (format, path.to_owned()),
+        // The folder of a name without one is no empty path. Links are kept: a cache calls what they lead to by
+        // its checksum.
+        let path = std::path::absolute(path).map_err(|e| unreadable(path, &e))?;
+        let (format, at) = match Format::of_file(&path) {
+            Some(Format::Dcp) => (Format::Dcp, parent(&path)),
+            Some(format) => (format, path),
             None => return Ok(Vec::new()),
         };
         let group = groups.entry((parent(&at), format)).or_insert_with(Vec::new);
@@ -124,8 +127,14 @@ fn search(
     let folder = match Folder::read(path) {
         Ok(folder) => folder,
         Err(error) if depth == 0 => return Err(unreadable(path, &error)),
-        // What is below may be someone else's; it is not what was asked for.
-        Err(_) => return Ok(()),
+        // What is below may be someone else's. What is a checkpoint by its name is one that cannot be read.
+        Err(_) => {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            if let Some(format) = Format::of_folder(name, &Folder::default()) {
+                groups.entry((above.to_owned(), format)).or_default().push(place(path, true));
+            }
+            return Ok(());
+        }
     };
     *left = left.saturating_sub(folder.files.len() + folder.folders.len() + 1);
     if folder.has("lastgood.json") && folder.has_folder("runs") {

@@ -19,6 +19,15 @@ impl Flaw {
         Self::Content(text.into())
     }
 
+    /// The same, with what it is about before it.
+    pub(crate) fn about(self, what: &str) -> Self {
+        match self {
+            Self::Content(text) => Self::Content(format!("{what}: {text}")),
+            Self::Limit(text) => Self::Limit(format!("{what}: {text}")),
+            Self::Io(text) => Self::Io(format!("{what}: {text}")),
+        }
+    }
+
     pub(crate) fn limit(text: impl Into<String>) -> Self {
         Self::Limit(text.into())
     }

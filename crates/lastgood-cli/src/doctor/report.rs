@@ -10,6 +10,8 @@ use super::flaw::Flaw;
 
 /// Findings of one kind that are told one by one; the rest is counted. A hostile file may earn millions.
 const TOLD_OF_A_KIND: u64 = 10;
+/// Files, and classes in them, that one note names.
+const NAMED_IN_A_NOTE: usize = 3;
 /// Characters of a text that came from a file.
 const TEXT_CHARS_MAX: usize = 300;
 
@@ -184,6 +186,35 @@ pub(crate) fn clean(text: &str) -> String {
 pub(crate) struct Findings {
     told: Vec<Finding>,
     counts: BTreeMap<(&'static str, Severity), u64>,
+    classes: Classes,
+}
+
+/// Pickles that classes of a trainer are in. Every file of every rank has some, so that one note is for all.
+#[derive(Clone, Debug, Default)]
+struct Classes {
+    files: u64,
+    /// The first few.
+    named_files: Vec<String>,
+    named: Vec<String>,
+    has_more: bool,
+}
+
+impl Classes {
+    fn note(&self) -> Option<Finding> {
+        let mut object = self.named_files.join(", ");
+        match self.files - self.named_files.len() as u64 {
+            0 if self.files == 0 => return None,
+            0 => {}
+            more => object.push_str(&format!(" and {more} more")),
+        }
+        let such = if self.has_more { ", such as" } else { ":" };
+        Some(
+            Finding::note("pickled-class", object)
+                .expected("plain data and tensors")
+                .found(format!("classes of a trainer{such} {}", self.named.join(", ")))
+                .remedy("torch.load needs weights_only=False for it"),
+        )
+    }
 }
 
 impl Findings {
@@ -192,6 +223,25 @@ impl Findings {
         *count += 1;
         if *count <= TOLD_OF_A_KIND {
             self.told.push(finding);
+        }
+    }
+
+    /// Takes note of classes of a trainer that a pickle has.
+    pub(crate) fn add_classes(&mut self, object: &str, classes: Vec<String>) {
+        if classes.is_empty() {
+            return;
+        }
+        let Classes { files, named_files, named, has_more } = &mut self.classes;
+        *files += 1;
+        if named_files.len() < NAMED_IN_A_NOTE {
+            named_files.push(clean(object));
+        }
+        for class in classes {
+            match named.len() < NAMED_IN_A_NOTE {
+                _ if named.contains(&class) => {}
+                true => named.push(class),
+                false => *has_more = true,
+            }
         }
     }
 
@@ -207,6 +257,7 @@ impl Findings {
     /// Everything, the worst first, with a last line for each kind of which not all is told.
     pub(crate) fn all(&self) -> Vec<Finding> {
         let mut all = self.told.clone();
+        all.extend(self.classes.note());
         for ((kind, severity), count) in &self.counts {
             if *count > TOLD_OF_A_KIND {
                 let more = count - TOLD_OF_A_KIND;

@@ -40,7 +40,8 @@ pub(crate) fn element_bytes(name: &str) -> Option<u64> {
     match dtype_of_name(name) {
         Some(dtype) => dtype.bytes_of(1),
         None if name == "complex128" => Some(16),
-        None if matches!(name, "quint8" | "qint8" | "float4_e2m1fn_x2") => Some(1),
+        None if matches!(name, "quint8" | "qint8" | "bits8" | "float4_e2m1fn_x2") => Some(1),
+        None if name == "bits16" => Some(2),
         None if matches!(name, "qint32" | "complex32") => Some(4),
         None => None,
     }
@@ -169,6 +170,12 @@ impl View {
     /// Checks that every element is in the storage.
     pub(crate) fn check(&self) -> Result<(), Flaw> {
         let bytes = self.storage.bytes()?;
+        if element_bytes(&self.dtype).is_none() {
+            return Err(Flaw::limit(format!(
+                "a tensor of {}, whose size is not known",
+                self.dtype
+            )));
+        }
         match self.extent() {
             Some((_, end)) if end <= bytes => Ok(()),
             _ => Err(Flaw::content(format!(

@@ -1,6 +1,9 @@
 //! Whole checkpoints: what is damaged is found, and nothing that is read can harm.
 
 pub(crate) mod fixture;
+mod hostile;
+mod legacy;
+mod tools;
 
 use std::fs;
 use std::path::Path;

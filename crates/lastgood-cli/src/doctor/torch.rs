@@ -1,19 +1,24 @@
 //! Files of `torch.save`: zip files since 1.6, and the older row of pickles.
 
+mod imports;
+
 use std::collections::BTreeMap;
 
 use super::Audit;
 use super::disk::Span;
 use super::flaw::Flaw;
-use super::pickle::names::{Standing, judge};
 use super::pickle::{Node, Pickle, STREAM_BYTES_MAX};
-use super::report::{Coverage, Finding, Findings, Severity};
+use super::report::{Coverage, Finding, Findings};
 use super::tensors::{self, Storage};
 use super::zip::{Archive, Sum, is_zip};
+pub(crate) use imports::names_of;
+use imports::{bare_pickle, legacy_imports, other_pickles};
 
 /// The number that the older format begins with, pickled.
-const LEGACY_MAGIC: [u8; 13] =
-    [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50];
+const LEGACY_MAGIC: [u8; 12] =
+    [0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+/// The pickles that the older format begins with.
+const LEGACY_PICKLES: usize = 5;
 
 /// How much of an older file is looked at for its pickles.
 const LEGACY_HEAD_BYTES: u64 = 64 << 20;
@@ -27,13 +32,16 @@ pub(crate) struct TorchFile {
     pub(crate) place: Place,
 }
 
+/// Where storages begin, and how long they are, by key.
+type Places = BTreeMap<String, (u64, u64)>;
+
 /// Where the storages of a file are.
 #[derive(Debug)]
 pub(crate) enum Place {
     /// Records `PREFIX/data/KEY` of a zip file.
     Zip { archive: Archive, prefix: String, big_endian: bool },
     /// Behind the pickles of an older file, by key.
-    Legacy { span: Span, storages: BTreeMap<String, (u64, u64)> },
+    Legacy { span: Span, storages: Places, end: u64 },
 }
 
 /// What a file begins as.
@@ -47,19 +55,30 @@ pub(crate) enum Kind {
 }
 
 pub(crate) fn kind(span: &Span) -> Result<Kind, Flaw> {
-    let mut head = [0; 16];
-    let len = span.len().min(16) as usize;
+    let mut head = [0; 32];
+    let len = span.len().min(32) as usize;
     span.read(0, &mut head[..len])?;
     let head = &head[..len];
     Ok(if is_zip(span)? {
         Kind::Zip
-    } else if head.starts_with(&LEGACY_MAGIC) {
+    } else if is_legacy(head) {
         Kind::Legacy
     } else if head.len() > 1 && head[0] == 0x80 && (2..=5).contains(&head[1]) {
         Kind::Pickle
     } else {
         Kind::Other
     })
+}
+
+/// True if a file begins with the number of the older format. `torch.save` takes any protocol.
+fn is_legacy(head: &[u8]) -> bool {
+    let number = match head {
+        // A frame and its length stand before the number since protocol 4.
+        [0x80, 4..=5, 0x95, rest @ ..] => rest.get(8..).unwrap_or_default(),
+        [0x80, 2..=5, rest @ ..] => rest,
+        _ => return false,
+    };
+    number.starts_with(&LEGACY_MAGIC)
 }
 
 impl TorchFile {
@@ -93,25 +112,31 @@ impl TorchFile {
     /// Five pickles (a number, a version, the system, what was saved, the keys of the storages) and then
     /// each storage: its number of elements, and its bytes.
     fn open_legacy(span: &Span) -> Result<Self, Flaw> {
-        let head = span.len().min(LEGACY_HEAD_BYTES);
-        let mut bytes = span.bytes(0, head, LEGACY_HEAD_BYTES)?;
+        let (mut bytes, is_whole) = legacy_head(span)?;
+        let wrong = |what: String| match is_whole {
+            true => Flaw::content(what),
+            false => {
+                Flaw::limit(format!("pickles of more than {LEGACY_HEAD_BYTES} bytes, or {what}"))
+            }
+        };
         let mut at = 0;
-        for _ in 0..3 {
+        for _ in 0..LEGACY_PICKLES - 2 {
             let pickle = Pickle::read(bytes, at);
             if let Some(flaw) = pickle.flaw() {
-                return Err(Flaw::content(format!("one of its first pickles: {flaw}")));
+                return Err(wrong(format!("one of its first pickles: {flaw}")));
             }
             at = pickle.end();
             bytes = pickle.into_bytes();
         }
-        let pickle = Pickle::read(bytes.clone(), at);
-        if pickle.flaw().is_some() {
-            let storages = BTreeMap::new();
-            return Ok(Self { pickle, place: Place::Legacy { span: span.clone(), storages } });
+        let pickle = Pickle::read(bytes, at);
+        if let Some(flaw) = pickle.flaw() {
+            return Err(wrong(format!("its pickle, {flaw}")));
         }
-        let keys = Pickle::read(bytes, pickle.end());
-        let storages = legacy_storages(span, &pickle, &keys)?;
-        Ok(Self { pickle, place: Place::Legacy { span: span.clone(), storages } })
+        let begin = pickle.end() as u64;
+        let keys_bytes = (span.len() - begin).min(LEGACY_HEAD_BYTES);
+        let keys = Pickle::read(span.bytes(begin, keys_bytes, LEGACY_HEAD_BYTES)?, 0);
+        let (storages, end) = legacy_storages(span, &pickle, &keys, begin)?;
+        Ok(Self { pickle, place: Place::Legacy { span: span.clone(), storages, end } })
     }
 
     /// True if its numbers are stored the other way round.
@@ -130,7 +155,7 @@ impl TorchFile {
                     record.ok_or_else(|| Flaw::content(format!("there is no record {name:?}")))?;
                 archive.open_record(record)?
             }
-            Place::Legacy { span, storages } => {
+            Place::Legacy { span, storages, .. } => {
                 let (begin, len) = storages.get(&storage.key).ok_or_else(|| {
                     Flaw::content(format!("there is no storage {:?}", storage.key))
                 })?;
@@ -173,35 +198,50 @@ impl TorchFile {
     }
 }
 
-/// Where each storage of an older file is.
+/// What an older file has its pickles in, and whether that is all of it.
+fn legacy_head(span: &Span) -> Result<(Vec<u8>, bool), Flaw> {
+    let head = span.len().min(LEGACY_HEAD_BYTES);
+    Ok((span.bytes(0, head, LEGACY_HEAD_BYTES)?, head == span.len()))
+}
+
+/// Where each storage of an older file is, and where the last one ends; `keys` begins at `begin`.
 fn legacy_storages(
     span: &Span,
     pickle: &Pickle,
     keys: &Pickle,
-) -> Result<BTreeMap<String, (u64, u64)>, Flaw> {
+    begin: u64,
+) -> Result<(Places, u64), Flaw> {
     let list = keys.root().and_then(|root| keys.items(root));
     let list = list.ok_or_else(|| Flaw::content("the list of its storages cannot be read"))?;
-    let mut sizes = BTreeMap::new();
+    let mut known = BTreeMap::new();
     for (number, node) in pickle.nodes().iter().enumerate() {
         if matches!(node, Node::Persistent(_)) {
             let storage = tensors::storage(pickle, pickle.id(number))?;
-            sizes.insert(storage.key.clone(), storage.bytes()?);
+            known.insert(storage.key.clone(), storage);
         }
     }
-    let mut at = keys.end() as u64;
+    let mut at = begin + keys.end() as u64;
     let mut storages = BTreeMap::new();
     for key in list {
         let key = keys.text(*key).ok_or_else(|| Flaw::content("a storage without a name"))?;
-        let len = *sizes.get(key).ok_or_else(|| {
+        let storage = known.get(key).ok_or_else(|| {
             Flaw::content(format!("storage {key:?} is there, and nothing refers to it"))
         })?;
-        // The number of elements stands before the bytes.
-        span.part(at, 8)?;
+        let (count, len) = (storage.count, storage.bytes()?);
+        // The number of elements stands before the bytes, in the order of bytes of the machine.
+        let mut said = [0; 8];
+        span.read(at, &mut said)?;
+        if u64::from_le_bytes(said) != count && u64::from_be_bytes(said) != count {
+            return Err(Flaw::content(format!(
+                "before storage {key:?} stands that it has {} elements, its tensors say {count}",
+                u64::from_le_bytes(said)
+            )));
+        }
         span.part(at + 8, len)?;
         storages.insert(key.to_owned(), (at + 8, len));
         at += 8 + len;
     }
-    Ok(storages)
+    Ok((storages, at))
 }
 
 /// Checks everything that can be checked about a file of `torch.save` called `name`, and gives it if it can
@@ -227,6 +267,9 @@ pub(crate) fn audit(
         coverage.uncheckable += span.len();
         return None;
     }
+    if kind == Kind::Legacy {
+        legacy_imports(audit, name, span, findings);
+    }
     let file = match TorchFile::open(span) {
         Ok(file) => file,
         Err(flaw) => {
@@ -234,129 +277,28 @@ pub(crate) fn audit(
             return None;
         }
     };
-    names_of(audit, name, &file.pickle, findings);
     match &file.place {
         Place::Zip { archive, prefix, .. } => {
+            names_of(audit, name, &file.pickle, findings);
             other_pickles(audit, name, archive, prefix, findings);
             sums(audit, name, archive, findings, coverage);
         }
-        Place::Legacy { .. } => {
+        Place::Legacy { end, .. } => {
             coverage.uncheckable += span.len();
             findings.add(no_sums(name, "files of this older format have no checksums"));
+            if *end < span.len() {
+                findings.add(
+                    Finding::doubt("torn", name)
+                        .expected(format!("{end} bytes, where its last storage ends"))
+                        .found(format!("{} bytes", span.len()))
+                        .remedy("what stands behind may be of another save; save it again, or take another"),
+                );
+            }
         }
     }
     storages(name, &file, findings);
     file.pickle.root()?;
     Some(file)
-}
-
-fn bare_pickle(audit: &Audit<'_>, name: &str, span: &Span, findings: &mut Findings) {
-    match span.all(STREAM_BYTES_MAX) {
-        Ok(bytes) => names_of(audit, name, &Pickle::read(bytes, 0), findings),
-        Err(flaw) => findings.add(Finding::flaw(name, "a pickle", &flaw)),
-    }
-}
-
-/// Reports every name that loading a pickle would import and that has no place there.
-pub(crate) fn names_of(audit: &Audit<'_>, object: &str, pickle: &Pickle, findings: &mut Findings) {
-    /// Names of a trainer's classes that are told.
-    const CLASSES_TOLD: usize = 3;
-    let mut classes = Vec::new();
-    for name in pickle.names() {
-        if name.full() == "builtins.getattr" && !pickle.is_called(name) {
-            continue;
-        }
-        let (kind, severity, why) = match judge(name, audit.allowed) {
-            Standing::Usual => continue,
-            Standing::Framework => {
-                classes.push(name.full());
-                continue;
-            }
-            Standing::Unknown => {
-                ("pickled-code", Severity::Danger, "it is on no list of plain data")
-            }
-            Standing::Dangerous => ("pickled-danger", Severity::Danger, "it can run anything"),
-        };
-        findings.add(
-            Finding::new(severity, kind, object)
-                .expected("names that checkpoints are made of")
-                .found(format!("loading it would import {}: {why}", name.full()))
-                .remedy(match kind {
-                    "pickled-code" => format!(
-                        "do not load it unless you know who wrote it; --allow {} if it is yours",
-                        name.full()
-                    ),
-                    _ => "do not load it".to_owned(),
-                }),
-        );
-    }
-    if !classes.is_empty() {
-        let count = classes.len();
-        classes.truncate(CLASSES_TOLD);
-        findings.add(
-            Finding::note("pickled-class", object)
-                .expected("plain data and tensors")
-                .found(format!("{count} classes of a trainer, such as {}", classes.join(", ")))
-                .remedy("torch.load needs weights_only=False for it"),
-        );
-    }
-    for what in pickle.opaque() {
-        findings.add(
-            Finding::new(Severity::Danger, "pickled-danger", object)
-                .expected("names that stand in the file")
-                .found(*what)
-                .remedy("do not load it"),
-        );
-    }
-    if let Some(flaw) = pickle.flaw() {
-        let flaw = match pickle.is_too_large() {
-            true => Flaw::limit(flaw),
-            false => Flaw::content(format!("its pickle, {flaw}")),
-        };
-        findings.add(Finding::flaw(object, "a whole pickle", &flaw));
-    }
-}
-
-/// Pickles of a zip file that are not the one that `torch.load` takes first; TorchScript has some.
-fn other_pickles(
-    audit: &Audit<'_>,
-    name: &str,
-    archive: &Archive,
-    prefix: &str,
-    findings: &mut Findings,
-) {
-    if let Some(twice) = archive.duplicate() {
-        findings.add(
-            Finding::new(Severity::Danger, "pickled-danger", name)
-                .expected("one record of each name")
-                .found(format!(
-                    "two of the name {twice:?}: which one is read depends on the reader"
-                ))
-                .remedy("do not load it"),
-        );
-    }
-    let main = format!("{prefix}/data.pkl");
-    for record in &archive.records {
-        if record.name.starts_with(&format!("{prefix}/code/")) {
-            findings.add(
-                Finding::note("torchscript", name)
-                    .expected("tensors")
-                    .found(format!("a program: {:?}", record.name))
-                    .remedy("torch.jit.load runs it"),
-            );
-            break;
-        }
-    }
-    for record in archive.records.iter().filter(|r| r.name.ends_with(".pkl")) {
-        if record.name == main && archive.duplicate().is_none() {
-            continue;
-        }
-        let object = format!("{name}:{}", record.name);
-        match archive.open_record(record).and_then(|span| span.all(STREAM_BYTES_MAX)) {
-            Ok(bytes) => names_of(audit, &object, &Pickle::read(bytes, 0), findings),
-            Err(flaw) => findings.add(Finding::flaw(object, "a pickle", &flaw)),
-        }
-    }
 }
 
 fn no_sums(name: &str, why: &str) -> Finding {

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{Format, lightning, safetensors};
 use crate::doctor::Audit;
 use crate::doctor::disk::Span;
+use crate::doctor::flaw::Flaw;
 use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 use crate::doctor::torch::{self, TorchFile};
 
@@ -15,10 +16,21 @@ pub(super) const TRACKER_BYTES_MAX: u64 = 4096;
 
 /// Opens a file of a checkpoint, and reports it if it is missing or empty.
 pub(super) fn open(root: &Path, name: &str, findings: &mut Findings) -> Option<Span> {
+    open_in(root, "", name, findings)
+}
+
+/// The same of a file in a folder that is at `prefix` below its checkpoint.
+pub(super) fn open_in(
+    root: &Path,
+    prefix: &str,
+    name: &str,
+    findings: &mut Findings,
+) -> Option<Span> {
+    let object = format!("{prefix}{name}");
     match Span::open(&root.join(name)) {
         Ok(span) if span.len() == 0 => {
             findings.add(
-                Finding::damage("empty", name)
+                Finding::damage("empty", object)
                     .expected("a file with something in it")
                     .found("0 bytes")
                     .remedy("the machine died before it was written out; take an older checkpoint"),
@@ -28,7 +40,7 @@ pub(super) fn open(root: &Path, name: &str, findings: &mut Findings) -> Option<S
         Ok(span) => Some(span),
         Err(flaw) if !root.join(name).exists() => {
             findings.add(
-                Finding::damage("missing", name)
+                Finding::damage("missing", object)
                     .expected("a file")
                     .found(format!("{flaw}"))
                     .remedy("the checkpoint is not whole; take an older one"),
@@ -36,7 +48,7 @@ pub(super) fn open(root: &Path, name: &str, findings: &mut Findings) -> Option<S
             None
         }
         Err(flaw) => {
-            findings.add(Finding::flaw(name, "a file that can be read", &flaw));
+            findings.add(Finding::flaw(object, "a file that can be read", &flaw));
             None
         }
     }
@@ -66,17 +78,45 @@ pub(super) fn torch_in(
 /// A JSON file of a checkpoint.
 pub(super) fn json(root: &Path, name: &str, findings: &mut Findings) -> Option<serde_json::Value> {
     let span = open(root, name, findings)?;
-    let read = span.all(JSON_BYTES_MAX).and_then(|bytes| {
-        serde_json::from_slice(&bytes)
-            .map_err(|e| crate::doctor::flaw::Flaw::content(format!("it is no JSON: {e}")))
-    });
-    match read {
+    match span.all(JSON_BYTES_MAX).and_then(|bytes| parse(&bytes)) {
         Ok(value) => Some(value),
         Err(flaw) => {
             findings.add(Finding::flaw(name, "JSON", &flaw));
             None
         }
     }
+}
+
+/// JSON as Python writes and reads it: a loss that is `NaN` or `Infinity` stands there as it is.
+fn parse(bytes: &[u8]) -> Result<serde_json::Value, Flaw> {
+    serde_json::from_slice(bytes).or_else(|error| {
+        serde_json::from_slice(&without_odd_numbers(bytes))
+            .map_err(|_| Flaw::content(format!("it is no JSON: {error}")))
+    })
+}
+
+/// `null` in place of the numbers that JSON does not have.
+fn without_odd_numbers(bytes: &[u8]) -> Vec<u8> {
+    let mut cleaned = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    let mut in_text = false;
+    while let Some(byte) = rest.first() {
+        let odd =
+            ["NaN", "Infinity", "-Infinity"].iter().find(|odd| rest.starts_with(odd.as_bytes()));
+        let len = match odd {
+            Some(odd) if !in_text => {
+                cleaned.extend(b"null");
+                rest = &rest[odd.len()..];
+                continue;
+            }
+            _ if in_text && *byte == b'\\' => rest.len().min(2),
+            _ => 1,
+        };
+        in_text ^= *byte == b'"';
+        cleaned.extend(&rest[..len]);
+        rest = &rest[len..];
+    }
+    cleaned
 }
 
 /// Looks at a checkpoint that is one file.
@@ -98,3 +138,6 @@ pub(super) fn audit(audit: &Audit<'_>, format: Format, checkpoint: &mut Checkpoi
         lightning::audit(&file, name, checkpoint);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Folders of Hugging Face's Trainer: `checkpoint-N`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
@@ -20,20 +21,29 @@ pub(super) fn is(folder: &Folder) -> bool {
     folder.has(SENTINEL) || (folder.has(STATE) && resumes)
 }
 
-/// Weights that are pickled.
+/// What Accelerate leaves for each rank.
+pub(super) const RANDOM_STATES: &str = "random_states_";
+
+/// True if a folder that is called as the Trainer's are is another tool's: of DCP, of DeepSpeed, or of
+/// Accelerate, which scripts of diffusers call `checkpoint-N`.
+pub(super) fn is_of_another(folder: &Folder) -> bool {
+    let other = |file: &str| file.ends_with(".distcp") || file.starts_with(RANDOM_STATES);
+    let another = folder.has(dcp::METADATA) || folder.any(other) || deepspeed::is("", folder);
+    another && !folder.has(STATE) && !folder.has(SENTINEL)
+}
+
+/// Weights that are pickled, where no index names them; gives their names.
 pub(super) fn pickled_weights(
     audit: &Audit<'_>,
     folder: &Folder,
     checkpoint: &mut Checkpoint,
-) -> bool {
-    let mut some = false;
-    for name in ["pytorch_model.bin", "adapter_model.bin", "model.pt", "pytorch_model_fsdp.bin"] {
-        if folder.has(name) {
-            files::torch(audit, checkpoint, name);
-            some = true;
-        }
+) -> Vec<&'static str> {
+    let known = ["pytorch_model.bin", "adapter_model.bin", "model.pt", "pytorch_model_fsdp.bin"];
+    let there: Vec<&str> = known.into_iter().filter(|name| folder.has(name)).collect();
+    for name in &there {
+        files::torch(audit, checkpoint, name);
     }
-    some
+    there
 }
 
 pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
@@ -48,7 +58,7 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
                 .remedy("take an older checkpoint"),
         );
     }
-    let mut some = safetensors::weights(audit, folder, checkpoint);
+    let mut some = !safetensors::weights(audit, folder, checkpoint).is_empty();
     some |= sharded_folders(audit, folder, checkpoint);
     if !some {
         checkpoint.findings.add(
@@ -234,7 +244,7 @@ fn scheduler(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint, st
 /// One file, or one for each rank from 0.
 fn random_numbers(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) {
     let rank = |name: &String| number_behind(name.strip_suffix(".pth")?, "rng_state_");
-    let ranks: Vec<u64> = folder.files.iter().filter_map(rank).collect();
+    let ranks: BTreeSet<u64> = folder.files.iter().filter_map(rank).collect();
     let names: Vec<String> = folder
         .files
         .iter()
@@ -251,7 +261,7 @@ fn random_numbers(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoin
     for name in &names {
         files::torch(audit, checkpoint, name);
     }
-    let most = ranks.iter().max().copied().unwrap_or(0).min(100_000);
+    let most = ranks.last().copied().unwrap_or(0).min(100_000);
     for missing in (0..most).filter(|rank| !ranks.contains(rank)) {
         checkpoint.findings.add(lacks(
             &format!("rng_state_{missing}.pth"),

@@ -5,13 +5,22 @@ use crate::doctor::torch::TorchFile;
 
 const VERSION: &str = "pytorch-lightning_version";
 
-/// The step that a name tells of, as `epoch=1-step=800.ckpt`, `step-800.pt` or `model_800.pt` do.
+/// The step that a name tells of, as `epoch=1-step=800.ckpt`, `step-800.pt` or `model_step800.pt` do. A metric
+/// is none, though Lightning puts it into a name as `train_loss_step=0.25`.
 pub(super) fn step_in_name(name: &str) -> Option<u64> {
     let (stem, _) = name.rsplit_once('.')?;
-    let at = stem.find("step").map(|at| at + 4)?;
-    let digits = stem[at..].trim_start_matches(['=', '-', '_']);
-    let end = digits.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
-    digits[..end].parse().ok()
+    let number_at = |at: usize| {
+        let rest = &stem[at + "step".len()..];
+        let is_metric = rest.starts_with('=') && stem[..at].ends_with('_');
+        let digits = rest.trim_start_matches(['=', '-', '_']);
+        let end = digits.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+        let ends = digits[end..].is_empty() || digits[end..].starts_with(['-', '_']);
+        digits[..end]
+            .parse()
+            .ok()
+            .filter(|_| ends && (!is_metric || stem[..at].ends_with("global_")))
+    };
+    stem.match_indices("step").find_map(|(at, _)| number_at(at))
 }
 
 /// What a file of `torch.save` says of itself.
@@ -68,3 +77,6 @@ pub(super) fn audit(file: &TorchFile, name: &str, checkpoint: &mut Checkpoint) {
             .remedy("a resumed run draws other numbers than the one that was stopped"),
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use super::{dcp, files, integrity};
 use crate::doctor::Audit;
 use crate::doctor::discover::{Folder, number_behind};
 use crate::doctor::disk::Span;
+use crate::doctor::flaw::Flaw;
 use crate::doctor::pickle::{Id, Node};
 use crate::doctor::report::{Checkpoint, Finding, Findings};
 use crate::doctor::torch::TorchFile;
@@ -20,6 +21,7 @@ const MARK: &str = "metadata.json";
 const COMMON: &str = "common.pt";
 /// More ranks than that are not looked for one by one.
 const RANKS_MAX: u64 = 1000;
+const FOLDERS_MAX: u64 = 1_000_000;
 
 pub(super) fn is(name: &str, folder: &Folder) -> bool {
     let ranks = folder.folders.iter().any(|inner| inner.starts_with(RANK));
@@ -61,7 +63,7 @@ fn distributed(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) 
         }
     }
     if folder.has(integrity::NAME) {
-        integrity::audit(audit, path, findings, coverage);
+        integrity::audit(audit, path, folder, findings, coverage);
     }
     if folder.has(COMMON) {
         if let Some(file) = files::torch(audit, checkpoint, COMMON) {
@@ -171,6 +173,10 @@ impl World {
             0 | 1 => String::new(),
             _ => format!("_{expert:03}"),
         };
+        if self.tensor * self.pipeline * self.experts.max(1) > FOLDERS_MAX {
+            let flaw = Flaw::limit(format!("more than {FOLDERS_MAX} by the arguments"));
+            return findings.add(Finding::flaw(format!("{RANK}*"), "folders of all ranks", &flaw));
+        }
         for t in 0..self.tensor {
             for p in 0..self.pipeline {
                 let name = match self.pipeline {

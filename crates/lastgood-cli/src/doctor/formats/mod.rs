@@ -12,6 +12,7 @@ mod optimizer;
 mod orbax;
 pub(crate) mod safetensors;
 mod stock;
+mod zarr;
 
 use std::fs;
 use std::path::Path;
@@ -51,7 +52,8 @@ impl Format {
 
     /// What a folder of this name is, if it is a checkpoint itself.
     pub(crate) fn of_folder(name: &str, folder: &Folder) -> Option<Self> {
-        if number_behind(name, "checkpoint-").is_some() && !orbax::is(name, folder) {
+        let is_others = orbax::is(name, folder) || hf::is_of_another(folder);
+        if number_behind(name, "checkpoint-").is_some() && !is_others {
             return Some(Self::HfTrainer);
         }
         if hf::is(folder) {
@@ -69,7 +71,12 @@ impl Format {
         if folder.has(dcp::METADATA) || folder.any(|file| file.ends_with(".distcp")) {
             return Some(Self::Dcp);
         }
-        let weights = |file: &str| file.ends_with(".safetensors") || file.ends_with(".index.json");
+        let is_accelerate = folder.any(|file| file.starts_with(hf::RANDOM_STATES));
+        let weights = |file: &str| {
+            file.ends_with(".safetensors")
+                || safetensors::is_index(file)
+                || (is_accelerate && file == "pytorch_model.bin")
+        };
         let loose = folder.any(|file| file.ends_with(".ckpt"));
         (!loose && folder.any(weights)).then_some(Self::Safetensors)
     }

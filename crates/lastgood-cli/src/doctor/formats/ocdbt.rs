@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::doctor::disk::Span;
 use crate::doctor::flaw::Flaw;
@@ -14,19 +15,23 @@ const MANIFEST_MAGIC: u32 = 0x0cdb_3a2a;
 const NODE_MAGIC: u32 = 0x0cdb_20de;
 /// The largest encoded and decoded node; tensorstore writes 8 MiB.
 const NODE_BYTES_MAX: u64 = 64 << 20;
-/// Keys of a whole tree.
+/// The decoded nodes of a whole tree.
+const TREE_BYTES_MAX: u64 = 4 << 30;
+/// Keys of a whole tree, entries of one node, and nodes that are still to be read.
 const KEYS_MAX: usize = 4_000_000;
+/// The names of the data files of one node.
+const FILE_NAME_BYTES_MAX: usize = 8 << 20;
 const NAME_BYTES_MAX: usize = 512 << 20;
 const DEPTH_MAX: usize = 32;
 
 /// A place in a data file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Location {
-    pub(super) file: String,
+    pub(super) file: Arc<str>,
     pub(super) offset: u64,
     pub(super) len: u64,
     /// What is put before the files that a node there names.
-    pub(super) base: String,
+    pub(super) base: Arc<str>,
 }
 
 /// A value.
@@ -53,8 +58,10 @@ pub(super) fn read(folder: &Path) -> Result<Tree, Flaw> {
     let Some(root) = newest(&mut Bytes(&body))? else { return Ok(tree) };
     let mut seen = BTreeSet::new();
     let mut open = vec![(root, String::new(), 0)];
+    let mut decoded = 0;
     while let Some((location, prefix, depth)) = open.pop() {
-        if depth > DEPTH_MAX || seen.len() > KEYS_MAX {
+        let nodes = seen.len().max(open.len());
+        if depth > DEPTH_MAX || nodes > KEYS_MAX || decoded > TREE_BYTES_MAX {
             return Err(Flaw::limit("a tree of more nodes than are read here"));
         }
         // A node that two others name is read once: with other prefixes its keys would differ, which
@@ -63,12 +70,13 @@ pub(super) fn read(folder: &Path) -> Result<Tree, Flaw> {
             continue;
         }
         let about = |flaw: Flaw| {
-            Flaw::content(format!("the node at {} of {}: {flaw}", location.offset, location.file))
+            flaw.about(&format!("the node at {} of {}", location.offset, location.file))
         };
         let bytes =
             inside(folder, &location).and_then(|span| span.all(NODE_BYTES_MAX)).map_err(about)?;
         let body = decode(&bytes, NODE_MAGIC).map_err(about)?;
         tree.checked += location.len;
+        decoded += body.len() as u64;
         let children = node(&body, &location.base, &prefix, &mut tree).map_err(about)?;
         open.extend(children.into_iter().map(|(location, prefix)| (location, prefix, depth + 1)));
     }
@@ -77,14 +85,19 @@ pub(super) fn read(folder: &Path) -> Result<Tree, Flaw> {
 
 /// The bytes at `location`, which must be in a file below `folder`.
 pub(super) fn inside(folder: &Path, location: &Location) -> Result<Span, Flaw> {
+    data_file(folder, location)?
+        .part(location.offset, location.len)
+        .map_err(|flaw| Flaw::content(format!("data file {}: {flaw}", location.file)))
+}
+
+/// The whole file that `location` is in.
+pub(super) fn data_file(folder: &Path, location: &Location) -> Result<Span, Flaw> {
     let escapes = location.file.split('/').any(|part| part == ".." || part.is_empty());
     if escapes || location.file.contains('\0') {
         return Err(Flaw::content(format!("a data file called {:?}", location.file)));
     }
-    let span = Span::open(&folder.join(&location.file))
-        .map_err(|flaw| Flaw::content(format!("data file {}: {flaw}", location.file)))?;
-    span.part(location.offset, location.len)
-        .map_err(|flaw| Flaw::content(format!("data file {}: {flaw}", location.file)))
+    Span::open(&folder.join(&*location.file))
+        .map_err(|flaw| flaw.about(&format!("data file {}", location.file)))
 }
 
 /// The body of a manifest or node whose frame and checksum are right.
@@ -150,13 +163,16 @@ fn newest(body: &mut Bytes<'_>) -> Result<Option<Location>, Flaw> {
     Ok(locations.into_iter().next_back().flatten().filter(|location| location.len > 0))
 }
 
-/// A table of data files: the path of each, and what files behind it begin with.
-fn files(body: &mut Bytes<'_>, base: &str) -> Result<Vec<(String, String)>, Flaw> {
+/// The path of a data file, and what the files that nodes in it name begin with.
+type DataFile = (Arc<str>, Arc<str>);
+
+/// A table of data files.
+fn files(body: &mut Bytes<'_>, base: &str) -> Result<Vec<DataFile>, Flaw> {
     let count = body.count()?;
     let prefixes = body.varints(count.saturating_sub(1))?;
     let suffixes = body.varints(count)?;
     let bases = body.varints(count)?;
-    let mut files: Vec<(String, String)> = Vec::new();
+    let mut files: Vec<DataFile> = Vec::new();
     let mut last: Vec<u8> = Vec::new();
     let mut total = 0;
     for i in 0..count {
@@ -166,13 +182,13 @@ fn files(body: &mut Bytes<'_>, base: &str) -> Result<Vec<(String, String)>, Flaw
         }
         last.truncate(prefix);
         last.extend(body.take(suffixes[i] as usize)?);
-        total += last.len();
+        total += 2 * base.len() + last.len() + size_of::<DataFile>();
         let base_bytes = last.get(..bases[i] as usize);
         let base_bytes = base_bytes.ok_or_else(|| Flaw::content("a base longer than its path"))?;
-        if last.len() > 65_535 || total > NAME_BYTES_MAX / 64 {
+        if last.len() > 65_535 || total > FILE_NAME_BYTES_MAX {
             return Err(Flaw::limit("names of files without end"));
         }
-        let text = |bytes: &[u8]| format!("{base}{}", String::from_utf8_lossy(bytes));
+        let text = |bytes: &[u8]| format!("{base}{}", String::from_utf8_lossy(bytes)).into();
         files.push((text(&last), text(base_bytes)));
     }
     Ok(files)
@@ -182,7 +198,7 @@ fn files(body: &mut Bytes<'_>, base: &str) -> Result<Vec<(String, String)>, Flaw
 fn locations(
     body: &mut Bytes<'_>,
     count: usize,
-    files: &[(String, String)],
+    files: &[DataFile],
 ) -> Result<Vec<Option<Location>>, Flaw> {
     let (ids, offsets, lens) = (body.varints(count)?, body.varints(count)?, body.varints(count)?);
     let place = |i: usize| {
@@ -203,6 +219,9 @@ fn node(
     let [height] = body.array()?;
     let files = files(&mut body, base)?;
     let count = body.count()?;
+    if count > KEYS_MAX {
+        return Err(Flaw::limit(format!("a node of more than {KEYS_MAX} entries")));
+    }
     let prefixes = body.varints(count.saturating_sub(1))?;
     let suffixes = body.varints(count)?;
     let commons = if height > 0 { body.varints(count)? } else { Vec::new() };
@@ -306,7 +325,7 @@ impl<'b> Bytes<'b> {
 }
 
 /// CRC-32C (Castagnoli). Only small nodes are hashed with it, so a table is fast enough.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = table();
     let step = |crc: u32, byte: &u8| crc >> 8 ^ TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize];
     !bytes.iter().fold(!0, step)

@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::files;
 use super::ocdbt::{self, Tree, Value};
+use super::zarr::Grid;
 use crate::doctor::Audit;
 use crate::doctor::discover::Folder;
 use crate::doctor::disk::Span;
@@ -17,12 +17,14 @@ use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 
 const STEP_METADATA: &str = "_CHECKPOINT_METADATA";
 const TREE_METADATA: &str = "_METADATA";
+const SHARDING: &str = "_sharding";
+const TEXTS: &str = "_strings.json";
+const OF_ARRAYS: &str = "array_metadatas";
+const COMMIT_MARK: &str = "commit_success.txt";
 const OF_PROCESS: &str = "ocdbt.process_";
 const MANIFEST: &str = "manifest.ocdbt";
 /// What the name of a folder has until it is renamed to its own.
 pub(super) const TEMPORARY: &str = ".orbax-checkpoint-tmp";
-/// Chunks of one array that are looked for one by one.
-const CHUNKS_MAX: u64 = 1_000_000;
 /// How many bytes are decompressed for each byte of a checkpoint, and at least.
 const WORK_PER_BYTE: u64 = 64;
 const WORK_MIN: u64 = 1 << 30;
@@ -33,7 +35,7 @@ pub(super) fn is(name: &str, folder: &Folder) -> bool {
     name.contains(TEMPORARY)
         || folder.has(STEP_METADATA)
         || folder.has(MANIFEST)
-        || (folder.has(TREE_METADATA) && (folder.has("_sharding") || folder.has_folder("d")))
+        || (folder.has(TREE_METADATA) && (folder.has(SHARDING) || folder.has_folder("d")))
 }
 
 /// The step that a folder's name tells of, with or without a prefix.
@@ -66,32 +68,19 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         );
     }
     let mut items: Vec<String> = Vec::new();
-    if folder.has(TREE_METADATA) || folder.has(MANIFEST) {
+    if is_tree(folder) {
         items.push(String::new());
     }
     // What each process wrote is a tree of its own, which the item's own names.
     for inner in folder.folders.iter().filter(|inner| !inner.starts_with(OF_PROCESS)) {
         let below = Folder::read(&path.join(inner)).unwrap_or_default();
-        if below.has(TREE_METADATA) || below.has(MANIFEST) {
-            items.push(format!("{inner}/"));
+        match is_tree(&below) {
+            true => items.push(format!("{inner}/")),
+            false => items.extend(trees_in(path, inner, &below)),
         }
     }
     let expected = handlers(path, findings);
-    for (item, has_tree) in &expected {
-        let is_there = match has_tree {
-            true => items.contains(&format!("{item}/")),
-            false => folder.has_folder(item),
-        };
-        if is_there {
-            continue;
-        }
-        findings.add(
-            Finding::damage("missing", item)
-                .expected("an item that the metadata of the step names")
-                .found("it is not there")
-                .remedy("take an older checkpoint"),
-        );
-    }
+    check_items(path, folder, &expected, &items, findings);
     if items.is_empty() && expected.is_empty() {
         findings.add(
             Finding::damage("missing", ".")
@@ -113,8 +102,86 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
     );
 }
 
-/// The items that the metadata of a step names, and whether each is a tree of arrays.
-fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, bool> {
+/// What writes an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handler {
+    /// A tree of arrays.
+    Tree,
+    /// A file of JSON.
+    Json,
+    /// A state of random numbers: a tree in a folder, and what it is of, as JSON, in another.
+    Key,
+    Other,
+}
+
+fn is_tree(folder: &Folder) -> bool {
+    folder.has(TREE_METADATA) || folder.has(MANIFEST)
+}
+
+/// Trees in the folders of an item that is none itself.
+fn trees_in(path: &Path, item: &str, folder: &Folder) -> Vec<String> {
+    let names = folder.folders.iter().map(|inner| format!("{item}/{inner}/"));
+    names.filter(|name| Folder::read(&path.join(name)).is_ok_and(|below| is_tree(&below))).collect()
+}
+
+/// Every item that the metadata of a step names is there; `trees` are those that are trees of arrays.
+fn check_items(
+    path: &Path,
+    folder: &Folder,
+    expected: &BTreeMap<String, Handler>,
+    trees: &[String],
+    findings: &mut Findings,
+) {
+    for (item, handler) in expected {
+        let is_there = match handler {
+            Handler::Tree => trees.contains(&format!("{item}/")),
+            Handler::Key => trees.iter().any(|tree| tree.starts_with(&format!("{item}/"))),
+            Handler::Json | Handler::Other => folder.has_folder(item),
+        };
+        match handler {
+            Handler::Json if is_there => json_item(path, item, findings),
+            Handler::Key if is_there => key_item(path, item, trees, findings),
+            _ => {}
+        }
+        if is_there {
+            continue;
+        }
+        findings.add(
+            Finding::damage("missing", item)
+                .expected("an item that the metadata of the step names")
+                .found("it is not there")
+                .remedy("take an older checkpoint"),
+        );
+    }
+}
+
+fn key_item(path: &Path, item: &str, trees: &[String], findings: &mut Findings) {
+    let own = trees.iter().filter(|tree| tree.starts_with(&format!("{item}/")));
+    for tree in own {
+        json_item(path, &format!("{}_metadata", tree.trim_end_matches('/')), findings);
+    }
+}
+
+/// What is in an item of JSON: a file that is called as the user likes, and Orbax's own marks.
+fn json_item(path: &Path, item: &str, findings: &mut Findings) {
+    let below = Folder::read(&path.join(item)).unwrap_or_default();
+    let mut some = false;
+    for file in below.files.iter().filter(|file| *file != COMMIT_MARK && !file.starts_with('_')) {
+        some = true;
+        files::json(path, &format!("{item}/{file}"), findings);
+    }
+    if !some {
+        findings.add(
+            Finding::damage("missing", item)
+                .expected("a file of JSON, as the metadata of the step says")
+                .found("there is none")
+                .remedy("take an older checkpoint"),
+        );
+    }
+}
+
+/// The items that the metadata of a step names, and what wrote each.
+fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, Handler> {
     if !path.join(STEP_METADATA).exists() {
         return BTreeMap::new();
     }
@@ -123,16 +190,22 @@ fn handlers(path: &Path, findings: &mut Findings) -> BTreeMap<String, bool> {
     let Some(items) = items.and_then(Json::as_object) else { return BTreeMap::new() };
     let inside = |name: &&String| !name.is_empty() && !name.contains('/') && *name != "..";
     if let Some(odd) = items.keys().find(|name| !inside(name)) {
-        findings.add(Finding::damage("unreadable", STEP_METADATA).found(format!("item {odd:?}")));
+        findings.add(
+            Finding::damage("unreadable", STEP_METADATA)
+                .expected("names of items that are beside it")
+                .found(format!("{odd:?}"))
+                .remedy("do not load it"),
+        );
     }
-    let has_tree = |handler: &Json| {
-        let known = |name: &str| {
-            name.ends_with("StandardCheckpointHandler") || name.ends_with("PyTreeCheckpointHandler")
-        };
-        handler.as_str().is_some_and(known)
+    let kind = |handler: &Json| match handler.as_str() {
+        Some(name) if name.ends_with("StandardCheckpointHandler") => Handler::Tree,
+        Some(name) if name.ends_with("PyTreeCheckpointHandler") => Handler::Tree,
+        Some(name) if name.ends_with("JsonCheckpointHandler") => Handler::Json,
+        Some(name) if name.ends_with("RandomKeyCheckpointHandler") => Handler::Key,
+        _ => Handler::Other,
     };
     let named = items.iter().filter(|(name, _)| inside(name));
-    named.map(|(name, handler)| (name.clone(), has_tree(handler))).collect()
+    named.map(|(name, handler)| (name.clone(), kind(handler))).collect()
 }
 
 /// One item: a tree of arrays.
@@ -154,6 +227,7 @@ impl Item<'_> {
 
     fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
         let metadata = files::json(self.root, &self.named(TREE_METADATA), findings);
+        self.check_descriptions(metadata.as_ref(), findings);
         let flag = |name: &str| metadata.as_ref().and_then(|m| m.get(name)?.as_bool());
         let in_tree = flag("use_ocdbt").unwrap_or_else(|| self.path.join(MANIFEST).exists());
         let entries = match in_tree {
@@ -180,6 +254,29 @@ impl Item<'_> {
         if let Entries::Tree(tree) = &entries {
             self.check_places(tree, findings);
         }
+    }
+
+    /// What Orbax reads beside the arrays, if it is there: how they are sharded, and what each process wrote.
+    fn check_descriptions(&self, metadata: Option<&Json>, findings: &mut Findings) {
+        let tree = metadata.and_then(|m| m.get("tree_metadata")).and_then(Json::as_object);
+        let kind =
+            |entry: &Json| entry.pointer("/value_metadata/value_type") == Some(&"string".into());
+        let has_texts = tree.is_some_and(|tree| tree.values().any(kind));
+        for (name, is_needed) in [(SHARDING, false), (TEXTS, has_texts)] {
+            if is_needed || self.path.join(name).exists() {
+                files::json(self.root, &self.named(name), findings);
+            }
+        }
+        let of_processes = Folder::read(&self.path.join(OF_ARRAYS)).unwrap_or_default();
+        for file in of_processes.files.iter().filter(|file| file.starts_with("process_")) {
+            files::json(self.root, &self.named(&format!("{OF_ARRAYS}/{file}")), findings);
+        }
+    }
+
+    /// Takes so much from the work that may still be done.
+    fn spend(&self, cost: u64) -> Option<()> {
+        self.work.set(self.work.get().checked_sub(cost)?);
+        Some(())
     }
 
     /// The arrays that the metadata names, or that are there.
@@ -253,17 +350,19 @@ impl Item<'_> {
             Err(flaw) => return findings.add(Finding::flaw(object, "an array of zarr", &flaw)),
         };
         for key in grid.keys(array) {
-            let cost = grid.zstd_bytes.unwrap_or(0).saturating_add(64);
-            let Some(left) = self.work.get().checked_sub(cost) else {
+            let stored = self.get(entries, &key);
+            let stored_bytes = stored.iter().flatten().map(Stored::len).sum();
+            let cost = [grid.unpacked_bytes(), stored_bytes, key.len() as u64, 64];
+            if cost.into_iter().try_for_each(|cost| self.spend(cost)).is_none() {
                 let flaw = Flaw::limit("more chunks than its size explains");
                 return findings.add(Finding::flaw(object, "an array of zarr", &flaw));
-            };
-            self.work.set(left);
-            match self.get(entries, &key) {
+            }
+            match stored {
                 Some(Ok(stored)) => {
-                    coverage.uncheckable += stored.len();
+                    coverage.uncheckable = coverage.uncheckable.saturating_add(stored.len());
+                    let bytes = || stored.bytes(VALUE_BYTES_MAX);
                     if !self.audit.quick
-                        && let Err(flaw) = grid.check(&stored)
+                        && let Err(flaw) = bytes().and_then(|bytes| grid.check(&bytes))
                     {
                         findings.add(Finding::flaw(self.named(&key), "a chunk of an array", &flaw));
                     }
@@ -286,14 +385,12 @@ impl Item<'_> {
 
     /// Every value lies in a file that is there and long enough.
     fn check_places(&self, tree: &Tree, findings: &mut Findings) {
-        let mut spans: BTreeMap<&str, Result<u64, Flaw>> = BTreeMap::new();
+        let mut lens: BTreeMap<&str, Result<u64, Flaw>> = BTreeMap::new();
         for (key, value) in &tree.values {
             let Value::At(location) = value else { continue };
-            let len = spans.entry(&location.file).or_insert_with(|| {
-                let whole = ocdbt::Location { offset: 0, len: 0, ..location.clone() };
-                ocdbt::inside(self.path, &whole)?;
-                Span::open(&self.path.join(&location.file)).map(|span| span.len())
-            });
+            let len = lens
+                .entry(&location.file)
+                .or_insert_with(|| ocdbt::data_file(self.path, location).map(|span| span.len()));
             let flaw = match len {
                 Ok(len) if location.offset.saturating_add(location.len) <= *len => continue,
                 Ok(len) => Flaw::content(format!(
@@ -339,100 +436,5 @@ impl Stored {
     fn json(&self) -> Result<Json, Flaw> {
         let bytes = self.bytes(files::JSON_BYTES_MAX)?;
         serde_json::from_slice(&bytes).map_err(|e| Flaw::content(format!("it is no JSON: {e}")))
-    }
-}
-
-/// How an array of zarr is cut into chunks.
-#[derive(Debug)]
-struct Grid {
-    /// Chunks in each dimension.
-    counts: Vec<u64>,
-    /// Between the numbers of a chunk's name, and what stands before them.
-    separator: String,
-    before: &'static str,
-    /// The bytes of a decoded chunk, if its codec is one that can be decoded here.
-    zstd_bytes: Option<u64>,
-}
-
-impl Grid {
-    fn read(description: &Json) -> Result<Self, Flaw> {
-        let odd = |what: &str| Flaw::content(format!("its description has no {what}"));
-        let sizes = |value: Option<&Json>| -> Option<Vec<u64>> {
-            value?.as_array()?.iter().map(Json::as_u64).collect()
-        };
-        let is_v3 = description.get("zarr_format").and_then(Json::as_u64) == Some(3);
-        let shape = sizes(description.get("shape")).ok_or_else(|| odd("shape"))?;
-        let chunks = match is_v3 {
-            true => sizes(description.pointer("/chunk_grid/configuration/chunk_shape")),
-            false => sizes(description.get("chunks")),
-        };
-        let chunks = chunks.filter(|c| c.len() == shape.len()).ok_or_else(|| odd("chunks"))?;
-        if chunks.contains(&0) && !shape.contains(&0) {
-            return Err(odd("chunks with something in them"));
-        }
-        let counts: Vec<u64> =
-            shape.iter().zip(&chunks).map(|(size, chunk)| size.div_ceil((*chunk).max(1))).collect();
-        let total = counts.iter().try_fold(1u64, |total, count| total.checked_mul(*count));
-        if total.is_none_or(|total| total > CHUNKS_MAX) {
-            return Err(Flaw::limit(format!("more than {CHUNKS_MAX} chunks")));
-        }
-        let zstd = description.pointer("/compressor/id").and_then(Json::as_str) == Some("zstd");
-        let each = description.get("dtype").and_then(Json::as_str).and_then(element_bytes);
-        let bytes = chunks.iter().try_fold(each.unwrap_or(0), |sum, size| sum.checked_mul(*size));
-        let separator = match is_v3 {
-            true => description.pointer("/chunk_key_encoding/configuration/separator"),
-            false => description.get("dimension_separator"),
-        };
-        let default = if is_v3 { "/" } else { "." };
-        Ok(Self {
-            counts,
-            separator: separator.and_then(Json::as_str).unwrap_or(default).to_owned(),
-            before: if is_v3 { "c" } else { "" },
-            zstd_bytes: bytes.filter(|_| zstd && each.is_some() && !is_v3),
-        })
-    }
-
-    /// The names of all chunks.
-    fn keys(&self, array: &str) -> Vec<String> {
-        let total: u64 = self.counts.iter().product();
-        let name = |number: u64| {
-            let mut rest = number;
-            let mut parts = Vec::new();
-            for count in self.counts.iter().rev() {
-                parts.push((rest % count).to_string());
-                rest /= count;
-            }
-            parts.extend((!self.before.is_empty()).then(|| self.before.to_owned()));
-            if parts.is_empty() {
-                parts.push("0".to_owned());
-            }
-            parts.reverse();
-            format!("{array}/{}", parts.join(&self.separator))
-        };
-        (0..total).map(name).collect()
-    }
-
-    /// Decompresses a chunk, and counts its bytes.
-    fn check(&self, stored: &Stored) -> Result<(), Flaw> {
-        let Some(expected) = self.zstd_bytes else { return Ok(()) };
-        let wrong = |e| Flaw::content(format!("it cannot be decompressed: {e}"));
-        let bytes = stored.bytes(VALUE_BYTES_MAX)?;
-        let decoder = zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(wrong)?;
-        let found =
-            std::io::copy(&mut decoder.take(expected.saturating_add(1)), &mut std::io::sink());
-        match found.map_err(wrong)? {
-            found if found == expected => Ok(()),
-            found => Err(Flaw::content(format!("{found} bytes decompressed, {expected} expected"))),
-        }
-    }
-}
-
-/// The size of an element, as numpy writes its dtype; `bfloat16` and the small floats have names.
-fn element_bytes(dtype: &str) -> Option<u64> {
-    match dtype {
-        "bfloat16" => Some(2),
-        name if name.starts_with("float8") => Some(1),
-        name if name.starts_with(['<', '>', '|', '=']) => name.get(2..)?.parse().ok(),
-        _ => None,
     }
 }

@@ -7,7 +7,7 @@ use ::safetensors::tensor::Metadata;
 use lastgood_format::layout::NdBox;
 use serde_json::Value;
 
-use super::{Format, files, hf};
+use super::{Format, dcp, files, hf};
 use crate::doctor::Audit;
 use crate::doctor::discover::Folder;
 use crate::doctor::disk::Span;
@@ -17,6 +17,8 @@ use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 /// The largest header that readers of safetensors take.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 const INDEX: &str = ".safetensors.index.json";
+const INDEX_OF_TENSORS: &str = ".safetensors.index.";
+const INDEX_OF_PICKLES: &str = ".bin.index.";
 const SINGLE: &str = "model.safetensors";
 /// What a model of Hugging Face's needs beside its weights.
 const CONFIGS: [&str; 3] = ["config.json", "generation_config.json", "adapter_config.json"];
@@ -84,37 +86,49 @@ pub(crate) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
         .file_name()
         .and_then(|name| name.to_str())
         .and_then(|name| name.rsplit(['-', '_']).next()?.parse().ok());
-    if !weights(audit, folder, checkpoint) {
+    let weights = weights(audit, folder, checkpoint);
+    if weights.is_empty() {
         checkpoint.findings.add(
             Finding::damage("missing", "model.safetensors")
                 .expected("weights")
-                .found("an index or nothing")
+                .found("none, or an index that names none")
                 .remedy("take an older checkpoint"),
         );
     }
     // What Accelerate and others keep beside the weights: optimizers, schedules, random numbers.
-    let is_weights = |name: &str| name.starts_with("pytorch_model") || name == "adapter_model.bin";
-    for name in folder.files.iter().filter(|name| !is_weights(name)) {
+    for name in folder.files.iter().filter(|name| !weights.contains(*name)) {
         if Format::of_loose_file(&checkpoint.path.join(name)) == Some(Format::Torch) {
             files::torch(audit, checkpoint, name);
         }
     }
 }
 
-/// Checks all files of weights in a folder; false if there are none.
-pub(super) fn weights(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpoint) -> bool {
-    let indexes: Vec<&String> =
-        folder.files.iter().filter(|file| file.ends_with(".index.json")).collect();
+/// True for an index of shards: `model.safetensors.index.json`, `pytorch_model.bin.index.json`, and
+/// `model.safetensors.index.fp16.json` of a variant. Other frameworks and programs have indexes too.
+pub(super) fn is_index(file: &str) -> bool {
+    let of = |kind: &str| file.ends_with(".json") && file.contains(kind);
+    of(INDEX_OF_TENSORS) || of(INDEX_OF_PICKLES)
+}
+
+/// Checks all files of weights in a folder; gives the names of those that are or should be there.
+pub(super) fn weights(
+    audit: &Audit<'_>,
+    folder: &Folder,
+    checkpoint: &mut Checkpoint,
+) -> BTreeSet<String> {
+    let indexes: Vec<&String> = folder.files.iter().filter(|file| is_index(file)).collect();
     let mut seen = BTreeSet::new();
     for index in &indexes {
         sharded(audit, folder, checkpoint, index, &mut seen);
     }
+    let named = seen.clone();
     let mut parts = Parts::default();
     for file in folder.files.iter().filter(|file| file.ends_with(".safetensors")) {
         if !seen.insert(file.clone()) {
             continue;
         }
-        if !indexes.is_empty() && file.contains("-of-") {
+        let is_part = shard_name(file).is_some() || is_dcp_shard(file);
+        if !indexes.is_empty() && is_part {
             checkpoint.findings.add(
                 Finding::doubt("leftover", file)
                     .expected("shards that the index names")
@@ -129,24 +143,25 @@ pub(super) fn weights(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Check
         }
     }
     parts.finish(&mut checkpoint.findings);
-    lone_shards(folder, &mut checkpoint.findings);
+    lone_shards(folder, &named, &mut checkpoint.findings);
     for name in CONFIGS.iter().filter(|name| folder.has(name)) {
         files::json(&checkpoint.path, name, &mut checkpoint.findings);
     }
-    let some = !indexes.is_empty() || !seen.is_empty();
     if seen.iter().any(|file| file.ends_with(".safetensors")) {
         note_no_sums(&mut checkpoint.findings, "*.safetensors");
     }
-    some || hf::pickled_weights(audit, folder, checkpoint)
+    let pickled = hf::pickled_weights(audit, folder, checkpoint);
+    seen.extend(pickled.into_iter().map(str::to_owned));
+    seen
 }
 
 /// Shards `STEM-NNNNN-of-MMMMM` without the index that says what is in which, and a single file beside an
-/// index.
-fn lone_shards(folder: &Folder, findings: &mut Findings) {
+/// index; `named` are those that some index names.
+fn lone_shards(folder: &Folder, named: &BTreeSet<String>, findings: &mut Findings) {
     let mut sets: BTreeMap<(&str, u64), BTreeSet<u64>> = BTreeMap::new();
     for file in &folder.files {
         let Some((stem, number, count)) = shard_name(file) else { continue };
-        if !folder.has(&format!("{stem}{INDEX}")) {
+        if !named.contains(file) && !folder.has(&format!("{stem}{INDEX}")) {
             sets.entry((stem, count)).or_default().insert(number);
         }
     }
@@ -173,8 +188,11 @@ fn lone_shards(folder: &Folder, findings: &mut Findings) {
 fn shard_name(file: &str) -> Option<(&str, u64, u64)> {
     let (head, count) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
     let (stem, number) = head.rsplit_once('-')?;
-    let is_dcp = stem.starts_with("shard-");
-    (!is_dcp).then_some((stem, number.parse().ok()?, count.parse().ok()?))
+    (!is_dcp_shard(file)).then_some((stem, number.parse().ok()?, count.parse().ok()?))
+}
+
+fn is_dcp_shard(file: &str) -> bool {
+    file.starts_with("shard-") && file.contains("-of-")
 }
 
 /// The files that an index names, all of which are beside it.
@@ -208,8 +226,15 @@ fn sharded(
         ));
         return;
     };
-    if !index.ends_with(INDEX) {
-        return bins(audit, checkpoint, map, seen);
+    if map.is_empty() {
+        checkpoint.findings.add(Finding::flaw(
+            index,
+            "a weight_map with tensors",
+            &Flaw::content("one without any"),
+        ));
+    }
+    if !index.contains(INDEX_OF_TENSORS) {
+        return bins(audit, folder, checkpoint, index, map, seen);
     }
     let mut by_file: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (tensor, file) in map {
@@ -220,12 +245,7 @@ fn sharded(
     let Checkpoint { findings, coverage, .. } = &mut *checkpoint;
     for (file, tensors) in by_file {
         if file.is_empty() || file.contains(['/', '\\']) || file == ".." {
-            findings.add(
-                Finding::damage("unreadable", index)
-                    .expected("names of files beside it")
-                    .found(format!("{file:?}"))
-                    .remedy("do not load it"),
-            );
+            findings.add(not_beside(index, file));
             continue;
         }
         seen.insert(file.to_owned());
@@ -254,12 +274,17 @@ fn sharded(
             );
         }
     }
-    let total = value.pointer("/metadata/total_size").and_then(Value::as_u64);
-    if let (Some(total), Some(bytes)) = (total, bytes)
-        && total != bytes
-    {
-        checkpoint.findings.add(
-            Finding::note("total-size", index)
+    if let Some(bytes) = bytes {
+        check_total(&value, bytes, index, findings);
+    }
+}
+
+/// The size that an index tells of is that of its shards.
+fn check_total(index: &Value, bytes: u64, name: &str, findings: &mut Findings) {
+    let total = index.pointer("/metadata/total_size").and_then(Value::as_u64);
+    if let Some(total) = total.filter(|total| *total != bytes) {
+        findings.add(
+            Finding::note("total-size", name)
                 .expected(format!("total_size {total}"))
                 .found(format!("{bytes} bytes in its shards"))
                 .remedy(
@@ -272,17 +297,36 @@ fn sharded(
 /// Shards of `torch.save`, which an index names as well.
 fn bins(
     audit: &Audit<'_>,
+    folder: &Folder,
     checkpoint: &mut Checkpoint,
+    index: &str,
     map: &serde_json::Map<String, Value>,
     seen: &mut BTreeSet<String>,
 ) {
-    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    let names: BTreeSet<&str> = map.values().map(|name| name.as_str().unwrap_or("")).collect();
+    let is_loaded_instead = folder.any(|file| file.ends_with(".safetensors"));
+    if is_loaded_instead && !names.iter().any(|name| folder.has(name)) {
+        return checkpoint.findings.add(
+            Finding::note("leftover", index)
+                .expected("the shards that it names")
+                .found("none of them: they were not copied with it")
+                .remedy("from_pretrained takes safetensors, which are there"),
+        );
+    }
     for name in names {
-        let inside = !name.is_empty() && !name.contains(['/', '\\']) && name != "..";
-        if inside && seen.insert(name.to_owned()) {
+        if name.is_empty() || name.contains(['/', '\\']) || name == ".." {
+            checkpoint.findings.add(not_beside(index, name));
+        } else if seen.insert(name.to_owned()) {
             files::torch(audit, checkpoint, name);
         }
     }
+}
+
+fn not_beside(index: &str, name: &str) -> Finding {
+    Finding::damage("unreadable", index)
+        .expected("names of files beside it")
+        .found(format!("{name:?}"))
+        .remedy("do not load it")
 }
 
 /// The tensors of a shard are those that the index says.
@@ -309,7 +353,7 @@ fn compare(file: &str, tensors: &BTreeSet<&str>, header: &Metadata, findings: &m
 /// Parts of tensors in files that no index ties together.
 #[derive(Debug, Default)]
 struct Parts {
-    boxes: BTreeMap<String, Vec<(NdBox, String)>>,
+    boxes: BTreeMap<String, Vec<NdBox>>,
     numbers: BTreeSet<u64>,
     file: Option<String>,
 }
@@ -331,8 +375,7 @@ impl Parts {
             let sizes: Vec<u64> = info.shape.iter().map(|size| *size as u64).collect();
             let offsets = offsets.filter(|offsets| offsets.len() == sizes.len());
             if let Some(offsets) = offsets {
-                let part = (NdBox { offsets, sizes }, file.to_owned());
-                self.boxes.entry(name).or_default().push(part);
+                self.boxes.entry(name).or_default().push(NdBox { offsets, sizes });
             }
         }
     }
@@ -355,33 +398,28 @@ impl Parts {
                     .remedy("a load leaves what was in it as it is in memory, and says nothing"),
             );
         }
+        let mut pairs = dcp::PAIRS_MAX;
         for (name, parts) in &self.boxes {
-            if let Some(what) = gap(parts) {
-                findings.add(
-                    Finding::damage("coverage", name)
-                        .expected("parts that cover the tensor")
-                        .found(what)
-                        .remedy("a load leaves the gap as it is in memory, and says nothing"),
-                );
+            if let Some(flaw) = gap(parts, &mut pairs) {
+                findings.add(dcp::hole(name, "parts that cover the tensor", &flaw, "a load"));
             }
         }
     }
 }
 
 /// A hole in, or an overlap of, parts that should fill the box from zero to the furthest end.
-fn gap(parts: &[(NdBox, String)]) -> Option<String> {
-    let dims = parts.first()?.0.sizes.len();
+fn gap(parts: &[NdBox], pairs: &mut u64) -> Option<Flaw> {
+    let dims = parts.first()?.sizes.len();
     let end = |d: usize| {
-        let mut ends = parts.iter().map(|(part, _)| part.offsets[d].checked_add(part.sizes[d]));
+        let mut ends = parts.iter().map(|part| part.offsets[d].checked_add(part.sizes[d]));
         ends.try_fold(0, |most, end| end.map(|end| most.max(end)))
     };
-    if parts.iter().any(|(part, _)| part.sizes.len() != dims) {
-        return Some("parts of different numbers of dimensions".to_owned());
+    if parts.iter().any(|part| part.sizes.len() != dims) {
+        return Some(Flaw::content("parts of different numbers of dimensions"));
     }
     let shape: Option<Vec<u64>> = (0..dims).map(end).collect();
-    let Some(shape) = shape else { return Some("parts that end nowhere".to_owned()) };
-    let boxes: Vec<NdBox> = parts.iter().map(|(part, _)| part.clone()).collect();
-    super::dcp::gap(&shape, &boxes)
+    let Some(shape) = shape else { return Some(Flaw::content("parts that end nowhere")) };
+    dcp::gap(&shape, parts, pairs)
 }
 
 fn escape(name: &str) -> String {

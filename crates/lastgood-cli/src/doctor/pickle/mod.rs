@@ -33,6 +33,11 @@ impl Name {
     pub(crate) fn full(&self) -> String {
         format!("{}.{}", self.module, self.name)
     }
+
+    /// Python's `getattr`, which protocols below 3 call by its old name.
+    pub(crate) fn is_getattr(&self) -> bool {
+        self.name == "getattr" && matches!(self.module.as_str(), "builtins" | "__builtin__")
+    }
 }
 
 /// A stream as plain data.
@@ -102,12 +107,24 @@ impl Pickle {
         Id(number as u32)
     }
 
-    /// True if something would call `name`.
-    pub(crate) fn is_called(&self, name: &Name) -> bool {
-        self.nodes.iter().any(|node| match node {
-            Node::Call(call) => self.name(call.callee) == Some(name),
+    /// True if `name` is called or is a part of something: whoever gets it can call it.
+    pub(crate) fn is_used(&self, name: &Name) -> bool {
+        let is = |id: &Id| self.name(*id) == Some(name);
+        let among = |pairs: &[(Id, Id)]| pairs.iter().any(|(key, value)| is(key) || is(value));
+        let inside = |node: &Node| match node {
+            Node::Tuple(items) | Node::List(items) | Node::Set(items) => items.iter().any(is),
+            Node::Dict(pairs) => among(pairs),
+            Node::Persistent(of) => is(of),
+            Node::Call(call) => {
+                is(&call.callee)
+                    || is(&call.args)
+                    || call.state.as_ref().is_some_and(is)
+                    || call.items.iter().any(is)
+                    || among(&call.pairs)
+            }
             _ => false,
-        })
+        };
+        self.root.as_ref().is_some_and(is) || self.nodes.iter().any(inside)
     }
 
     pub(crate) fn name(&self, id: Id) -> Option<&Name> {

@@ -144,13 +144,23 @@ const FRAMEWORK_MODULES: &[&str] = &[
     "torch.optim.swa_utils",
 ];
 
-/// Single names of trainers: DeepSpeed's map of its shards, and what the arguments and states of Megatron
-/// are made of (`megatron.core.safe_globals`).
+/// Single names: DeepSpeed's map of its shards, what the arguments and states of Megatron are made of
+/// (`megatron.core.safe_globals`), and numpy's generators of random numbers.
 const FRAMEWORK: &[&str] = &[
     "_io.BytesIO",
     "argparse.Namespace",
     "deepspeed.utils.tensor_fragment.fragment_address",
     "io.BytesIO",
+    "numpy.random._mt19937.MT19937",
+    "numpy.random._pcg64.PCG64",
+    "numpy.random._pcg64.PCG64DXSM",
+    "numpy.random._philox.Philox",
+    "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random._pickle.__generator_ctor",
+    "numpy.random._pickle.__randomstate_ctor",
+    "numpy.random._sfc64.SFC64",
+    "numpy.random.bit_generator.SeedSequence",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
     "signal.Signals",
     "types.SimpleNamespace",
 ];
@@ -293,7 +303,8 @@ fn is_odd_dtype(name: &str) -> bool {
     ["int", "uint", "qint", "quint", "bits", "complex"].iter().any(|prefix| digits(prefix))
         || matches!(
             name,
-            "quint4x2"
+            "float4_e2m1fn_x2"
+                | "quint4x2"
                 | "quint2x4"
                 | "complex32"
                 | "complex128"

@@ -77,7 +77,7 @@ fn members_of_enumerations_are_names() {
         let pickle =
             read(&stream(&call(name("builtins", "getattr"), &[name(of.0, of.1), text(member)])));
         let last = pickle.names().last().unwrap().clone();
-        assert!(!pickle.is_called(&pickle.names()[0]));
+        assert!(!pickle.is_used(&pickle.names()[0]));
         judge(&last, &[])
     };
     assert_eq!(
@@ -88,7 +88,7 @@ fn members_of_enumerations_are_names() {
     assert_eq!(member(("os", "path"), "join"), Standing::Dangerous);
     // With anything but a name it is a call.
     let pickle = read(&stream(&call(name("builtins", "getattr"), &[int(1), text("x")])));
-    assert!(pickle.is_called(&pickle.names()[0]));
+    assert!(pickle.is_used(&pickle.names()[0]));
 }
 
 #[test]

@@ -67,6 +67,18 @@ pub(crate) fn tensor(key: &str, count: i64, shape: &[i64], strides: &[i64]) -> C
     call(name("torch._utils", "_rebuild_tensor_v2"), &args)
 }
 
+/// `count` numbers of a dtype that no class of storages is of, in storage `0` of as many bytes.
+pub(crate) fn tensor_of(dtype: &str, count: i64) -> Code {
+    let class = name("torch.storage", "UntypedStorage");
+    let id = tuple(&[text("storage"), class, text("0"), text("cpu"), int(count)]);
+    let storage = [id, b"Q".to_vec()].concat();
+    let hooks = call(name("collections", "OrderedDict"), &[]);
+    let (shape, strides) = (tuple(&[int(count)]), tuple(&[int(1)]));
+    let dtype = name("torch", dtype);
+    let args = [storage, int(0), shape, strides, b"\x89".to_vec(), hooks, dtype];
+    call(name("torch._utils", "_rebuild_tensor_v3"), &args)
+}
+
 /// A zip file with stored records, with or without their checksums.
 pub(crate) fn zip(records: &[(&str, &[u8])], with_sums: bool) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
@@ -182,4 +194,45 @@ pub(crate) fn dcp(folder: &Path) -> Vec<Chunk> {
     }
     fs::write(folder.join(".metadata"), dcp_metadata(8, &chunks)).unwrap();
     chunks
+}
+
+/// The number that files of `torch.save` from before 1.6 begin with.
+pub(crate) fn magic() -> Code {
+    b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19".to_vec()
+}
+
+/// A file of `torch.save` from before 1.6: five pickles of `protocol`, and a storage `0` behind its count.
+pub(crate) fn legacy(protocol: u8, pickles: &[Code; 5], count: i64, storage: &[f32]) -> Vec<u8> {
+    let stream = |value: &Code| {
+        let body = [value, b".".as_slice()].concat();
+        let frame = match protocol {
+            4.. => [b"\x95".as_slice(), &(body.len() as u64).to_le_bytes()].concat(),
+            _ => Vec::new(),
+        };
+        [vec![0x80, protocol], frame, body].concat()
+    };
+    let mut file: Vec<u8> = pickles.iter().flat_map(stream).collect();
+    file.extend(count.to_le_bytes());
+    file.extend(floats(storage));
+    file
+}
+
+/// The five pickles of a file with `value`, whose only storage is `0`.
+pub(crate) fn legacy_pickles(value: Code) -> [Code; 5] {
+    let system = dict(&[(text("little_endian"), b"\x88".to_vec())]);
+    [magic(), int(1001), system, value, list(&[text("0")])]
+}
+
+/// A file of safetensors with tensors of one f32 each.
+pub(crate) fn safetensors(names: &[&str]) -> Vec<u8> {
+    let tensor = |(i, name): (usize, &&str)| {
+        let (begin, end) = (4 * i, 4 * i + 4);
+        format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{begin},{end}]}}"#)
+    };
+    let tensors: Vec<String> = names.iter().enumerate().map(tensor).collect();
+    let header = format!("{{{}}}", tensors.join(","));
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(vec![0; 4 * names.len()]);
+    file
 }

@@ -6,7 +6,8 @@
 
 mod metadata;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::path::Path;
 
 use lastgood_format::layout::{NdBox, check_disjoint};
@@ -14,16 +15,17 @@ pub(crate) use metadata::{Item, Metadata, Tensor};
 
 use super::files;
 use crate::doctor::Audit;
-use crate::doctor::discover::Folder;
+use crate::doctor::discover::{Folder, number_behind};
 use crate::doctor::disk::Span;
 use crate::doctor::flaw::Flaw;
+use crate::doctor::pickle::Node;
 use crate::doctor::report::{Checkpoint, Coverage, Finding, Findings};
 use crate::doctor::{tensors, torch};
 
 /// The commit mark, and the table of everything.
 pub(crate) const METADATA: &str = ".metadata";
-/// Above that many parts that are cut along several dimensions, overlaps are not looked for.
-const PARTS_MAX: usize = 1000;
+/// Pairs of parts of all tensors that are looked at for overlaps.
+pub(crate) const PAIRS_MAX: u64 = 50_000_000;
 /// How much newer than `.metadata` a file is that it should be older than.
 const CLOCK_SLACK_S: u64 = 2;
 
@@ -37,8 +39,9 @@ pub(super) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
     }
 }
 
-/// The number at the end of `step-100`, `checkpoint_100` or `100`.
-pub(super) fn step_in_name(name: &str) -> Option<u64> {
+/// The number at the end of `step-100`, `checkpoint_100`, `100`, or of Lightning's `epoch=1-step=100.ckpt`.
+fn step_in_name(name: &str) -> Option<u64> {
+    let name = name.strip_suffix(".ckpt").unwrap_or(name);
     name.rsplit(['-', '_', '=']).next()?.parse().ok()
 }
 
@@ -60,43 +63,91 @@ pub(crate) fn audit_folder(
                 .remedy("save into a folder of its own each time"),
         );
     }
-    if !folder.has(METADATA) {
-        return findings.add(
-            Finding::damage("uncommitted", named(METADATA))
-                .expected("the table of the checkpoint, which is written last")
-                .found("it is not there: the save was not finished")
-                .remedy("take an older checkpoint"),
-        );
+    let ranks: BTreeSet<u64> = folder.files.iter().filter_map(|file| rank_of_table(file)).collect();
+    let names: Vec<String> = match folder.has(METADATA) {
+        true => vec![METADATA.to_owned()],
+        false => ranks.iter().map(|rank| format!("__{rank}{METADATA}")).collect(),
+    };
+    if names.is_empty() {
+        return findings.add(uncommitted(named(METADATA)));
     }
-    let Some(span) = files::open(path, METADATA, findings) else { return };
-    let (pickle, metadata) = match Metadata::read(&span) {
-        Ok(read) => read,
-        Err(flaw) => return findings.add(Finding::flaw(named(METADATA), "DCP's table", &flaw)),
-    };
+    let mut told = BTreeSet::new();
+    for name in &names {
+        let Some((metadata, span)) = table(audit, path, prefix, name, findings, coverage) else {
+            return;
+        };
+        compare(&metadata, findings);
+        let payload = Payload { audit, path, prefix, folder, metadata: &metadata };
+        payload.check(findings, coverage);
+        payload.check_times(&span, findings);
+        told.extend(metadata.by_file().into_keys().map(str::to_owned));
+    }
+    for file in
+        folder.files.iter().filter(|file| file.ends_with(".distcp") && !told.contains(*file))
+    {
+        match rank_of_data(file).filter(|_| !folder.has(METADATA)) {
+            Some(rank) if !ranks.contains(&rank) => {
+                findings.add(uncommitted(named(&format!("__{rank}{METADATA}"))));
+            }
+            _ => findings.add(
+                Finding::note("leftover", named(file))
+                    .expected("files that the table names")
+                    .found("one that it does not: of another save into this folder")
+                    .remedy("save into a folder of its own each time"),
+            ),
+        }
+    }
+}
+
+/// The rank whose own table `__N.metadata` is: each rank leaves one with `use_collectives=False`.
+fn rank_of_table(file: &str) -> Option<u64> {
+    number_behind(file.strip_suffix(METADATA)?, "__")
+}
+
+/// The rank that wrote `__N_M.distcp`.
+fn rank_of_data(file: &str) -> Option<u64> {
+    number_behind(file.rsplit_once('_')?.0, "__")
+}
+
+fn uncommitted(table: String) -> Finding {
+    Finding::damage("uncommitted", table)
+        .expected("the table of the checkpoint, which is written last")
+        .found("it is not there: the save was not finished")
+        .remedy("take an older checkpoint")
+}
+
+/// The table called `name`, and its file.
+fn table(
+    audit: &Audit<'_>,
+    path: &Path,
+    prefix: &str,
+    name: &str,
+    findings: &mut Findings,
+    coverage: &mut Coverage,
+) -> Option<(Metadata, Span)> {
+    let object = format!("{prefix}{name}");
+    let span = files::open_in(path, prefix, name, findings)?;
     coverage.uncheckable += span.len();
-    torch::names_of(audit, &named(METADATA), &pickle, findings);
-    drop(pickle);
-    let metadata = match metadata {
-        Ok(metadata) => metadata,
-        Err(flaw) => return findings.add(Finding::flaw(named(METADATA), "DCP's table", &flaw)),
-    };
-    tables(&metadata, findings);
-    let mut payload = Payload { audit, path, prefix, folder, metadata: &metadata };
-    payload.check(findings, coverage);
-    payload.check_times(&span, findings);
+    let read = Metadata::read(&span).and_then(|(pickle, metadata)| {
+        torch::names_of(audit, &object, &pickle, findings);
+        metadata
+    });
+    match read {
+        Ok(metadata) => Some((metadata, span)),
+        Err(flaw) => {
+            findings.add(Finding::flaw(object, "DCP's table", &flaw));
+            None
+        }
+    }
 }
 
 /// What the table says, compared with itself.
-fn tables(metadata: &Metadata, findings: &mut Findings) {
-    const REMEDY: &str = "dcp.load leaves the gap as it is in memory, and says nothing";
+fn compare(metadata: &Metadata, findings: &mut Findings) {
+    let mut pairs = PAIRS_MAX;
     for tensor in &metadata.tensors {
-        if let Some(what) = gap(&tensor.shape, &tensor.chunks) {
-            findings.add(
-                Finding::damage("coverage", &tensor.name)
-                    .expected(format!("chunks that cover {:?}", tensor.shape))
-                    .found(what)
-                    .remedy(REMEDY),
-            );
+        if let Some(flaw) = gap(&tensor.shape, &tensor.chunks, &mut pairs) {
+            let expected = format!("chunks that cover {:?}", tensor.shape);
+            findings.add(hole(&tensor.name, &expected, &flaw, "dcp.load"));
         }
         for chunk in &tensor.chunks {
             let stored = metadata.item(&tensor.name, &chunk.offsets).is_some();
@@ -120,24 +171,63 @@ fn tables(metadata: &Metadata, findings: &mut Findings) {
     }
 }
 
-/// A hole in, or an overlap of, the parts of a tensor.
-pub(crate) fn gap(shape: &[u64], parts: &[NdBox]) -> Option<String> {
-    let whole = NdBox::whole(shape);
-    if let Some(out) = parts.iter().find(|part| !part.is_inside(shape)) {
-        return Some(format!("the one at {:?} sticks out", out.offsets));
+/// What parts that do not cover a tensor are as a finding; `reader` is what loads it.
+pub(crate) fn hole(tensor: &str, expected: &str, flaw: &Flaw, reader: &str) -> Finding {
+    match flaw {
+        Flaw::Content(found) => Finding::damage("coverage", tensor)
+            .expected(expected)
+            .found(found)
+            .remedy(format!("{reader} leaves the gap as it is in memory, and says nothing")),
+        flaw => Finding::flaw(tensor, expected, flaw),
     }
-    let Some(expected) = whole.elements() else { return Some("a size that overflows".to_owned()) };
+}
+
+/// True if it begins with nothing but zeros, which no compressor writes.
+fn is_zeros(part: &Span) -> bool {
+    const HEAD_BYTES: u64 = 512;
+    let head = part.bytes(0, part.len().min(HEAD_BYTES), HEAD_BYTES);
+    head.is_ok_and(|head| head.iter().all(|byte| *byte == 0))
+}
+
+/// A hole in, or an overlap of, the parts of a tensor; `pairs` is how many pairs may still be looked at.
+pub(crate) fn gap(shape: &[u64], parts: &[NdBox], pairs: &mut u64) -> Option<Flaw> {
+    if let Some(out) = parts.iter().find(|part| !part.is_inside(shape)) {
+        return Some(Flaw::content(format!("the one at {:?} sticks out", out.offsets)));
+    }
+    let Some(expected) = NdBox::whole(shape).elements() else {
+        return Some(Flaw::content("a size that overflows"));
+    };
     let found: u128 =
         parts.iter().map(|part| part.elements().map_or(u128::MAX >> 64, u128::from)).sum();
     if found != u128::from(expected) {
-        return Some(format!("{found} of {expected} elements"));
+        return Some(Flaw::content(format!("{found} of {expected} elements")));
     }
-    let starts = |d: usize| parts.iter().map(|part| part.offsets[d]).collect::<BTreeSet<_>>().len();
-    let one_axis = (0..shape.len()).any(|d| starts(d) == parts.len());
-    match one_axis || parts.len() <= PARTS_MAX {
-        true => check_disjoint(parts).err().map(|error| error.message().to_owned()),
-        false => None,
-    }
+    let Some(left) = pairs.checked_sub(pairs_of(shape.len(), parts)) else {
+        return Some(Flaw::limit("parts that are cut so that overlaps are not looked for"));
+    };
+    *pairs = left;
+    check_disjoint(parts).err().map(|error| Flaw::content(error.message()))
+}
+
+/// How many pairs of parts `check_disjoint` compares: those that meet along the axis with the most starts.
+fn pairs_of(dims: usize, parts: &[NdBox]) -> u64 {
+    let along = |d: usize| {
+        let mut order: Vec<(u64, u64)> =
+            parts.iter().map(|part| (part.offsets[d], part.offsets[d] + part.sizes[d])).collect();
+        order.sort_unstable();
+        let (mut starts, mut pairs, mut last) = (0u64, 0, None);
+        let mut ends = BinaryHeap::new();
+        for (begin, end) in order {
+            while ends.peek().is_some_and(|Reverse(end)| *end <= begin) {
+                ends.pop();
+            }
+            pairs += ends.len() as u64;
+            ends.push(Reverse(end));
+            starts += u64::from(last.replace(begin) != Some(begin));
+        }
+        (starts, pairs)
+    };
+    (0..dims).map(along).max().map_or(0, |(_, pairs)| pairs)
 }
 
 /// The files that the table tells of.
@@ -150,12 +240,12 @@ struct Payload<'a> {
 }
 
 impl Payload<'_> {
-    fn check(&mut self, findings: &mut Findings, coverage: &mut Coverage) {
+    fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
         for (file, items) in self.metadata.by_file() {
             let object = format!("{}{file}", self.prefix);
             if file.contains(['/', '\\']) || file == ".." || file.is_empty() {
                 findings.add(
-                    Finding::damage("unreadable", METADATA)
+                    Finding::damage("unreadable", format!("{}{METADATA}", self.prefix))
                         .expected("names of files beside it")
                         .found(format!("{file:?}"))
                         .remedy("do not load it"),
@@ -171,18 +261,10 @@ impl Payload<'_> {
                 );
                 continue;
             }
-            let Some(span) = files::open(self.path, file, findings) else { continue };
+            let Some(span) = files::open_in(self.path, self.prefix, file, findings) else {
+                continue;
+            };
             self.check_file(&object, &span, &items, findings, coverage);
-        }
-        let named: BTreeSet<&str> = self.metadata.by_file().into_keys().collect();
-        let distcp = |file: &&String| file.ends_with(".distcp") && !named.contains(file.as_str());
-        for file in self.folder.files.iter().filter(distcp) {
-            findings.add(
-                Finding::note("leftover", format!("{}{file}", self.prefix))
-                    .expected("files that the table names")
-                    .found("one that it does not: of another save into this folder")
-                    .remedy("save into a folder of its own each time"),
-            );
         }
     }
 
@@ -242,8 +324,15 @@ impl Payload<'_> {
         coverage: &mut Coverage,
     ) {
         let tensor = self.metadata.tensor(name);
-        let known = !item.transformed && matches!(torch::kind(part), Ok(torch::Kind::Zip));
-        if !known && tensor.is_some() && item.transformed {
+        if item.transformed && is_zeros(part) {
+            let flaw = Flaw::content("zeros: the machine died before it was written out");
+            return findings.add(Finding::flaw(
+                about,
+                "bytes that an extension has changed",
+                &flaw,
+            ));
+        }
+        if item.transformed {
             coverage.uncheckable += part.len();
             return findings.add(
                 Finding::note("not-read", about)
@@ -255,10 +344,14 @@ impl Payload<'_> {
         let file = torch::audit(self.audit, about, part, findings, coverage);
         let (Some(file), Some(tensor), Some(offsets)) = (file, tensor, offsets) else { return };
         let chunk = tensor.chunk(offsets);
-        let root = file.pickle.root().and_then(|root| tensors::view(&file.pickle, root));
+        let root = file.pickle.root();
+        let is_call = root.is_some_and(|root| matches!(file.pickle.node(root), Node::Call(_)));
+        let root = root.and_then(|root| tensors::view(&file.pickle, root));
         let said = match root {
             Some(Ok(view)) => Ok((view.dtype, view.shape)),
             Some(Err(flaw)) => Err(flaw),
+            // Quantized ones, and classes that are made of tensors.
+            None if is_call => Err(Flaw::limit("a tensor of a kind that is not known here")),
             None => Err(Flaw::content("it is no tensor")),
         };
         let Some(chunk) = chunk else { return };
@@ -304,3 +397,6 @@ impl Payload<'_> {
 
 /// The chunks of a tensor by where they are.
 pub(crate) type Items<'m> = BTreeMap<&'m str, Vec<(&'m str, Option<&'m [u64]>, &'m Item)>>;
+
+#[cfg(test)]
+mod tests;

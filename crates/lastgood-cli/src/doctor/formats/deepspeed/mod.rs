@@ -84,7 +84,7 @@ fn part(
     findings: &mut Findings,
     coverage: &mut Coverage,
 ) -> Option<TorchFile> {
-    let span = files::open(path, name, findings)?;
+    let span = files::open_in(path, prefix, name, findings)?;
     crate::doctor::torch::audit(audit, &format!("{prefix}{name}"), &span, findings, coverage)
 }
 

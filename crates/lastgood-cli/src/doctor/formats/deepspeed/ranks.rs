@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MODEL, OPTIMIZER, missing};
+use crate::doctor::flaw::Flaw;
 use crate::doctor::formats::optimizer;
 use crate::doctor::pickle::{Id, Node, Pickle};
 use crate::doctor::report::{Finding, Findings};
 use crate::doctor::torch::TorchFile;
 
-/// More ranks than that are not looked for one by one.
+/// More ranks, and more files, than that are not looked for one by one.
 const RANKS_MAX: u64 = 100_000;
+const FILES_MAX: u64 = 1_000_000;
 
 /// Which files there are, and what they say of those that wrote them.
 #[derive(Debug, Default)]
@@ -180,9 +182,9 @@ impl Ranks {
 
     /// The number of ranks of the model.
     fn model_ranks(&self) -> u64 {
-        let shards = self.shards.iter().chain(&self.weights).map(|(_, model)| model + 1);
-        let seen = self.models.iter().map(|model| model + 1).chain(shards).max();
-        seen.unwrap_or(1).max(self.model_world).min(RANKS_MAX)
+        let shards = self.shards.iter().chain(&self.weights).map(|(_, model)| model);
+        let seen = self.models.iter().chain(shards).max();
+        seen.map_or(1, |model| model.saturating_add(1)).max(self.model_world).min(RANKS_MAX)
     }
 
     pub(super) fn check_models(&self, prefix: &str, findings: &mut Findings) {
@@ -208,8 +210,11 @@ impl Ranks {
         shards: &BTreeSet<(u64, u64)>,
         findings: &mut Findings,
     ) {
-        let seen = shards.iter().map(|(data, _)| data + 1).max().unwrap_or(0);
+        let seen = shards.last().map_or(0, |(data, _)| data.saturating_add(1));
         let data = seen.max(self.data_world).min(RANKS_MAX);
+        if too_many(prefix, data * self.model_ranks(), findings) {
+            return;
+        }
         for model in 0..self.model_ranks() {
             for rank in (0..data).filter(|rank| !shards.contains(&(*rank, model))) {
                 findings.add(missing(
@@ -236,6 +241,9 @@ impl Ranks {
                 "a file of each layer of the pipeline".to_owned(),
             ));
         }
+        if too_many(prefix, self.layers.len() as u64 * self.tensor_world, findings) {
+            return;
+        }
         for (layer, ranks) in &self.layers {
             for rank in (0..self.tensor_world).filter(|rank| !ranks.contains(rank)) {
                 findings.add(missing(
@@ -251,8 +259,12 @@ impl Ranks {
         if self.stage == 3 {
             return;
         }
+        let experts = self.expert_counts.iter().fold(0u64, |sum, count| sum.saturating_add(*count));
+        if too_many(prefix, experts.saturating_mul(self.model_ranks()), findings) {
+            return;
+        }
         for (layer, count) in (0..).zip(&self.expert_counts) {
-            for expert in (0..*count).take(RANKS_MAX as usize) {
+            for expert in 0..*count {
                 for rank in 0..self.model_ranks() {
                     if self.experts.contains(&(layer, expert, rank)) {
                         continue;
@@ -284,4 +296,14 @@ impl Ranks {
             ),
         });
     }
+}
+
+/// True if so many files are too many to look for, which is said then. No job has so many ranks.
+fn too_many(prefix: &str, files: u64, findings: &mut Findings) -> bool {
+    let is = files > FILES_MAX;
+    if is {
+        let flaw = Flaw::limit(format!("{files} files by the numbers in its files"));
+        findings.add(Finding::flaw(format!("{prefix}*.pt"), "files of all ranks", &flaw));
+    }
+    is
 }

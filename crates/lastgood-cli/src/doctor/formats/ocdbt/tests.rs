@@ -62,7 +62,7 @@ fn a_tree_is_read_with_the_paths_that_its_files_are_below() {
     let tree = read(folder.path()).unwrap();
     assert_eq!(tree.values["ab"], Value::Inline(b"hi".to_vec()));
     let Value::At(location) = &tree.values["ac"] else { panic!("{tree:?}") };
-    assert_eq!((location.file.as_str(), location.offset, location.len), ("p/d/x", 0, 3));
+    assert_eq!((&*location.file, location.offset, location.len), ("p/d/x", 0, 3));
     assert_eq!(inside(folder.path(), location).unwrap().all(9).unwrap(), b"xyz");
 }
 
@@ -108,9 +108,38 @@ fn bodies_that_lie_are_no_trap() {
             }
         }
     }
-    let outside =
-        |file: &str| Location { file: file.into(), offset: 0, len: 0, base: String::new() };
+    let outside = |file: &str| Location { file: file.into(), offset: 0, len: 0, base: "".into() };
     for file in ["../x", "/etc/passwd", "a//b", "a/../../b", ""] {
         assert!(inside(Path::new("/tmp"), &outside(file)).is_err(), "{file}");
     }
+}
+
+fn varint(mut number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number > 0x7f {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+/// A leaf of few bytes, packed, whose entries all name one data file of a long name.
+#[test]
+fn a_long_name_that_a_million_entries_share_is_kept_once() {
+    const COUNT: usize = 1_000_000;
+    let name = "x".repeat(60_000);
+    let mut body = vec![0, 1];
+    body.extend(varint(name.len() as u64));
+    body.push(0);
+    body.extend(name.as_bytes());
+    body.extend(varint(COUNT as u64));
+    // Keys are empty; then lengths, kinds, files and offsets.
+    body.extend(vec![0; 2 * COUNT - 1]);
+    body.extend(vec![0; COUNT]);
+    body.extend(vec![1; COUNT]);
+    body.extend(vec![0; 2 * COUNT]);
+    let mut tree = Tree::default();
+    node(&body, "", "", &mut tree).unwrap();
+    assert_eq!(tree.values.len(), 1);
 }

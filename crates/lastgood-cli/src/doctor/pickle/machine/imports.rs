@@ -85,9 +85,7 @@ impl Machine<'_> {
     /// `getattr(name, "member")`, which is how some enumerations are pickled, names the member.
     fn attribute_of_name(&mut self, callee: Id, args: Id) -> Option<Id> {
         let Node::Name(number) = self.nodes[callee.0 as usize] else { return None };
-        let callee = &self.names[number as usize];
-        if callee.name != "getattr" || !matches!(callee.module.as_str(), "builtins" | "__builtin__")
-        {
+        if !self.names[number as usize].is_getattr() {
             return None;
         }
         let Node::Tuple(args) = &self.nodes[args.0 as usize] else { return None };
