@@ -571,6 +571,8 @@ def _close_all() -> None:
         except LastgoodError as error:
             print(f"lastgood: {error}", file=sys.stderr)
         except KeyboardInterrupt:
+            # Or it would be waited for when the interpreter lets go of the run.
+            run._native.abandon()
             gone = "the save of step {} is given up: nobody has seen it become a checkpoint"
             print(f"lastgood: {gone.format(newest.step if newest else '?')}", file=sys.stderr)
 

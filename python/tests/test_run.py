@@ -428,7 +428,8 @@ def test_ctrl_c_ends_a_wait(tmp_path: Path) -> None:
     assert out == "interrupted\n" and child.returncode == 7
 
 
-def test_ctrl_c_at_the_end_gives_up_a_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_ctrl_c_at_the_end_gives_up_a_save(tmp_path: Path, pause: float) -> None:
     """At its end a process waits for the other ranks, says so, and need not be waited for."""
     env = dict(os.environ, RANK="0", WORLD_SIZE="2", LASTGOOD_INCARNATION="x")
     child = subprocess.Popen(
@@ -440,6 +441,7 @@ def test_ctrl_c_at_the_end_gives_up_a_save(tmp_path: Path) -> None:
     assert child.stderr is not None
     said = child.stderr.readline()
     assert "waiting for the save of step 7" in said and "Ctrl-C" in said, said
+    time.sleep(pause)
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=30)
     assert "the save of step 7 is given up" in said and "Traceback" not in said, said
