@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import operator
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -268,8 +269,6 @@ class Run:
 
     def _guard(self) -> None:
         """Lets every optimizer of the state wait for the copy before it steps."""
-        import sys
-
         if "torch" not in sys.modules:
             return
         from lastgood.torch import _modules
@@ -508,6 +507,10 @@ class Run:
         for failure in self._native.take_failures():
             warnings.warn(f"lastgood: {failure}", SaveWarning, stacklevel=3)
 
+    def _is_open(self) -> bool:
+        """True until it is closed, in the process that opened it."""
+        return not self._closed and os.getpid() == self._process
+
     def close(self) -> None:
         """Waits for every save that is under way, and ends the run's threads. A second call does nothing.
 
@@ -519,7 +522,7 @@ class Run:
             >>> run = lg.open(tempfile.mkdtemp(), {})
             >>> run.close()
         """
-        if self._closed or os.getpid() != self._process:
+        if not self._is_open():
             return
         self._closed = True
         self.wait_captured()
@@ -556,25 +559,33 @@ def _unchanged(tensors: list[tuple[str, list[str], list[Any]]]) -> Callable[[], 
 @atexit.register
 def _close_all() -> None:
     """A process does not end with a save unwritten or a failure untold."""
-    import sys
-
     for run in list(_open_runs):
-        newest = run._newest if not run._closed and os.getpid() == run._process else None
+        newest = run._newest
         try:
-            with contextlib.suppress(LastgoodError):
-                if newest is not None and newest.wait_committed(1.0) is None:
-                    wait = (
-                        "waiting for the save of step {} to become a checkpoint; Ctrl-C gives it up"
-                    )
-                    print(f"lastgood: {wait.format(newest.step)}", file=sys.stderr, flush=True)
+            if newest is not None and run._is_open():
+                _say_if_it_waits(newest)
             run.close()
         except LastgoodError as error:
             print(f"lastgood: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             # Or it would be waited for when the interpreter lets go of the run.
             run._native.abandon()
-            gone = "the save of step {} is given up: nobody has seen it become a checkpoint"
-            print(f"lastgood: {gone.format(newest.step if newest else '?')}", file=sys.stderr)
+            step = "of no step" if newest is None else f"of step {newest.step}"
+            print(
+                f"lastgood: the save {step} is given up: nobody has seen it become a checkpoint",
+                file=sys.stderr,
+            )
+
+
+def _say_if_it_waits(save: _lastgood.SaveHandle) -> None:
+    # What it fails with is told when the run is closed.
+    with contextlib.suppress(LastgoodError):
+        if save.wait_committed(1.0) is None:
+            print(
+                f"lastgood: waiting for the save of step {save.step} to become a checkpoint; Ctrl-C gives it up",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def runs(store: str | os.PathLike[str]) -> list[str]:

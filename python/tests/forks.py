@@ -145,6 +145,29 @@ def stand_in(tier: str) -> str:
     return str(path)
 
 
+def python(tier: str) -> str:
+    """What starts a program under a supervisor: a stand-in of ``tier``, or with LASTGOOD_SLOW=1 the interpreter."""
+    return sys.executable if os.environ.get("LASTGOOD_SLOW") == "1" else stand_in(tier)
+
+
+def processes(program: str, store: Path) -> list[int]:
+    """The processes that run ``program`` with this store, or stand for it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_text().split("\0")
+            environ = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        # Supervisor and launcher have it further behind.
+        is_stand_in = command[2:3] == [str(children.PROGRAMS / "stand_in.py")]
+        places = slice(4, 6) if is_stand_in else slice(1, 3)
+        its_store = str(store) in command or f"LASTGOOD_STORE={store}".encode() in environ
+        if its_store and any(word.endswith(program) for word in command[places]):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
 class Fork:
     """As `subprocess.Popen` of ``python -m MODULE …`` or ``python FILE …``, as far as it is used here."""
 

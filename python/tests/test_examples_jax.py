@@ -41,20 +41,6 @@ def digest(output: str) -> str:
     return found[1]
 
 
-def child_of(pid: int, program: str) -> int | None:
-    """The child of ``pid`` that runs ``program``."""
-    try:
-        found = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        threads = pathlib.Path(f"/proc/{pid}/task").iterdir()
-        found += [c for t in threads for c in (t / "children").read_text().split()]
-        for child in found:
-            if program.encode() in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    except OSError:
-        pass
-    return None
-
-
 def killed(store: pathlib.Path, checkpoints: int, env: dict[str, str]) -> str:
     """Runs the program under `lastgood run`, kills it once it has so many checkpoints, and gives its output."""
     command = [
@@ -67,7 +53,7 @@ def killed(store: pathlib.Path, checkpoints: int, env: dict[str, str]) -> str:
         "--run",
         "digits",
         "--",
-        sys.executable if SLOW else forks.stand_in("jax"),
+        forks.python("jax"),
         *PROGRAM,
     ]
     supervisor = subprocess.Popen(
@@ -79,9 +65,8 @@ def killed(store: pathlib.Path, checkpoints: int, env: dict[str, str]) -> str:
         while not folder.exists() or len(list(folder.iterdir())) < checkpoints:
             assert time.monotonic() < end and supervisor.poll() is None, supervisor.communicate()[0]
             time.sleep(0.002)
-        child = child_of(supervisor.pid, "train_jax.py")
-        assert child is not None
-        os.kill(child, signal.SIGKILL)
+        (running,) = forks.processes("train_jax.py", store)
+        os.kill(running, signal.SIGKILL)
         output: str = supervisor.communicate(timeout=PATIENCE)[0]
     finally:
         supervisor.kill()

@@ -18,7 +18,7 @@ from pathlib import Path
 import forks
 import lastgood as lg
 import pytest
-from children import PROGRAMS, environment
+from children import environment
 from trainers import finish, output, start
 
 ROOT = Path(__file__).parents[2]
@@ -40,31 +40,11 @@ def undisturbed(program: Path, store: Path, ranks: int = 1) -> str:
     return digests(output(log))[0]
 
 
-def python() -> str:
-    """What starts a program."""
-    return sys.executable if SLOW else forks.stand_in("torch")
-
-
-def processes(name: str, store: Path) -> list[int]:
-    """The processes that run the program ``name`` with this store."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        # Supervisor and launcher have it further behind.
-        places = slice(4, 6) if command[2:3] == [str(PROGRAMS / "stand_in.py")] else slice(1, 3)
-        if any(word.endswith(name) for word in command[places]) and str(store) in command:
-            found.append(int(entry.name))
-    return sorted(found)
-
-
 def killed(command: list[str], store: Path, name: str, seed: int) -> str:
     """Runs ``command`` and kills one process of ``name`` once there is a checkpoint, at a moment drawn by ``seed``."""
     draw = random.Random(seed)
     # What torchrun starts its ranks with.
-    env = environment(PYTHON_EXEC=python())
+    env = environment(PYTHON_EXEC=forks.python("torch"))
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -73,7 +53,7 @@ def killed(command: list[str], store: Path, name: str, seed: int) -> str:
     while time.monotonic() < deadline and process.poll() is None:
         if any(store.glob("runs/default/checkpoints/*.json")):
             time.sleep(draw.uniform(0.0, 0.3))
-            victims = processes(name, store)
+            victims = forks.processes(name, store)
             if victims:
                 os.kill(draw.choice(victims), signal.SIGKILL)
                 break
@@ -89,7 +69,7 @@ def killed(command: list[str], store: Path, name: str, seed: int) -> str:
 @pytest.mark.parametrize("seed", [1, 2, 3] if SLOW else [1])
 def test_one_process(tmp_path: Path, seed: int) -> None:
     expected = undisturbed(EXAMPLES / "train_torch.py", tmp_path / "undisturbed")
-    program = [python(), str(EXAMPLES / "train_torch.py"), "--store"]
+    program = [forks.python("torch"), str(EXAMPLES / "train_torch.py"), "--store"]
     store = tmp_path / "killed"
     supervised = [
         *LASTGOOD,
@@ -122,9 +102,9 @@ def test_two_ranks(tmp_path: Path, how: str) -> None:
     under = [*LASTGOOD, "--store", str(store), "--run", "default"]
     ours = [*program, str(store), "--pause", "0.05"]
     command = {
-        "torchrun": [*under, "--", python(), *TORCHRUN, *ours],
-        "ranks": [*under, "--ranks", "2", "--", python(), *ours],
-        "torchrun_alone": [python(), *TORCHRUN, "--max-restarts", "3", *ours],
+        "torchrun": [*under, "--", forks.python("torch"), *TORCHRUN, *ours],
+        "ranks": [*under, "--ranks", "2", "--", forks.python("torch"), *ours],
+        "torchrun_alone": [forks.python("torch"), *TORCHRUN, "--max-restarts", "3", *ours],
     }[how]
     assert killed(command, store, "train_fsdp.py", 1) == expected
     assert len({c.attempt for c in history(store)}) > 1

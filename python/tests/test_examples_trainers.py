@@ -38,9 +38,13 @@ def undisturbed(example: str, at: Path, *arguments: str) -> str:
 
 def supervised(example: str, at: Path, *arguments: str) -> str:
     """What the example prints under `lastgood run`, to its end."""
-    python = sys.executable if SLOW else forks.stand_in("trainers")
     command = [sys.executable, "-m", "lastgood", "run", "--store", str(at / "store")]
-    command += ["--run", "example", "--", *program(python, example, at, *arguments)]
+    command += [
+        "--run",
+        "example",
+        "--",
+        *program(forks.python("trainers"), example, at, *arguments),
+    ]
     at.mkdir()
     done = subprocess.run(
         command, env=forks.environment(), capture_output=True, text=True, timeout=200

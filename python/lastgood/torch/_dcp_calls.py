@@ -10,13 +10,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lastgood._lastgood import LastgoodError, Unavailable
 from lastgood.torch._dcp import Writer
-from lastgood.torch._dcp_read import Reader, untold
+from lastgood.torch._dcp_read import Reader, from_assertion
 
 
 def _raise(error: CheckpointException) -> NoReturn:
     """Raises what the lowest failed rank failed with, which is an `Exception`."""
     failures: dict[int, BaseException] = {
-        rank: untold(failure[0]) for rank, failure in error.failures.items()
+        rank: from_assertion(failure[0]) for rank, failure in error.failures.items()
     }
     all_failed: list[tuple[int, BaseException]] = sorted(failures.items(), key=lambda item: item[0])
     ours = [(r, f) for r, f in all_failed if isinstance(f, LastgoodError)]
@@ -107,7 +107,7 @@ def load(state_dict: dict[str, Any], reader: Reader, **options: Any) -> None:
     try:
         dcp.load(state_dict, storage_reader=reader, **options)
     except AssertionError as error:
-        told = reader.refused or untold(error)
+        told = reader.refused or from_assertion(error)
         if told is error:
             raise
         raise told from error

@@ -38,7 +38,7 @@ def _with_kind(error: LastgoodError) -> LastgoodError:
 _TOLD = re.compile(r"metadata read failed: lastgood\.(\w+): (.*?)(?:; rank local|$)", re.DOTALL)
 
 
-def untold(error: BaseException) -> BaseException:
+def from_assertion(error: BaseException) -> BaseException:
     """What a rank could not read the metadata for, out of the assertion that DCP makes of it."""
     found = _TOLD.search(str(error)) if isinstance(error, AssertionError) else None
     if found is None:

@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> None:
-    argv = [word for word in sys.argv[2:] if word != "-u"]
+    argv = sys.argv[3:] if sys.argv[2] == "-u" else sys.argv[2:]
     zygote = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     zygote.connect(sys.argv[1])
     job = {"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ)}

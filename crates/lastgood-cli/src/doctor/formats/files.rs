@@ -14,6 +14,19 @@ pub(super) const JSON_BYTES_MAX: u64 = 64 << 20;
 /// The largest file that holds one name or number.
 pub(super) const TRACKER_BYTES_MAX: u64 = 4096;
 
+/// True for the name of a file beside the one that names it, and not of one somewhere else.
+pub(super) fn is_beside(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\\']) && name != ".."
+}
+
+/// A table or an index that names what is not beside it.
+pub(super) fn not_beside(table: impl AsRef<str>, name: &str) -> Finding {
+    Finding::damage("unreadable", table)
+        .expected("names of files beside it")
+        .found(format!("{name:?}"))
+        .remedy("do not load it")
+}
+
 /// Opens a file of a checkpoint, and reports it if it is missing or empty.
 pub(super) fn open(root: &Path, name: &str, findings: &mut Findings) -> Option<Span> {
     open_in(root, "", name, findings)

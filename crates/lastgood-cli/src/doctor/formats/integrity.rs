@@ -37,8 +37,7 @@ pub(super) fn audit(
     let is_named = |file: &String| file == NAME || listed.contains_key(file);
     let mut all_right = !audit.quick && folder.files.iter().all(is_named);
     for (name, expected) in listed {
-        let is_beside = !name.is_empty() && !name.contains(['/', '\\']) && name != "..";
-        let (true, Some(expected)) = (is_beside, expected.as_str()) else {
+        let (true, Some(expected)) = (files::is_beside(name), expected.as_str()) else {
             all_right = false;
             findings.add(
                 Finding::damage("unreadable", NAME)

@@ -202,8 +202,8 @@ pub(crate) fn named_by_index(folder: &Path, index: &str) -> Result<BTreeSet<Stri
         serde_json::from_slice(&bytes).map_err(|e| Flaw::content(format!("it is no JSON: {e}")))?;
     let map = value.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| Flaw::content("it has no weight_map"))?;
-    let beside = |file: &str| !file.is_empty() && !file.contains(['/', '\\']) && file != "..";
-    let name = |file: &Value| file.as_str().filter(|file| beside(file)).map(str::to_owned);
+    let name =
+        |file: &Value| file.as_str().filter(|file| files::is_beside(file)).map(str::to_owned);
     let names: Option<BTreeSet<String>> = map.values().map(name).collect();
     names.ok_or_else(|| Flaw::content("it names files that are not beside it"))
 }
@@ -244,8 +244,8 @@ fn sharded(
     let mut bytes = Some(0u64);
     let Checkpoint { findings, coverage, .. } = &mut *checkpoint;
     for (file, tensors) in by_file {
-        if file.is_empty() || file.contains(['/', '\\']) || file == ".." {
-            findings.add(not_beside(index, file));
+        if !files::is_beside(file) {
+            findings.add(files::not_beside(index, file));
             continue;
         }
         seen.insert(file.to_owned());
@@ -314,19 +314,12 @@ fn bins(
         );
     }
     for name in names {
-        if name.is_empty() || name.contains(['/', '\\']) || name == ".." {
-            checkpoint.findings.add(not_beside(index, name));
+        if !files::is_beside(name) {
+            checkpoint.findings.add(files::not_beside(index, name));
         } else if seen.insert(name.to_owned()) {
             files::torch(audit, checkpoint, name);
         }
     }
-}
-
-fn not_beside(index: &str, name: &str) -> Finding {
-    Finding::damage("unreadable", index)
-        .expected("names of files beside it")
-        .found(format!("{name:?}"))
-        .remedy("do not load it")
 }
 
 /// The tensors of a shard are those that the index says.

@@ -243,13 +243,8 @@ impl Payload<'_> {
     fn check(&self, findings: &mut Findings, coverage: &mut Coverage) {
         for (file, items) in self.metadata.by_file() {
             let object = format!("{}{file}", self.prefix);
-            if file.contains(['/', '\\']) || file == ".." || file.is_empty() {
-                findings.add(
-                    Finding::damage("unreadable", format!("{}{METADATA}", self.prefix))
-                        .expected("names of files beside it")
-                        .found(format!("{file:?}"))
-                        .remedy("do not load it"),
-                );
+            if !files::is_beside(file) {
+                findings.add(files::not_beside(format!("{}{METADATA}", self.prefix), file));
                 continue;
             }
             if !self.folder.has(file) {
