@@ -1,22 +1,22 @@
 """What saving costs a training loop: lastgood's overlapped saves against DCP's async_save, interleaved in one process.
 
-``stall.py [--megabytes 400] [--saves 3] [--every 10] [--reps 3]``: a model of linear layers with AdamW (weights and two
-moments, as A-M of BENCHMARKS has them), each step a forward and backward pass of matrix products. Each way has loops of
-its own in turn with the others', on the same state, into a new folder of one disk, after a save that warms up; each
-saves after the first of every so many steps, so that the steps behind it pay for what goes on behind the call. A loop
-ends with its last step; what is then not durable yet is waited for, and told as ``drain``. Both sync their files.
+``stall.py [--blocks 12] [--tokens 128] [--steps 2] [--saves 4] [--reps 3]``: the model is GPT-2 small
+(124 M parameters with 12 blocks, tied head, fp32, AdamW: 1.49 GB of weights and moments), trained on so many random
+tokens a step. The ways take turns on the same state, each into a new folder of one disk, and save once to warm up.
+Then windows of so many steps alternate: one without a save, one that saves after its first step, so that the steps
+behind it pay for what goes on behind the call. What is not durable at the end of a window is waited for, and told as
+``drain``. Both sync their files.
 
-For each way: the time of a loop less that of the loops without saves beside it, divided by the saves (the total
-slowdown); the time inside of the call; the processor time of all threads above that of the loop without, drain
-included. ``dcp-cached`` is DCP with memory for its copies that it keeps between saves. Medians, and every loop on
-request (``--all``), since a busy machine shows in their spread.
+For each way: the time of a window with a save less that of the window before it (the total slowdown); of that the time
+inside of the call; the processor time of all threads, drain included, above that of the window before.
+``dcp-cached`` is DCP with memory for its copies that it keeps between saves. Medians over all pairs of windows with
+their quartiles, and every pair on request (``--all``): memory and processors that others share make windows differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -30,27 +30,33 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-WIDTH = 1024
 WAYS = ("lastgood", "dcp", "dcp-cached")
+WORDS, WIDTH, HEADS, TOKENS = 50257, 768, 12, 1024
 
 
-def build(megabytes: int) -> tuple[nn.Module, Any]:
-    layers = max(1, megabytes * 2**20 // 12 // (WIDTH * WIDTH))
-    model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)])
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-4)
+class Gpt(nn.Module):
+    """GPT-2 small, with so many blocks."""
 
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.places = nn.Embedding(TOKENS, WIDTH)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(WIDTH)
 
-class Nothing:
-    """No saves: what the others are compared with."""
-
-    def save(self, step: int) -> None:
-        pass
-
-    def drain(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        x = self.words(tokens) + self.places.weight[:length]
+        for block in self.blocks:
+            x = block(x, src_mask=mask, is_causal=True)
+        # The head has the words' weights.
+        return nn.functional.linear(self.norm(x), self.words.weight)
 
 
 class Lastgood:
@@ -99,8 +105,8 @@ class Dcp:
 
 
 @dataclass
-class Loop:
-    """The seconds of a loop, of its calls, of waiting at its end, and of all processors."""
+class Window:
+    """The seconds of a window, of the call in it, of waiting behind it, and of all processors."""
 
     total: float
     inside: float
@@ -108,85 +114,81 @@ class Loop:
     processor: float
 
 
-def loop(steps: int, every: int, step: Callable[[], None], way: Any) -> Loop:
+def window(steps: int, step: Callable[[], None], way: Any | None, number: int) -> Window:
     processor, begin, inside = time.process_time(), time.perf_counter(), 0.0
-    for number in range(1, steps + 1):
+    for i in range(steps):
         step()
-        if number % every == 1:
+        if way is not None and i == 0:
             called = time.perf_counter()
             way.save(number)
-            inside += time.perf_counter() - called
+            inside = time.perf_counter() - called
     total = time.perf_counter() - begin
-    way.drain()
+    if way is not None:
+        way.drain()
     drain = time.perf_counter() - begin - total
-    return Loop(total, inside, drain, time.process_time() - processor)
+    return Window(total, inside, drain, time.process_time() - processor)
 
 
 def compare(asked: Any) -> None:
-    model, optimizer = build(asked.megabytes)
+    torch.manual_seed(0)
+    model = Gpt(asked.blocks)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    tokens = torch.randint(WORDS, (1, asked.tokens + 1))
 
     def step() -> None:
-        model(torch.ones(asked.rows, WIDTH)).pow(2).mean().backward()
+        logits = model(tokens[:, :-1])
+        nn.functional.cross_entropy(logits[0], tokens[0, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    steps = asked.every * asked.saves
-    ways: list[str] = ["none", *asked.ways]
-    found: dict[str, list[Loop]] = {name: [] for name in ways}
+    ways: list[str] = asked.ways
+    pairs: dict[str, list[tuple[Window, Window]]] = {name: [] for name in ways}
     step()
     for repetition in range(asked.reps):
         # Each way comes first, second, … in turn.
         for name in ways[repetition % len(ways) :] + ways[: repetition % len(ways)]:
             with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
                 way = make(name, folder, model, optimizer)
-                step()
-                way.save(0)
-                way.drain()
-                os.sync()
-                found[name].append(loop(steps, asked.every, step, way))
+                window(asked.steps, step, way, 1)
+                for number in range(2, asked.saves + 2):
+                    without = window(asked.steps, step, None, number)
+                    pairs[name].append((without, window(asked.steps, step, way, number)))
+                    if asked.all:
+                        print(f"  {name:10} {pairs[name][-1]}", flush=True)
                 way.close()
-                shutil.rmtree(folder, ignore_errors=True)
             os.sync()
-            if asked.all:
-                print(f"  {name:10} {found[name][-1]} load {os.getloadavg()[0]:.1f}", flush=True)
-    show(asked, found, steps)
+    size = 3 * sum(p.nbytes for p in model.parameters())
+    show(pairs, asked.steps, size)
 
 
 def make(name: str, folder: str, model: nn.Module, optimizer: Any) -> Any:
-    if name == "none":
-        return Nothing()
     if name == "lastgood":
         return Lastgood(folder, model, optimizer)
     return Dcp(folder, model, optimizer, cached=name == "dcp-cached")
 
 
-def show(asked: Any, found: dict[str, list[Loop]], steps: int) -> None:
-    base = statistics.median(one.total for one in found["none"])
+def show(pairs: dict[str, list[tuple[Window, Window]]], steps: int, size: int) -> None:
+    base = statistics.median(without.total for found in pairs.values() for without, _ in found)
     cores = len(os.sched_getaffinity(0))
     print(
-        f"state {asked.megabytes} MB, {steps} steps of {base / steps * 1e3:.0f} ms, {asked.saves} saves a loop, "
-        f"{asked.reps} loops; {torch.get_num_threads()} threads of torch on {cores} cores"
+        f"state {size / 1e6:.0f} MB, windows of {steps} steps of {base / steps * 1e3:.0f} ms; "
+        f"{torch.get_num_threads()} threads of torch on {cores} cores"
     )
-    print(
-        "way         slowdown ms  in the call ms  drain ms  processor ms   (a save; drain: a loop)"
-    )
-    slowdowns = {}
-    for name in asked.ways:
-        # Loops of one repetition ran beside each other, so that a busy machine slows both.
-        pairs = list(zip(found[name], found["none"], strict=True))
-        slowdown, processor = (
-            statistics.median(getattr(a, field) - getattr(b, field) for a, b in pairs) / asked.saves
-            for field in ("total", "processor")
-        )
-        inside = statistics.median(one.inside for one in found[name]) / asked.saves
-        drain = statistics.median(one.drain for one in found[name])
-        slowdowns[name] = slowdown
+    print("ms a save    slowdown (quartiles)    in the call    drain    processor    saves")
+    medians = {}
+    for name, found in pairs.items():
+        slowdowns = sorted(saving.total - without.total for without, saving in found)
+        low, medians[name], high = statistics.quantiles(slowdowns, n=4)
+        inside = statistics.median(saving.inside for _, saving in found)
+        drain = statistics.median(saving.drain for _, saving in found)
+        processor = statistics.median(b.processor - a.processor for a, b in found)
         print(
-            f"{name:10} {slowdown * 1e3:12.0f} {inside * 1e3:15.1f} {drain * 1e3:9.0f} {processor * 1e3:13.0f}"
+            f"{name:10} {medians[name] * 1e3:10.0f} ({low * 1e3:.0f} to {high * 1e3:.0f})".ljust(37)
+            + f"{inside * 1e3:11.1f} {drain * 1e3:8.0f} {processor * 1e3:12.0f} {len(found):8}"
         )
-    for name in asked.ways[1:]:
-        ratio = slowdowns[name] / max(slowdowns[asked.ways[0]], 1e-9)
-        print(f"{name} / {asked.ways[0]}: {ratio:.1f}")
+    first, *others = medians
+    for name in others:
+        print(f"{name} / {first}: {medians[name] / max(medians[first], 1e-9):.1f}")
 
 
 def idle() -> None:
@@ -203,10 +205,10 @@ def idle() -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--megabytes", type=int, default=400)
-    arguments.add_argument("--saves", type=int, default=3)
-    arguments.add_argument("--every", type=int, default=10)
-    arguments.add_argument("--rows", type=int, default=128)
+    arguments.add_argument("--blocks", type=int, default=12)
+    arguments.add_argument("--tokens", type=int, default=128)
+    arguments.add_argument("--steps", type=int, default=2)
+    arguments.add_argument("--saves", type=int, default=4)
     arguments.add_argument("--reps", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=None)
     arguments.add_argument("--folder", default=None)

@@ -1,14 +1,15 @@
 //! Runs the attacks, for the test command and by hand.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use lastgood_chaos::attack::disks::Flaw;
-use lastgood_chaos::attack::power_cuts::FileSystem;
-use lastgood_chaos::attack::{bit_flips, cli_flips, full_disk, kills, power_cuts, worker};
+use lastgood_chaos::attack::power_cuts::{FileSystem, Trial};
+use lastgood_chaos::attack::state::Size;
+use lastgood_chaos::attack::{bit_flips, cli_flips, full_disk, kills, worker};
 use lastgood_chaos::failure::{Failure, Result};
 use lastgood_chaos::setting::Setting;
 use lastgood_chaos::{crash, planted, sim};
@@ -73,6 +74,9 @@ enum Attack {
         ext4: u64,
         #[arg(long, default_value_t = 150)]
         xfs: u64,
+        /// And so many on each, while large files are written past the page cache
+        #[arg(long, default_value_t = 30)]
+        large: u64,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -105,6 +109,8 @@ struct WorkerArgs {
     no_file_sync: bool,
     #[arg(long)]
     no_folder_sync: bool,
+    #[arg(long)]
+    large: bool,
 }
 
 /// How an attack ended.
@@ -166,7 +172,9 @@ fn run(attack: Attack) -> Result<Ending> {
                 report.kills, report.committed, report.went_back
             ));
         }
-        Attack::PowerCuts { ext4, xfs, seed } => power_cuts_and_mutants(ext4, xfs, seed)?,
+        Attack::PowerCuts { ext4, xfs, large, seed } => {
+            power_cuts_and_mutants(ext4, xfs, large, seed)?;
+        }
         Attack::FullDisk => {
             let report = full_disk::run()?;
             say(&format!(
@@ -184,6 +192,7 @@ fn run(attack: Attack) -> Result<Ending> {
                 first_step: args.first_step,
                 steps: args.steps,
                 commit_wait: Duration::from_millis(args.commit_wait_ms),
+                size: if args.large { Size::LARGE } else { Size::SMALL },
                 flaw: Flaw {
                     kill_at: args.kill_at,
                     no_file_sync: args.no_file_sync,
@@ -212,17 +221,26 @@ fn flip_through_the_command(flips: u64, seed: u64) -> Result<()> {
 }
 
 /// The sound code, and the planted bugs, which must be caught; all at once, since each mostly waits.
-fn power_cuts_and_mutants(ext4: u64, xfs: u64, seed: u64) -> Result<()> {
+fn power_cuts_and_mutants(ext4: u64, xfs: u64, large: u64, seed: u64) -> Result<()> {
     let program = &std::env::current_exe()?;
+    let sound = |fs, size| Trial { program, fs, size, flaw: Flaw::default(), seed };
+    let flawed = |size, flaw| Trial { program, fs: FileSystem::Ext4, size, flaw, seed };
+    let no_file_sync = Flaw { no_file_sync: true, ..Flaw::default() };
+    let no_folder_sync = Flaw { no_folder_sync: true, ..Flaw::default() };
     thread::scope(|scope| {
         let trials = [
-            scope.spawn(move || cut(program, FileSystem::Ext4, ext4, seed)),
-            scope.spawn(move || cut(program, FileSystem::Xfs, xfs, seed)),
             scope.spawn(move || {
-                let flaw = Flaw { no_file_sync: true, ..Flaw::default() };
-                catch(program, "no file sync", flaw, seed)?;
-                let flaw = Flaw { no_folder_sync: true, ..Flaw::default() };
-                catch(program, "no folder sync", flaw, seed)
+                cut("ext4", &sound(FileSystem::Ext4, Size::SMALL), ext4)?;
+                catch("no folder sync", &flawed(Size::SMALL, no_folder_sync))
+            }),
+            scope.spawn(move || {
+                cut("xfs", &sound(FileSystem::Xfs, Size::SMALL), xfs)?;
+                catch("no file sync", &flawed(Size::SMALL, no_file_sync))
+            }),
+            scope.spawn(move || {
+                cut("ext4, large files", &sound(FileSystem::Ext4, Size::LARGE), large)?;
+                cut("xfs, large files", &sound(FileSystem::Xfs, Size::LARGE), large)?;
+                catch("no file sync, large files", &flawed(Size::LARGE, no_file_sync))
             }),
         ];
         trials.into_iter().try_for_each(|trial| {
@@ -231,21 +249,18 @@ fn power_cuts_and_mutants(ext4: u64, xfs: u64, seed: u64) -> Result<()> {
     })
 }
 
-fn cut(program: &Path, fs: FileSystem, cuts: u64, seed: u64) -> Result<()> {
-    let report = power_cuts::run(program, fs, cuts, Flaw::default(), seed)?;
+fn cut(name: &str, trial: &Trial<'_>, cuts: u64) -> Result<()> {
+    let report = trial.run(cuts)?;
     say(&format!(
-        "power cuts on {}: {}; {} acknowledged checkpoints, 0 lost, 0 wrong; {} \
+        "power cuts on {name}: {}; {} acknowledged checkpoints, 0 lost, 0 wrong; {} \
          acknowledged while it was cut",
-        fs.name(),
-        report.cuts,
-        report.acknowledged,
-        report.late
+        report.cuts, report.acknowledged, report.late
     ));
     Ok(())
 }
 
-fn catch(program: &Path, name: &str, flaw: Flaw, seed: u64) -> Result<()> {
-    let report = power_cuts::run(program, FileSystem::Ext4, 200, flaw, seed)?;
+fn catch(name: &str, trial: &Trial<'_>) -> Result<()> {
+    let report = trial.run(200)?;
     if report.violations == 0 {
         return Err(Failure::new(format!("the planted bug `{name}` survived 200 cuts")));
     }

@@ -4,19 +4,20 @@
 //! test can record every operation, replay what a power cut may leave of them, stop a process at any
 //! of them, fail any of them, and show that leaving one out is noticed.
 
+mod write;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice, Write};
-use std::num::NonZero;
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{Advice, OFlags, fadvise};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// One entry of a folder.
@@ -114,8 +115,7 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path, parts: &[Bytes]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        write_all(&mut file, parts)?;
+        let file = write::create(path, parts)?;
         unsynced().insert(path.to_owned(), file);
         Ok(())
     }
@@ -194,48 +194,4 @@ pub(crate) fn is_absent(error: &io::Error) -> bool {
     let code = error.raw_os_error().unwrap_or_default();
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
         || [Errno::LOOP, Errno::NXIO].iter().any(|errno| errno.raw_os_error() == code)
-}
-
-/// How much is written before the kernel is told to begin with it.
-const STRIDE: usize = 4 << 20;
-
-/// Writes every part, however little the kernel takes at a time.
-///
-/// The kernel would leave a file alone until its sync, and the disk idle until then. So each stride of a
-/// large file is handed to the disk as soon as it is written: that is what this advice does to pages
-/// that are dirty; they stay in the cache. It made puts of 64 MiB twice as fast
-/// (docs/decisions/2026-11-24-early-writeback.md).
-fn write_all(file: &mut File, parts: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> =
-        parts.iter().flat_map(|part| part.chunks(STRIDE)).map(IoSlice::new).collect();
-    let mut slices = slices.as_mut_slice();
-    let (mut written, mut handed_on) = (0, 0);
-    while !slices.is_empty() {
-        match file.write_vectored(&slices[..stride(slices)]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(bytes) => {
-                IoSlice::advance_slices(&mut slices, bytes);
-                written += bytes as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-        if written - handed_on >= STRIDE as u64 {
-            // Where it is refused, the sync does all of it.
-            let _ = fadvise(&*file, handed_on, NonZero::new(written - handed_on), Advice::DontNeed);
-            handed_on = written;
-        }
-    }
-    Ok(())
-}
-
-/// How many slices make about one stride; at least one, and no more than the kernel takes.
-fn stride(slices: &[IoSlice<'_>]) -> usize {
-    const SLICES_MAX: usize = 1024;
-    let mut bytes = 0;
-    let fits = slices.iter().take(SLICES_MAX).take_while(|slice| {
-        bytes += slice.len();
-        bytes <= STRIDE
-    });
-    fits.count().max(1)
 }

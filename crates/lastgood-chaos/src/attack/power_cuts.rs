@@ -22,8 +22,6 @@ use super::state::{self, Size};
 use super::worker;
 
 const RANKS: u32 = 3;
-/// The store is made anew after so many cuts, so that rounds stay short and the disk does not fill up.
-const ROUNDS_A_STORE: u64 = 25;
 
 /// A file system that can be cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +56,21 @@ pub struct Report {
     pub violations: u64,
 }
 
+/// What is cut off, and while it does what.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial<'p> {
+    /// The program whose worker saves.
+    pub program: &'p Path,
+    /// Where it saves.
+    pub fs: FileSystem,
+    /// What it saves.
+    pub size: Size,
+    /// What is wrong with its disk.
+    pub flaw: Flaw,
+    /// Decides when the power is cut.
+    pub seed: u64,
+}
+
 /// A loop-mounted file system in a file in memory.
 struct Volume {
     image: tempfile::TempPath,
@@ -66,7 +79,7 @@ struct Volume {
 }
 
 impl Volume {
-    fn make(fs: FileSystem) -> Result<Self> {
+    fn make(fs: FileSystem, size: Size) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let image = tempfile::Builder::new()
             .prefix("lastgood-cut-")
@@ -75,8 +88,8 @@ impl Volume {
         let mount = folder.path().join("mnt");
         fs::create_dir(&mount)?;
         let bytes = match fs {
-            FileSystem::Ext4 => 96 << 20,
-            FileSystem::Xfs => 400 << 20,
+            FileSystem::Ext4 if size == Size::SMALL => 96 << 20,
+            _ => 400 << 20,
         };
         File::options().write(true).open(&image)?.set_len(bytes)?;
         let force = if fs == FileSystem::Ext4 { "-F" } else { "-f" };
@@ -127,103 +140,109 @@ fn draw(seed: &mut u64, below: u64) -> u64 {
     (*seed >> 16) % below
 }
 
-/// Cuts the power `cuts` times. With a flaw, ends at the first violation.
-///
-/// # Errors
-/// If the set-up fails, or, without a flaw, a promise is broken.
-pub fn run(program: &Path, fs: FileSystem, cuts: u64, flaw: Flaw, seed: u64) -> Result<Report> {
-    let volume = Volume::make(fs)?;
-    let mut report = Report::default();
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut acknowledged = 0;
-    let sound = flaw == Flaw::default();
-    for round in 0..=cuts {
-        volume.mount()?;
-        let store = volume.mount.join("store");
-        let judged = if round == 0 { Ok(0) } else { judge(&store, acknowledged, round) };
-        let mut newest = match judged {
-            Ok(newest) => newest,
-            Err(error) if sound => {
-                return Err(
-                    error.context(format!("{} after cut {round} of seed {seed}", fs.name()))
-                );
+impl Trial<'_> {
+    /// Cuts the power `cuts` times. With a flaw, ends at the first violation.
+    ///
+    /// # Errors
+    /// If the set-up fails, or, without a flaw, a promise is broken.
+    pub fn run(&self, cuts: u64) -> Result<Report> {
+        let &Self { fs, size, flaw, seed, .. } = self;
+        let volume = Volume::make(fs, size)?;
+        let mut report = Report::default();
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut acknowledged = 0;
+        let sound = flaw == Flaw::default();
+        for round in 0..=cuts {
+            volume.mount()?;
+            let store = volume.mount.join("store");
+            let judged = if round == 0 { Ok(0) } else { judge(&store, size, acknowledged, round) };
+            let mut newest = match judged {
+                Ok(newest) => newest,
+                Err(error) if sound => {
+                    return Err(
+                        error.context(format!("{} after cut {round} of seed {seed}", fs.name()))
+                    );
+                }
+                Err(_) => {
+                    report.violations += 1;
+                    0
+                }
+            };
+            if round == cuts || report.violations > 0 {
+                volume.unmount()?;
+                break;
             }
-            Err(_) => {
-                report.violations += 1;
-                0
+            if round % self.rounds_a_store() == 0 {
+                let _ = fs::remove_dir_all(&store);
+                call(Command::new("sync").arg("-f").arg(&volume.mount))?;
+                (acknowledged, newest) = (0, 0);
             }
-        };
-        if round == cuts || report.violations > 0 {
+            let (mut child, lines) = self.start(&store, newest + 1, round)?;
+            thread::sleep(Duration::from_micros(15_000 + draw(&mut random, 90_000)));
+            let before: Vec<u64> = lines.try_iter().collect();
+            let cut = volume.cut();
+            child.kill()?;
+            child.wait()?;
+            cut?;
+            let late: Vec<u64> = lines.iter().collect();
+            report.late += late.len() as u64;
+            // XFS lets the sync of a folder succeed that a shutdown overtakes, so that what is acknowledged
+            // after it says nothing there; without power nobody would have heard it.
+            let late = if fs == FileSystem::Xfs { Vec::new() } else { late };
+            for step in before.into_iter().chain(late) {
+                report.acknowledged += 1;
+                acknowledged = acknowledged.max(step);
+            }
             volume.unmount()?;
-            break;
+            report.cuts += 1;
         }
-        if round % ROUNDS_A_STORE == 0 {
-            let _ = fs::remove_dir_all(&store);
-            call(Command::new("sync").arg("-f").arg(&volume.mount))?;
-            (acknowledged, newest) = (0, 0);
-        }
-        let (mut child, lines) = start(program, &store, newest + 1, flaw, round)?;
-        thread::sleep(Duration::from_micros(15_000 + draw(&mut random, 90_000)));
-        let before: Vec<u64> = lines.try_iter().collect();
-        let cut = volume.cut();
-        child.kill()?;
-        child.wait()?;
-        cut?;
-        let late: Vec<u64> = lines.iter().collect();
-        report.late += late.len() as u64;
-        // XFS lets the sync of a folder succeed that a shutdown overtakes, so that what is acknowledged
-        // after it says nothing there; without power nobody would have heard it.
-        let late = if fs == FileSystem::Xfs { Vec::new() } else { late };
-        for step in before.into_iter().chain(late) {
-            report.acknowledged += 1;
-            acknowledged = acknowledged.max(step);
-        }
-        volume.unmount()?;
-        report.cuts += 1;
+        Ok(report)
     }
-    Ok(report)
-}
 
-fn start(
-    program: &Path,
-    store: &Path,
-    first_step: u64,
-    flaw: Flaw,
-    round: u64,
-) -> Result<(Child, Receiver<u64>)> {
-    let mut command = Command::new(program);
-    command
-        .args(["__worker", "--ranks", &RANKS.to_string(), "--steps", "1000000"])
-        .args(["--first-step", &first_step.to_string()])
-        .args(["--incarnation", &format!("round {round}"), "--commit-wait-ms", "10000"])
-        .arg("--folder")
-        .arg(store)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    if flaw.no_file_sync {
-        command.arg("--no-file-sync");
+    /// The store is made anew after so many cuts, so that rounds stay short and the disk does not fill up.
+    fn rounds_a_store(&self) -> u64 {
+        if self.size == Size::SMALL { 25 } else { 5 }
     }
-    if flaw.no_folder_sync {
-        command.arg("--no-folder-sync");
-    }
-    let mut child = command.spawn().context("cannot start the ranks")?;
-    let (sender, lines) = channel();
-    let stdout = child.stdout.take().context("no output")?;
-    thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let step = line.strip_prefix("ACK ").and_then(|l| l.split(' ').next()?.parse().ok());
-            if let Some(step) = step
-                && sender.send(step).is_err()
-            {
-                return;
-            }
+
+    fn start(&self, store: &Path, first_step: u64, round: u64) -> Result<(Child, Receiver<u64>)> {
+        let mut command = Command::new(self.program);
+        command
+            .args(["__worker", "--ranks", &RANKS.to_string(), "--steps", "1000000"])
+            .args(["--first-step", &first_step.to_string()])
+            .args(["--incarnation", &format!("round {round}"), "--commit-wait-ms", "10000"])
+            .arg("--folder")
+            .arg(store)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        if self.size == Size::LARGE {
+            command.arg("--large");
         }
-    });
-    Ok((child, lines))
+        if self.flaw.no_file_sync {
+            command.arg("--no-file-sync");
+        }
+        if self.flaw.no_folder_sync {
+            command.arg("--no-folder-sync");
+        }
+        let mut child = command.spawn().context("cannot start the ranks")?;
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take().context("no output")?;
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let step =
+                    line.strip_prefix("ACK ").and_then(|l| l.split(' ').next()?.parse().ok());
+                if let Some(step) = step
+                    && sender.send(step).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok((child, lines))
+    }
 }
 
 /// Nothing acknowledged is lost, and nothing wrong verifies. Gives the newest step.
-fn judge(store: &Path, acknowledged: u64, round: u64) -> Result<u64> {
+fn judge(store: &Path, size: Size, acknowledged: u64, round: u64) -> Result<u64> {
     let (repository, _) = worker::repository(store, Flaw::default())?;
     let ledger = repository.ledger(&state::run_name())?;
     repository.block_on(ledger.audit())?;
@@ -239,7 +258,7 @@ fn judge(store: &Path, acknowledged: u64, round: u64) -> Result<u64> {
     if newest > 0 {
         let name = format!("judge {round}");
         let mut run = state::open(&repository, World::ALONE, &name, RunOptions::default())?;
-        let restored = state::restore_and_check(&mut run, Size::SMALL)?.map(|r| r.step);
+        let restored = state::restore_and_check(&mut run, size)?.map(|r| r.step);
         ensure!(restored == Some(newest), "expected step {newest}, restored {restored:?}");
     }
     Ok(newest)

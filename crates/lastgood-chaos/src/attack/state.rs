@@ -31,6 +31,8 @@ pub struct Size {
 impl Size {
     /// About 20 kB.
     pub const SMALL: Self = Self { row_bytes: 1800, replicated_bytes: 5000 };
+    /// About 5 MB: parts of three ranks that a local store writes past the page cache.
+    pub const LARGE: Self = Self { row_bytes: 600_000, replicated_bytes: 5000 };
 }
 
 /// One rank's part of the state.

@@ -31,6 +31,8 @@ pub struct Work {
     pub steps: u64,
     /// How long a save waits for the other ranks.
     pub commit_wait: Duration,
+    /// How large the state is.
+    pub size: Size,
     /// What is wrong with the disk.
     pub flaw: Flaw,
 }
@@ -80,9 +82,9 @@ fn save_steps(repository: &Repository, work: &Work, rank: u32) -> Result<()> {
     let save = SaveOptions { commit_wait: work.commit_wait, ..SaveOptions::default() };
     let options = RunOptions { save, ..RunOptions::default() };
     let mut run = state::open(repository, world, &work.incarnation, options)?;
-    state::restore_and_check(&mut run, Size::SMALL)?;
+    state::restore_and_check(&mut run, work.size)?;
     for step in work.first_step..work.first_step + work.steps {
-        let id = state::save(&mut run, step, Size::SMALL)?.wait()?;
+        let id = state::save(&mut run, step, work.size)?.wait()?;
         say(&format!("ACK {step} {id}"));
     }
     run.close()?;
