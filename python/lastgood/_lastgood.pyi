@@ -241,6 +241,11 @@ class Targets:
         alive and nobody else uses.
         """
 
+def check_settings(settings: dict[str, Any]) -> None:
+    """
+    Raises if there are no such settings of saves, or one is out of its range.
+    """
+
 def main(program: SupportsGetItem[int, str], args: SupportsGetItem[int, str]) -> int:
     """
     Runs the `lastgood` command with `args`, and gives its exit code. `program` is how it is started again.

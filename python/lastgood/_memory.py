@@ -6,6 +6,7 @@ little-endian.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any, NamedTuple
 
@@ -49,6 +50,22 @@ class Memory(NamedTuple):
     owner: Any
 
 
+def need(name: str) -> Any:
+    """The framework ``name``, of which a checkpoint holds values.
+
+    Raises:
+        Incompatible: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise Incompatible(
+            f"the checkpoint holds values of {name}, which is not installed: pip install {name}"
+        ) from None
+
+
 def is_torch(value: Any) -> bool:
     """True for a torch tensor; torch is not imported for the question."""
     torch = sys.modules.get("torch")
@@ -81,8 +98,7 @@ def torch_dtype_name(dtype: Any, path: str) -> str:
 
 def torch_dtype(name: str) -> Any:
     """The torch dtype that is stored under ``name``."""
-    import torch
-
+    torch = need("torch")
     for ours, theirs in TORCH_DTYPES.items():
         if theirs == name and hasattr(torch, ours):
             return getattr(torch, ours)
@@ -104,17 +120,14 @@ def numpy_dtype_name(dtype: Any, path: str) -> str:
 
 def numpy_dtype(name: str) -> Any:
     """The numpy dtype that is stored under ``name``."""
-    import numpy
-
+    numpy = need("numpy")
     for ours, theirs in NUMPY_DTYPES.items():
         if theirs != name:
             continue
         try:
             return numpy.dtype(ours)
         except TypeError:
-            import ml_dtypes
-
-            return numpy.dtype(getattr(ml_dtypes, ours))
+            return numpy.dtype(getattr(need("ml_dtypes"), ours))
     raise Incompatible(f"numpy has no dtype for {name}")
 
 
@@ -124,13 +137,11 @@ def numpy_dtype_called(name: str) -> Any:
     Raises:
         Incompatible: if there is none.
     """
-    import numpy
-
+    numpy = need("numpy")
     try:
         return numpy.dtype(name)
     except TypeError:
-        import ml_dtypes
-
+        ml_dtypes = need("ml_dtypes")
     if not hasattr(ml_dtypes, name):
         raise Incompatible(f"this ml_dtypes has no dtype {name!r}; install a newer one")
     return numpy.dtype(getattr(ml_dtypes, name))

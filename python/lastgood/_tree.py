@@ -247,9 +247,7 @@ class _Decoder:
             if kind == "numpy" and "dtype" in tree and array.dtype.name != tree["dtype"]:
                 array = array.view(_memory.numpy_dtype_called(tree["dtype"]))
             if kind == "torch" and tree.get("dtype") == "complex128" and not array.is_complex():
-                import torch
-
-                array = torch.view_as_complex(array)
+                array = _memory.need("torch").view_as_complex(array)
             return array[()] if tree.get("scalar") else array
         value = tree.get("v")
         if kind == "float":
@@ -315,8 +313,7 @@ class _Decoder:
         )
 
     def torch(self, kind: str, value: Json) -> Any:
-        import torch
-
+        torch = _memory.need("torch")
         if kind == "torch.Size":
             return torch.Size(value)
         if kind == "torch.device":

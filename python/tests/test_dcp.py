@@ -225,6 +225,22 @@ def test_what_others_mark_meanwhile_is_not_taken_for_what_is_damaged(
     assert [row["standing"] for row in native.history()] == ["committed", "bad"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"chunk_bytes": 1}, "chunk_bytes"),
+        ({"compression": "gzip"}, "compression"),
+        ({"chunks": 65536}, "no setting"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_the_writer(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(lg.Invalid, match=said):
+        lg.torch.Writer(tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_writer_is_pickled_for_a_process_that_saves(tmp_path: Path) -> None:
     writer = pickle.loads(pickle.dumps(lg.torch.Writer(tmp_path, chunk_bytes=65536)))
     reader = pickle.loads(pickle.dumps(lg.torch.Reader(tmp_path, at=3)))

@@ -43,8 +43,9 @@ def undisturbed(program: Path, store: Path, ranks: int = 1) -> str:
 def killed(command: list[str], store: Path, name: str, seed: int) -> str:
     """Runs ``command`` and kills one process of ``name`` once there is a checkpoint, at a moment drawn by ``seed``."""
     draw = random.Random(seed)
-    # What torchrun starts its ranks with.
-    env = environment(PYTHON_EXEC=forks.python("torch"))
+    # What torchrun starts its ranks with. Where it restarts them by itself it must not share its store with them: they
+    # would meet at the addresses of those that were killed (https://github.com/pytorch/pytorch/issues/135712).
+    env = environment(PYTHON_EXEC=forks.python("torch"), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -90,6 +90,33 @@ def test_saves_and_restores_without_any_framework(tmp_path: Path) -> None:
     assert lines[0][2] != lines[1][2]
 
 
+def test_a_checkpoint_of_a_framework_that_is_missing_is_told_before_anything_changes(
+    tmp_path: Path,
+) -> None:
+    import torch
+
+    saved = {"n": {"n": 1}, "tensor": {"w": torch.ones(2)}, "dtype": {"d": torch.float16}}
+    with lg.open(tmp_path, saved, rng=False) as opened:
+        opened.save(3, block=True)
+    code = HIDE.format(hidden={"torch"}) + (
+        "import lastgood as lg\n"
+        "state = {'n': {'n': 0}, 'tensor': {}, 'dtype': {}}\n"
+        f"run = lg.open({str(tmp_path)!r}, state, rng=False)\n"
+        "def tell(only):\n"
+        "    try: print(run.restore(only=only), state)\n"
+        "    except lg.Incompatible as error: print('Incompatible', str(error).replace(chr(10), ' '))\n"
+        "tell(None); tell(['n', 'dtype']); print(state); tell(['n']); print(run.preflight().ok)\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    whole, value, before, only, fits = done.stdout.splitlines()
+    absent = "the checkpoint holds values of torch, which is not installed: pip install torch"
+    assert whole.startswith("Incompatible") and f"tensor: {absent}" in whole
+    assert value.startswith("Incompatible") and absent in value
+    assert before == "{'n': {'n': 0}, 'tensor': {}, 'dtype': {}}"
+    assert only == "3 {'n': {'n': 1}, 'tensor': {}, 'dtype': {}}" and fits == "False"
+
+
 def test_the_command_is_the_same_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lastgood", "--version"],

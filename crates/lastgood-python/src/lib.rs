@@ -45,6 +45,12 @@ mod _lastgood {
         py.detach(|| lastgood_cli::main(program, &args))
     }
 
+    /// Raises if there are no such settings of saves, or one is out of its range.
+    #[pyfunction]
+    fn check_settings(settings: BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<()> {
+        crate::run::save_options(&settings)?.check().or_raise()
+    }
+
     /// The names of the runs in the store `url`, sorted.
     #[pyfunction]
     fn runs(py: Python<'_>, url: &str, options: BTreeMap<String, String>) -> PyResult<Vec<String>> {

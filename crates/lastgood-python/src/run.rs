@@ -35,7 +35,7 @@ pub(crate) struct Run {
 }
 
 /// The settings of saves, by the names that `SaveOptions` has.
-fn save_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<SaveOptions> {
+pub(crate) fn save_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<SaveOptions> {
     let mut options = SaveOptions::default();
     for (name, value) in settings {
         match name.as_str() {

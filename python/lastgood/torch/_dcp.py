@@ -157,7 +157,8 @@ class Writer(StorageWriter, AsyncStager):
         settings: as for `lg.open`: ``chunk_bytes``, ``arena_bytes_max``, ``compression``, ``commit_wait``.
 
     Raises:
-        Invalid: if there is no store, or a save has what cannot be stored without pickle: the FQN is named.
+        Invalid: if there is no store or no such setting, or a save has what cannot be stored without pickle: the FQN
+            is named.
         Unavailable, Overloaded, Denied, Fenced: of a save, if this rank's part failed. DCP wraps it into a
             `CheckpointException`, which is no `Exception`; `lg.torch.save` does not.
 
@@ -183,6 +184,7 @@ class Writer(StorageWriter, AsyncStager):
     ) -> None:
         super().__init__()
         self._place = _world.place_of(store, run)
+        _lastgood.check_settings(settings)
         self._settings = settings
         with _process.lock:
             # One start of a job is one attempt, however many writers it makes.

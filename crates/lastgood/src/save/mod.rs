@@ -93,9 +93,11 @@ impl Default for SaveOptions {
 }
 
 impl SaveOptions {
+    /// What an open says of them.
+    ///
     /// # Errors
     /// `Invalid` if an option is out of its range.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&self.chunk_bytes) {
             return Err(Error::invalid(format!(
                 "chunk_bytes is {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, given {}",

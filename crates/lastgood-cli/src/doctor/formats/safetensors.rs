@@ -22,6 +22,8 @@ const INDEX_OF_PICKLES: &str = ".bin.index.";
 const SINGLE: &str = "model.safetensors";
 /// What a model of Hugging Face's needs beside its weights.
 const CONFIGS: [&str; 3] = ["config.json", "generation_config.json", "adapter_config.json"];
+/// What Accelerate calls the state of its first optimizer.
+const OPTIMIZER_OF_ACCELERATE: &str = "optimizer.bin";
 /// Where DCP's writer says which part of a tensor a file has.
 const SHARDING: &str = "DCP_SHARDING_INFO";
 
@@ -93,6 +95,15 @@ pub(crate) fn audit(audit: &Audit<'_>, folder: &Folder, checkpoint: &mut Checkpo
                 .expected("weights")
                 .found("none, or an index that names none")
                 .remedy("take an older checkpoint"),
+        );
+    }
+    let random_states = |name: &str| name.starts_with(hf::RANDOM_STATES);
+    if folder.has(OPTIMIZER_OF_ACCELERATE) && !folder.any(random_states) {
+        checkpoint.findings.add(
+            Finding::doubt("missing", format!("{}0.pkl", hf::RANDOM_STATES))
+                .expected("what Accelerate's save_state writes last, beside its optimizer.bin")
+                .found("it is not there: the save was cut off, or it was removed")
+                .remedy("take an older checkpoint, unless you know that the rest is whole"),
         );
     }
     // What Accelerate and others keep beside the weights: optimizers, schedules, random numbers.

@@ -104,6 +104,11 @@ fn a_folder_called_as_the_trainers_are_may_be_another_tools() {
     put(&path.join("random_states_0.pkl"), &torch(&dict(&[]), &[]));
     assert_eq!(verdict(&path), TRUSTED);
     assert_eq!(examined(&path)[0].checkpoints[0].step, Some(5));
+    let cut_off = folder.path().join("accelerate").join("state-6");
+    fs::create_dir(&cut_off).unwrap();
+    put(&cut_off.join("model.safetensors"), &safetensors(&["w"]));
+    put(&cut_off.join("optimizer.bin"), &torch(&dict(&[]), &[]));
+    assert_eq!(verdict(&cut_off), (Verdict::Suspect, vec!["missing"]));
     // The Trainer's own, with parts in such formats.
     let path = folder.path().join("trainer").join("checkpoint-5");
     trainer(&path, r#"{"global_step": 5}"#);
