@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use lastgood_chaos::attack::disks::Flaw;
-use lastgood_chaos::attack::power_cuts::{FileSystem, Trial};
+use lastgood_chaos::attack::power_cuts::Trial;
 use lastgood_chaos::attack::state::Size;
+use lastgood_chaos::attack::volume::FileSystem;
 use lastgood_chaos::attack::{bit_flips, cli_flips, full_disk, kills, worker};
 use lastgood_chaos::failure::{Failure, Result};
 use lastgood_chaos::setting::Setting;
@@ -176,12 +177,15 @@ fn run(attack: Attack) -> Result<Ending> {
             power_cuts_and_mutants(ext4, xfs, large, seed)?;
         }
         Attack::FullDisk => {
-            let report = full_disk::run()?;
-            say(&format!(
-                "full disk: {} saves before it was full, {} failed while it was, {} after space was \
-                 freed\n  {}",
-                report.before, report.failed, report.after, report.error
-            ));
+            for (name, report) in
+                [("tmpfs", full_disk::run()?), ("ext4, large files", full_disk::run_large()?)]
+            {
+                say(&format!(
+                    "full disk, {name}: {} saves before it was full, {} failed while it was, {} after \
+                     space was freed\n  {}",
+                    report.before, report.failed, report.after, report.error
+                ));
+            }
         }
         Attack::Worker(args) => {
             worker::run(&worker::Work {

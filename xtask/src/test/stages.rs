@@ -157,7 +157,7 @@ pub(super) const STAGES: &[Stage] = &[
     )
     .release(),
     Stage::new("full-disk", "a disk that fills up during a save", "lastgood-chaos full-disk")
-        .needs(&[Need::Root])
+        .needs(&[Need::Root, Need::FileSystems])
         .release(),
     Stage::new(
         "demo",

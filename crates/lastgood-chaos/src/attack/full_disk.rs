@@ -13,9 +13,11 @@ use lastgood::{ErrorKind, Repository, RunOptions};
 use lastgood_store::{LocalStore, SystemEnv};
 
 use super::state::{self, Size};
+use super::volume::{FileSystem, Volume};
 
-const DISK_BYTES: u64 = 8 << 20;
-const SIZE: Size = Size { row_bytes: 60_000, replicated_bytes: 400_000 };
+const TMPFS_BYTES: u64 = 8 << 20;
+const SMALL: Size = Size { row_bytes: 60_000, replicated_bytes: 400_000 };
+const EXT4_BYTES: u64 = 48 << 20;
 
 /// What happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Fills a small file system by saving on it, trains on, frees space, and saves again.
+/// Fills a small file system in memory by saving on it, trains on, frees space, and saves again.
 ///
 /// # Errors
 /// If a failure is not clear, training is stopped by it, a committed checkpoint is harmed, or saving
@@ -46,19 +48,31 @@ impl Drop for Mounted {
 pub fn run() -> Result<Report> {
     let folder = tempfile::tempdir()?;
     let status = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", &format!("size={DISK_BYTES}"), "lastgood-full-disk"])
+        .args(["-t", "tmpfs", "-o", &format!("size={TMPFS_BYTES}"), "lastgood-full-disk"])
         .arg(folder.path())
         .status()
         .context("cannot run mount")?;
     ensure!(status.success(), "cannot mount a tmpfs: {status}");
     let _mounted = Mounted(folder.path().to_owned());
-    let ballast = folder.path().join(".ballast");
-    fs::write(&ballast, vec![1; 2 << 20])?;
-    attack(&folder.path().join("store"), &ballast)
+    attack(folder.path(), SMALL, 2 << 20)
 }
 
-fn attack(root: &Path, ballast: &Path) -> Result<Report> {
-    let store = LocalStore::open(root)?;
+/// The same on ext4, with files so large that they are written past the page cache.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_large() -> Result<Report> {
+    let volume = Volume::make(FileSystem::Ext4, EXT4_BYTES)?;
+    volume.mount()?;
+    let report = attack(volume.folder(), Size::LARGE, 16 << 20);
+    volume.unmount()?;
+    report
+}
+
+fn attack(folder: &Path, size: Size, ballast_bytes: usize) -> Result<Report> {
+    let ballast = folder.join(".ballast");
+    fs::write(&ballast, vec![1; ballast_bytes])?;
+    let store = LocalStore::open(folder.join("store"))?;
     let repository = Repository::create(Arc::new(store), Arc::new(SystemEnv::default()))?;
     let save = SaveOptions { commit_wait: Duration::from_secs(2), ..SaveOptions::default() };
     let options = RunOptions { save, ..RunOptions::default() };
@@ -69,7 +83,7 @@ fn attack(root: &Path, ballast: &Path) -> Result<Report> {
         step += 1;
         ensure!(step < 100, "the disk does not fill up");
         // The call itself must not fail: training goes on.
-        match state::save(&mut run, step, SIZE)?.wait() {
+        match state::save(&mut run, step, size)?.wait() {
             Ok(_) => report.before += 1,
             Err(error) if matches!(error.kind(), ErrorKind::Overloaded) => {
                 let text = error.to_string();
@@ -83,16 +97,16 @@ fn attack(root: &Path, ballast: &Path) -> Result<Report> {
     ensure!(report.before > 0, "nothing was saved before the disk was full");
     run.take_failures();
     check_all(&repository)?;
-    fs::remove_file(ballast)?;
+    fs::remove_file(&ballast)?;
     for _ in 0..2 {
         step += 1;
-        state::save(&mut run, step, SIZE)?.wait().context("after space was freed")?;
+        state::save(&mut run, step, size)?.wait().context("after space was freed")?;
         report.after += 1;
     }
     run.close()?;
     check_all(&repository)?;
     let mut run = state::open(&repository, World::ALONE, "check", RunOptions::default())?;
-    let restored = state::restore_and_check(&mut run, SIZE)?.map(|restored| restored.step);
+    let restored = state::restore_and_check(&mut run, size)?.map(|restored| restored.step);
     ensure!(restored == Some(step), "expected step {step}, restored {restored:?}");
     Ok(report)
 }

@@ -9,6 +9,7 @@ pub mod full_disk;
 pub mod kills;
 pub mod power_cuts;
 pub mod state;
+pub mod volume;
 pub mod worker;
 
 use std::env;

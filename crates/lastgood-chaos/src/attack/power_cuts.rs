@@ -4,44 +4,25 @@
 //! `kill -9` cannot see a missing sync, since the kernel still writes what a dead process left behind.
 //! After a shutdown only what was synced is there.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::failure::{Context, Result, bail, ensure};
+use crate::failure::{Context, Result, ensure};
 use lastgood::RunOptions;
 use lastgood::restore::VerifiedPacks;
 use lastgood::state::World;
 
 use super::disks::Flaw;
 use super::state::{self, Size};
+use super::volume::{FileSystem, Volume, call};
 use super::worker;
 
 const RANKS: u32 = 3;
-
-/// A file system that can be cut off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileSystem {
-    /// ext4 with its defaults.
-    Ext4,
-    /// XFS with its defaults.
-    Xfs,
-}
-
-impl FileSystem {
-    /// The name, as `mkfs` spells it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Xfs => "xfs",
-        }
-    }
-}
 
 /// What became of the cuts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,67 +52,6 @@ pub struct Trial<'p> {
     pub seed: u64,
 }
 
-/// A loop-mounted file system in a file in memory.
-struct Volume {
-    image: tempfile::TempPath,
-    mount: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Volume {
-    fn make(fs: FileSystem, size: Size) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let image = tempfile::Builder::new()
-            .prefix("lastgood-cut-")
-            .tempfile_in("/dev/shm")?
-            .into_temp_path();
-        let mount = folder.path().join("mnt");
-        fs::create_dir(&mount)?;
-        let bytes = match fs {
-            FileSystem::Ext4 if size == Size::SMALL => 96 << 20,
-            _ => 400 << 20,
-        };
-        File::options().write(true).open(&image)?.set_len(bytes)?;
-        let force = if fs == FileSystem::Ext4 { "-F" } else { "-f" };
-        call(Command::new(format!("mkfs.{}", fs.name())).args(["-q", force]).arg(&image))?;
-        Ok(Self { image, mount, _folder: folder })
-    }
-
-    fn mount(&self) -> Result<()> {
-        call(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mount))
-    }
-
-    fn cut(&self) -> Result<()> {
-        call(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mount))
-    }
-
-    fn unmount(&self) -> Result<()> {
-        for _ in 0..50 {
-            if call(Command::new("umount").arg(&self.mount)).is_ok() {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        bail!("cannot unmount {}", self.mount.display())
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        let _ = call(Command::new("umount").arg("-l").arg(&self.mount));
-    }
-}
-
-fn call(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
-}
-
 /// A number below `below` that is a function of a seed.
 fn draw(seed: &mut u64, below: u64) -> u64 {
     *seed ^= *seed << 13;
@@ -147,14 +67,14 @@ impl Trial<'_> {
     /// If the set-up fails, or, without a flaw, a promise is broken.
     pub fn run(&self, cuts: u64) -> Result<Report> {
         let &Self { fs, size, flaw, seed, .. } = self;
-        let volume = Volume::make(fs, size)?;
+        let volume = Volume::make(fs, self.volume_bytes())?;
         let mut report = Report::default();
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut acknowledged = 0;
         let sound = flaw == Flaw::default();
         for round in 0..=cuts {
             volume.mount()?;
-            let store = volume.mount.join("store");
+            let store = volume.folder().join("store");
             let judged = if round == 0 { Ok(0) } else { judge(&store, size, acknowledged, round) };
             let mut newest = match judged {
                 Ok(newest) => newest,
@@ -174,7 +94,7 @@ impl Trial<'_> {
             }
             if round % self.rounds_a_store() == 0 {
                 let _ = fs::remove_dir_all(&store);
-                call(Command::new("sync").arg("-f").arg(&volume.mount))?;
+                call(Command::new("sync").arg("-f").arg(volume.folder()))?;
                 (acknowledged, newest) = (0, 0);
             }
             let (mut child, lines) = self.start(&store, newest + 1, round)?;
@@ -197,6 +117,13 @@ impl Trial<'_> {
             report.cuts += 1;
         }
         Ok(report)
+    }
+
+    fn volume_bytes(&self) -> u64 {
+        match self.fs {
+            FileSystem::Ext4 if self.size == Size::SMALL => 96 << 20,
+            _ => 400 << 20,
+        }
     }
 
     /// The store is made anew after so many cuts, so that rounds stay short and the disk does not fill up.
