@@ -90,3 +90,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Shows the tables that tests have recorded: what they print in a worker of pytest-xdist nobody sees."""
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get(
+        "failed", []
+    ):
+        for name, text in report.user_properties:
+            if name == "table":
+                terminalreporter.write_line(text)

@@ -6,7 +6,9 @@ LASTGOOD_SLOW=1 they are started as it starts them, and the stock trainers are j
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import time
 from collections import Counter
@@ -35,9 +37,15 @@ def newest_in_store(out: Path, _: Any) -> int:
 
 
 def judge(
-    monkeypatch: Any, capsys: Any, work: Path, target: str, *, ranks: int = 1, stock: bool = False
+    monkeypatch: Any,
+    record_property: Any,
+    work: Path,
+    target: str,
+    *,
+    ranks: int = 1,
+    stock: bool = False,
 ) -> list[Any]:
-    """The referee's table for ``target``, which is printed."""
+    """The referee's table for ``target``, which is printed at the end of the tests."""
     name = target if stock else f"referee_{target}"
     paths = [str(trainers.PROGRAMS), children.PACKAGES]
     monkeypatch.setenv("CKPT_CHAOS_PREPEND_PYTHONPATH", os.pathsep.join(paths))
@@ -59,9 +67,11 @@ def judge(
         monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=popen, STDOUT=plain.STDOUT))
     started = time.monotonic()
     rows: list[Any] = runner.run_matrix(work, JOBS, ranks, name)
-    with capsys.disabled():
-        print(f"\n{name}, {ranks} rank(s): {time.monotonic() - started:.0f} s")
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print(f"{name}, {ranks} rank(s): {time.monotonic() - started:.0f} s")
         runner.print_table(rows)
+    record_property("table", text.getvalue())
     return rows
 
 
@@ -75,25 +85,25 @@ def check(rows: list[Any], points: int, resumes: set[int], *, ordered: bool = Tr
     assert rows[0].outcome.resumed_from_step == SECOND
 
 
-def test_hf_trainer(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
-    check(judge(monkeypatch, capsys, tmp_path, "hf_trainer"), 19, {FIRST})
+def test_hf_trainer(monkeypatch: Any, record_property: Any, tmp_path: Path) -> None:
+    check(judge(monkeypatch, record_property, tmp_path, "hf_trainer"), 19, {FIRST})
 
 
-def test_accelerate_loop(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
-    rows = judge(monkeypatch, capsys, tmp_path, "accelerate_loop")
+def test_accelerate_loop(monkeypatch: Any, record_property: Any, tmp_path: Path) -> None:
+    rows = judge(monkeypatch, record_property, tmp_path, "accelerate_loop")
     check(rows, len(rows), {FIRST})
     assert len(rows) > 5
 
 
-def test_lightning_trainer(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
-    rows = judge(monkeypatch, capsys, tmp_path, "lightning_trainer")
+def test_lightning_trainer(monkeypatch: Any, record_property: Any, tmp_path: Path) -> None:
+    rows = judge(monkeypatch, record_property, tmp_path, "lightning_trainer")
     check(rows, len(rows), {FIRST, SECOND}, ordered=False)
     assert len(rows) > 5
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_loop_ddp(monkeypatch: Any, capsys: Any, tmp_path: Path, ranks: int) -> None:
-    rows = judge(monkeypatch, capsys, tmp_path, "loop_ddp", ranks=ranks)
+def test_loop_ddp(monkeypatch: Any, record_property: Any, tmp_path: Path, ranks: int) -> None:
+    rows = judge(monkeypatch, record_property, tmp_path, "loop_ddp", ranks=ranks)
     check(rows, len(rows), {FIRST, SECOND}, ordered=False)
     assert len(rows) > 4 * ranks
 
@@ -110,7 +120,12 @@ def test_loop_ddp(monkeypatch: Any, capsys: Any, tmp_path: Path, ranks: int) -> 
     ],
 )
 def test_stock(
-    monkeypatch: Any, capsys: Any, tmp_path: Path, target: str, ranks: int, verdicts: dict[str, int]
+    monkeypatch: Any,
+    record_property: Any,
+    tmp_path: Path,
+    target: str,
+    ranks: int,
+    verdicts: dict[str, int],
 ) -> None:
-    rows = judge(monkeypatch, capsys, tmp_path, target, ranks=ranks, stock=True)
+    rows = judge(monkeypatch, record_property, tmp_path, target, ranks=ranks, stock=True)
     assert Counter(row.verdict for row in rows) == verdicts
