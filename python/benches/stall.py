@@ -114,7 +114,7 @@ class Window:
     processor: float
 
 
-def window(steps: int, step: Callable[[], None], way: Any | None, number: int) -> Window:
+def window(steps: int, step: Callable[[], None], way: Any, number: int) -> Window:
     processor, begin, inside = time.process_time(), time.perf_counter(), 0.0
     for i in range(steps):
         step()
@@ -177,7 +177,7 @@ def show(pairs: dict[str, list[tuple[Window, Window]]], steps: int, size: int) -
     print("ms a save    slowdown (quartiles)    in the call    drain    processor    saves")
     medians = {}
     for name, found in pairs.items():
-        slowdowns = sorted(saving.total - without.total for without, saving in found)
+        slowdowns = [saving.total - without.total for without, saving in found]
         low, medians[name], high = statistics.quantiles(slowdowns, n=4)
         inside = statistics.median(saving.inside for _, saving in found)
         drain = statistics.median(saving.drain for _, saving in found)
@@ -215,6 +215,8 @@ def main() -> None:
     arguments.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     arguments.add_argument("--all", action="store_true")
     asked = arguments.parse_args()
+    if asked.saves * asked.reps < 2:
+        arguments.error("quartiles need at least two saves")
     if asked.threads is not None:
         torch.set_num_threads(asked.threads)
     idle()

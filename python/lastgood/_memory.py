@@ -98,7 +98,8 @@ def torch_dtype_name(dtype: Any, path: str) -> str:
 
 def torch_dtype(name: str) -> Any:
     """The torch dtype that is stored under ``name``."""
-    torch = need("torch")
+    import torch
+
     for ours, theirs in TORCH_DTYPES.items():
         if theirs == name and hasattr(torch, ours):
             return getattr(torch, ours)
@@ -120,7 +121,8 @@ def numpy_dtype_name(dtype: Any, path: str) -> str:
 
 def numpy_dtype(name: str) -> Any:
     """The numpy dtype that is stored under ``name``."""
-    numpy = need("numpy")
+    import numpy
+
     for ours, theirs in NUMPY_DTYPES.items():
         if theirs != name:
             continue
@@ -137,7 +139,8 @@ def numpy_dtype_called(name: str) -> Any:
     Raises:
         Incompatible: if there is none.
     """
-    numpy = need("numpy")
+    import numpy
+
     try:
         return numpy.dtype(name)
     except TypeError:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lastgood import _lastgood, _state
+from lastgood import _lastgood, _memory, _state, _tree
 from lastgood._lastgood import Incompatible, NotFound
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, World
 
@@ -116,6 +116,9 @@ class Plan:
                 continue
             adapter = self.components[name][1]
             assert adapter is not None
+            if absent := _absent(list(trees[name].values())):
+                self.problems += [f"{name}: {problem}" for problem in absent]
+                continue
             saved = self._saved(name, trees[name], stored.get(name, {}))
             try:
                 self.loadings.append(adapter.load(saved, self.world))
@@ -218,6 +221,17 @@ class Plan:
             problems,
             list(self.notices),
         )
+
+
+def _absent(trees: list[Any]) -> list[str]:
+    """What is said of each framework that values in ``trees`` need and that is not installed."""
+    said = []
+    for framework in sorted(_tree.frameworks_of(trees)):
+        try:
+            _memory.need(framework)
+        except Incompatible as error:
+            said.append(str(error))
+    return said
 
 
 def _take_back(done: list[Loading]) -> list[str]:

@@ -11,7 +11,7 @@ import random
 import sys
 from typing import Any
 
-from lastgood import _memory, _state, _tree
+from lastgood import _state, _tree
 from lastgood._state import Loading, Saved, Shard, Snapshot, World
 
 
@@ -82,9 +82,12 @@ def _set_global_states(states: dict[str, Any], notices: list[str]) -> None:
     stored = states["python"]
     random.setstate((stored["version"], _unpack(stored["words"]), stored["gauss"]))
     if "numpy" in states:
-        _memory.need("numpy").random.set_state(states["numpy"])
+        import numpy
+
+        numpy.random.set_state(states["numpy"])
     if "torch" in states:
-        torch = _memory.need("torch")
+        import torch
+
         torch.set_rng_state(states["torch"])
         devices = states.get("torch.cuda", [])
         there = torch.cuda.device_count() if devices else 0

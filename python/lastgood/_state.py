@@ -19,7 +19,6 @@ from lastgood._declared import Derived as Derived
 from lastgood._declared import Durable as Durable
 from lastgood._declared import Volatile as Volatile
 from lastgood._declared import as_declared as as_declared
-from lastgood._lastgood import Incompatible
 from lastgood._memory import Memory
 
 T = TypeVar("T")
@@ -322,17 +321,10 @@ def stage(saved: Saved, kinds: dict[str, str], world: World, like: dict[str, Any
     which part this rank wants.
 
     Raises:
-        Mismatch: if the checkpoint lacks one, or it is of a framework that is not installed.
+        Mismatch: if the checkpoint lacks one.
     """
     staged = _Staged()
     problems = []
-    for framework in sorted(set(kinds.values())):
-        try:
-            _memory.need(framework)
-        except Incompatible as error:
-            problems.append(f"{saved.component}: {error}")
-    if problems:
-        raise Mismatch(problems)
     for name, kind in kinds.items():
         if name not in saved.tensors:
             problems.append(f"{saved.component}/{name} is missing in the checkpoint")
@@ -373,7 +365,9 @@ def role_of(saved: Saved, name: str, world: World) -> str:
 def _stage_numpy(
     saved: Saved, name: str, tensor: SavedTensor, world: World, kind: str
 ) -> tuple[Shard, Callable[[], Any]]:
-    array = _memory.need("numpy").empty(tensor.shape, _memory.numpy_dtype(tensor.dtype))
+    import numpy
+
+    array = numpy.empty(tensor.shape, _memory.numpy_dtype(tensor.dtype))
     role = role_of(saved, name, world)
     target = whole(name, tensor.dtype, tensor.shape, _memory.of_numpy(array), role)
 

@@ -213,6 +213,20 @@ def arrays_of(tree: Json) -> dict[str, str]:
     return found
 
 
+def frameworks_of(tree: Json) -> set[str]:
+    """The frameworks whose values ``tree`` names (``torch``, ``numpy``, ``jax``), arrays and others."""
+    found = set()
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack.extend(node)
+        elif isinstance(node, dict):
+            found.add(str(node.get("$")).partition(".")[0])
+            stack.extend(node.values())
+    return found & {"torch", "numpy", "jax"}
+
+
 def decode(tree: Json, arrays: dict[str, Any], where: str, template: Any = None) -> Any:
     """The value that was encoded. ``template`` is a value of the same structure, which gives named tuples their
     classes.
@@ -247,7 +261,9 @@ class _Decoder:
             if kind == "numpy" and "dtype" in tree and array.dtype.name != tree["dtype"]:
                 array = array.view(_memory.numpy_dtype_called(tree["dtype"]))
             if kind == "torch" and tree.get("dtype") == "complex128" and not array.is_complex():
-                array = _memory.need("torch").view_as_complex(array)
+                import torch
+
+                array = torch.view_as_complex(array)
             return array[()] if tree.get("scalar") else array
         value = tree.get("v")
         if kind == "float":

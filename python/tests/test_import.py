@@ -112,6 +112,7 @@ def test_a_checkpoint_of_a_framework_that_is_missing_is_told_before_anything_cha
     whole, value, before, only, fits = done.stdout.splitlines()
     absent = "the checkpoint holds values of torch, which is not installed: pip install torch"
     assert whole.startswith("Incompatible") and f"tensor: {absent}" in whole
+    assert f"dtype: {absent}" in whole
     assert value.startswith("Incompatible") and absent in value
     assert before == "{'n': {'n': 0}, 'tensor': {}, 'dtype': {}}"
     assert only == "3 {'n': {'n': 1}, 'tensor': {}, 'dtype': {}}" and fits == "False"

@@ -16,7 +16,7 @@ use super::state::{self, Size};
 use super::volume::{FileSystem, Volume};
 
 const TMPFS_BYTES: u64 = 8 << 20;
-const SMALL: Size = Size { row_bytes: 60_000, replicated_bytes: 400_000 };
+const TMPFS_STATE: Size = Size { row_bytes: 60_000, replicated_bytes: 400_000 };
 const EXT4_BYTES: u64 = 48 << 20;
 
 /// What happened.
@@ -54,7 +54,7 @@ pub fn run() -> Result<Report> {
         .context("cannot run mount")?;
     ensure!(status.success(), "cannot mount a tmpfs: {status}");
     let _mounted = Mounted(folder.path().to_owned());
-    attack(folder.path(), SMALL, 2 << 20)
+    attack(folder.path(), TMPFS_STATE, 2 << 20)
 }
 
 /// The same on ext4, with files so large that they are written past the page cache.
@@ -64,9 +64,7 @@ pub fn run() -> Result<Report> {
 pub fn run_large() -> Result<Report> {
     let volume = Volume::make(FileSystem::Ext4, EXT4_BYTES)?;
     volume.mount()?;
-    let report = attack(volume.folder(), Size::LARGE, 16 << 20);
-    volume.unmount()?;
-    report
+    attack(volume.folder(), Size::LARGE, 16 << 20)
 }
 
 fn attack(folder: &Path, size: Size, ballast_bytes: usize) -> Result<Report> {
