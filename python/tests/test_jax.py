@@ -505,7 +505,8 @@ def test_an_object_that_refuses_leaves_every_other_as_it_was(tmp_path: pathlib.P
 def flip_a_pack(store: pathlib.Path, newest: bool = True) -> None:
     packs = sorted(
         (p for p in store.rglob("*") if p.is_file() and "pack" in p.name + p.parent.name),
-        key=os.path.getmtime,
+        # Two saves may fall into one tick of the file system's clock; the names have the step.
+        key=lambda p: (os.path.getmtime(p), str(p)),
     )
     path = packs[-1 if newest else 0]
     data = bytearray(path.read_bytes())
