@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`sim`] | the real ledger and commit code under a seeded scheduler, over a store full of faults |
 //! | [`crash`] | every state that a crash can leave on a disk, over recordings of saves |
+//! | [`journal`] | the writer of the journal, with a crash at every operation |
 //! | [`planted`] | bugs that the two above must find |
 //! | [`ranks`] | ranks that save tiny checkpoints through that code, on any store |
 //! | [`setting`] | what is attacked: the real code, or the real code with a planted bug |
@@ -15,6 +16,7 @@
 pub mod attack;
 pub mod crash;
 pub mod failure;
+pub mod journal;
 pub mod planted;
 pub mod random;
 pub mod ranks;

@@ -13,7 +13,7 @@ use lastgood_chaos::attack::volume::FileSystem;
 use lastgood_chaos::attack::{bit_flips, cli_flips, full_disk, kills, worker};
 use lastgood_chaos::failure::{Failure, Result};
 use lastgood_chaos::setting::Setting;
-use lastgood_chaos::{crash, planted, sim};
+use lastgood_chaos::{crash, journal, planted, sim};
 
 /// Attacks on lastgood: each says what it did and what it found, and fails on a broken promise.
 #[derive(Debug, Parser)]
@@ -45,6 +45,15 @@ enum Attack {
         /// Repeat this recording alone
         #[arg(long, conflicts_with = "states")]
         recording: Option<u64>,
+    },
+    /// Crash the journal's writer at every operation of disk and store, and its recovery too
+    Journal {
+        /// How many crashes
+        #[arg(long, default_value_t = 20_000)]
+        crashes: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        first: u64,
     },
     /// Plant bugs, each of which the simulation and the enumerator must find
     Mutants,
@@ -155,6 +164,7 @@ fn run(attack: Attack) -> Result<Ending> {
             None => return simulate(first, seeds),
         },
         Attack::Enumerate { states, recording } => return enumerate(states, recording),
+        Attack::Journal { crashes, first } => return Ok(crash_journals(first, crashes)),
         Attack::Mutants => return mutants(),
         Attack::BitFlips { bytes } => {
             let report = bit_flips::run(bytes)?;
@@ -312,6 +322,17 @@ fn enumerate(states: u64, recording: Option<u64>) -> Result<Ending> {
     Ok(Ending::Counted { passed: counts.states.saturating_sub(failed), failed })
 }
 
+fn crash_journals(first: u64, crashes: u64) -> Ending {
+    let report = journal::simulate(first, crashes, &Setting::default());
+    say(&report.to_string());
+    for broken in report.failed.iter().take(10) {
+        let repeat = format!("lastgood-chaos journal --first {} --crashes 1", broken.seed);
+        say(&format!("{broken}\n  repeat it: {repeat}"));
+    }
+    let failed = report.failed.len() as u64;
+    Ending::Counted { passed: report.crashes - failed, failed }
+}
+
 fn mutants() -> Result<Ending> {
     let hunted = planted::hunt()?;
     for one in &hunted {
@@ -319,6 +340,9 @@ fn mutants() -> Result<Ending> {
         say(&format!("{mark} {}", one.bug.name));
         if let Some(failed) = &one.simulation {
             say(&format!("         simulation, seed {}: {}", failed.seed, failed.violation));
+        }
+        if let Some(broken) = &one.journal {
+            say(&format!("         journal, {broken}"));
         }
         if let Some(found) = &one.enumerator {
             say(&format!(

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::journal::Lane;
 use crate::{Error, Hash, Result};
 
 /// The descriptor of a repository.
@@ -141,6 +142,28 @@ pub fn index_in_run(save: &SaveKey, rank: u32) -> String {
 #[must_use]
 pub fn pack_in_run(save: &SaveKey, rank: u32, i: u32) -> String {
     format!("packs/{}/{rank}-{i}.pack", save.folder())
+}
+
+/// The folder of a run's journal, with a closing `/`.
+#[must_use]
+pub fn journal_folder(run: &RunName) -> String {
+    [RUNS, run.as_str(), "/journal/"].concat()
+}
+
+/// The sealed segment of a lane of an attempt whose first frame is number `first`.
+#[must_use]
+pub fn journal_segment(run: &RunName, attempt: u64, lane: Lane, first: u64) -> String {
+    format!("{RUNS}{run}/journal/{attempt}/{lane}/{first:020}.seg")
+}
+
+/// The attempt, the lane and the first frame of the segment under `key`; `None` if it is no segment's key.
+#[must_use]
+pub fn parse_journal_segment(run: &RunName, key: &str) -> Option<(u64, Lane, u64)> {
+    let mut parts = key.strip_prefix(&journal_folder(run))?.split('/');
+    let attempt = parts.next()?.parse().ok()?;
+    let lane = parts.next()?.parse().ok()?;
+    let first = parts.next()?.strip_suffix(".seg")?.parse().ok()?;
+    (journal_segment(run, attempt, lane, first) == key).then_some((attempt, lane, first))
 }
 
 /// The key of an object named relative to the run's folder.

@@ -13,6 +13,7 @@
 //! | [`index`] | one rank's tensors, shards and chunks of one save |
 //! | [`pack`] | many encoded chunks |
 //! | [`chunk`] | codecs of one chunk |
+//! | [`journal`] | the events of a run: frames, segments, and what an event says |
 //! | [`layout`] | arithmetic on n-dimensional boxes: intersection, runs of bytes, coverage |
 
 pub mod chunk;
@@ -22,6 +23,7 @@ pub mod error;
 mod frames;
 pub mod hash;
 pub mod index;
+pub mod journal;
 pub mod key;
 pub mod layout;
 pub mod ledger;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,6 +39,12 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Those of the file system. The file may exist with some of the bytes.
     fn create(&self, path: &Path, parts: &[Bytes]) -> io::Result<()>;
+
+    /// Appends `bytes` to the file `path`, which exists. Nothing is durable after it.
+    ///
+    /// # Errors
+    /// Those of the file system. Some of the bytes may have been appended.
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes the bytes of the file durable. After an error the file must not be used, nor synced
     /// again: the kernel may have dropped what it could not write, and then says that all is well.
@@ -101,7 +107,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// The files that this process has created and not synced yet. An error of writing them back may be
+/// The files that this process has created or appended to, and not synced yet. An error of writing them back may be
 /// told to nobody but to a file that was open when it happened, so they are kept open until then.
 static UNSYNCED: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 
@@ -118,6 +124,14 @@ impl Disk for RealDisk {
         let file = write::create(path, parts)?;
         unsynced().insert(path.to_owned(), file);
         Ok(())
+    }
+
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let flags = OFlags::NOFOLLOW.bits() as i32;
+        let mut file = OpenOptions::new().append(true).custom_flags(flags).open(path)?;
+        let written = file.write_all(bytes);
+        unsynced().insert(path.to_owned(), file);
+        written
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {

@@ -10,6 +10,7 @@
 //! | [`commit`] | turns the shard indexes of all ranks into one checkpoint |
 //! | [`ledger`] | the run's append-only list of decisions |
 //! | [`attempt`] | starts incarnations of a run and fences the old ones |
+//! | [`journal`] | the run's events, for replay |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
 //! | [`safetensors`] | files of tensors in and out |
 //! | `candle` | models of candle as components (feature `candle`) |
@@ -21,6 +22,7 @@ pub mod attempt;
 pub mod candle;
 pub mod commit;
 mod io;
+pub mod journal;
 pub mod ledger;
 #[doc(hidden)]
 pub mod objects;

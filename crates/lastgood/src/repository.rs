@@ -7,6 +7,7 @@ use lastgood_format::{Error, ErrorKind, Hash, Result, RunName, key};
 use lastgood_store::{Env, Store};
 
 use crate::io::StoreIo;
+use crate::journal::read::JournalReader;
 use crate::ledger::Ledger;
 use crate::objects;
 use crate::restore::{self, Contents, Restored, VerifiedPacks};
@@ -110,6 +111,15 @@ impl Repository {
                 }
             }
         })
+    }
+
+    /// The sealed journal of `run`; empty if it has none.
+    ///
+    /// # Errors
+    /// As [`JournalReader::open`].
+    pub fn journal(&self, run: &RunName) -> Result<JournalReader> {
+        let store = Arc::clone(&self.io.store);
+        self.io.block_on(JournalReader::open(store, self.id(), run))
     }
 
     /// What checkpoint `id` of the ledger's run holds.

@@ -1,5 +1,6 @@
 //! One rank's handle of a run: restore, save, close.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
 
 use crate::attempt::{self, NewAttempt};
 use crate::io::StoreIo;
+use crate::journal::rank::{self, RankJournal};
+use crate::journal::{Journal, JournalOptions, StepRecord, Value};
 use crate::ledger::{Attempt, Checkpoint, Decision, History, Ledger, Standing, Writer};
 use crate::repository::Repository;
 use crate::restore::{self, Contents, Restored, Selector};
@@ -29,6 +32,10 @@ pub struct RunOptions {
     pub save: SaveOptions,
     /// Called by [`Run::step`].
     pub heartbeat: Option<Heartbeat>,
+    /// How the journal is written. Default none.
+    pub journal: Option<JournalOptions>,
+    /// The environment and numerics fingerprint of this process, which the journal records.
+    pub environment: BTreeMap<String, String>,
 }
 
 impl Default for RunOptions {
@@ -38,6 +45,8 @@ impl Default for RunOptions {
             incarnation: None,
             save: SaveOptions::default(),
             heartbeat: None,
+            journal: None,
+            environment: BTreeMap::new(),
         }
     }
 }
@@ -48,6 +57,7 @@ impl fmt::Debug for RunOptions {
             .field("world", &self.world)
             .field("incarnation", &self.incarnation)
             .field("save", &self.save)
+            .field("journal", &self.journal)
             .finish_non_exhaustive()
     }
 }
@@ -66,6 +76,8 @@ pub struct Run {
     world: World,
     heartbeat: OptionalHeartbeat,
     saver: Saver,
+    // After the saver: what it still saves is recorded.
+    journal: Option<RankJournal>,
 }
 
 struct OptionalHeartbeat(Option<Heartbeat>);
@@ -94,6 +106,7 @@ impl Run {
             ));
         }
         options.save.check()?;
+        options.journal.as_ref().map_or(Ok(()), |journal| journal.check(world))?;
         let io = repository.io().clone();
         let mut ledger = repository.ledger(run)?;
         let actor = format!("rank {}", world.rank);
@@ -107,6 +120,13 @@ impl Run {
         };
         let attempt = io.block_on(attempt::start(&mut ledger, &actor, &new))?;
         let writer = Writer { attempt: attempt.number, actor };
+        let journal = match &options.journal {
+            Some(journal) => {
+                let who = (world, &attempt);
+                Some(RankJournal::open(repository, run, who, journal, &options.environment)?)
+            }
+            None => None,
+        };
         let worker = Worker {
             shared: Arc::new(Shared::new(&options.save)),
             io: io.clone(),
@@ -115,11 +135,12 @@ impl Run {
             world,
             options: options.save.clone(),
             sink_speed: None,
+            journal: journal.as_ref().map(|journal| (journal.journal().clone(), journal.own())),
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
         let next = attempt.from;
-        Ok(Self { io, ledger, attempt, next, writer, world, heartbeat, saver })
+        Ok(Self { io, ledger, attempt, next, writer, world, heartbeat, saver, journal })
     }
 
     /// The attempt that this process is part of.
@@ -224,9 +245,12 @@ impl Run {
         self.go_back(id, error, notices)
     }
 
-    /// Lets the next save reuse the chunks of a checkpoint that was restored, and name it its parent.
+    /// The state is that of `contents` now: the next save may reuse its chunks, and names it its parent.
     pub fn build_on(&self, contents: &Contents) {
         self.saver.set_base(base_of(contents));
+        if let Some(journal) = &self.journal {
+            rank::tell(journal, journal.restored(&contents.id(), contents.manifest().step));
+        }
     }
 
     fn mark_bad(&mut self, id: &Hash, error: Error) -> Result<Error> {
@@ -324,7 +348,7 @@ impl Run {
     ) -> Result<SaveHandle> {
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
-        self.saver.save(step, &capture, mode)
+        self.saver.save(step, &capture, mode, self.journal.as_ref())
     }
 
     /// As [`Run::save`] with [`Mode::Async`], but returns before the state is copied: a thread copies it while
@@ -340,7 +364,7 @@ impl Run {
     ) -> Result<SaveHandle> {
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
-        self.saver.save_overlapped(step, capture)
+        self.saver.save_overlapped(step, capture, self.journal.as_ref())
     }
 
     /// Reads the ledger to its tail.
@@ -352,16 +376,46 @@ impl Run {
         Ok(self.ledger.history())
     }
 
-    /// Tells the supervisor, if there is one, that `step` was reached.
-    pub fn step(&self, step: u64) {
+    /// Says that a step is done: tells the supervisor, if there is one, and records it, if there is a journal. A
+    /// journal that cannot be written ends no training: [`Run::take_failures`] tells.
+    pub fn step(&self, done: impl Into<StepRecord>) {
+        let record = done.into();
         if let Some(heartbeat) = &self.heartbeat.0 {
-            heartbeat(step);
+            heartbeat(record.step());
+        }
+        if let Some(journal) = &self.journal {
+            rank::tell(journal, journal.step(&record));
         }
     }
 
-    /// The failures of saves since they were last asked for.
+    /// Records an event of the caller's own kind.
+    ///
+    /// # Errors
+    /// `Invalid` if the run has no journal or the event is too large; `Overloaded`.
+    pub fn event(&self, name: &str, data: Value) -> Result<()> {
+        self.journal.as_ref().ok_or_else(rank::missing)?.event(name, data)
+    }
+
+    /// Records what was read from outside of the run, which a replay cannot read again, and gives it back.
+    ///
+    /// # Errors
+    /// As [`Run::event`].
+    pub fn read_external(&self, name: &str, value: Value) -> Result<Value> {
+        self.journal.as_ref().ok_or_else(rank::missing)?.external(name, value.clone())?;
+        Ok(value)
+    }
+
+    /// The journal, if the run has one.
+    #[must_use]
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref().map(RankJournal::journal)
+    }
+
+    /// The failures of saves, and of the journal, since they were last asked for.
     pub fn take_failures(&mut self) -> Vec<Error> {
-        self.saver.take_failures()
+        let mut failures = self.saver.take_failures();
+        failures.extend(self.journal.iter().flat_map(|journal| journal.journal().take_failures()));
+        failures
     }
 
     /// Gives a checkpoint a standing, with the reason.
@@ -399,7 +453,9 @@ impl Run {
     /// The failures of saves that nobody has asked for, of the kind of the last one: `Unavailable`,
     /// `Overloaded`, `Denied`, `Fenced`, `Conflict`.
     pub fn close(mut self) -> Result<()> {
-        self.saver.close()
+        let saved = self.saver.close();
+        let sealed = self.journal.as_ref().map_or(Ok(()), |journal| journal.journal().close());
+        saved.and(sealed)
     }
 }
 

@@ -147,6 +147,12 @@ pub(super) const STAGES: &[Stage] = &[
         "lastgood-chaos enumerate --states 1000000",
     )
     .release(),
+    Stage::new(
+        "journal",
+        "20,000 crashes of the journal's writer and of its recovery",
+        "lastgood-chaos journal --crashes 20000",
+    )
+    .release(),
     Stage::new("mutants", "planted bugs are each found", "lastgood-chaos mutants").release(),
     Stage::new("bit-flips", "every flipped bit of a small repository", "lastgood-chaos bit-flips")
         .release(),

@@ -62,6 +62,10 @@ impl Disk for FlawedDisk {
         self.at(|| RealDisk.create(path, parts))
     }
 
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.at(|| RealDisk.append(path, bytes))
+    }
+
     fn sync_file(&self, path: &Path) -> io::Result<()> {
         self.at(|| if self.flaw.no_file_sync { Ok(()) } else { RealDisk.sync_file(path) })
     }

@@ -142,6 +142,11 @@ impl Disk for RecordingDisk {
         self.effect(|tree| create(tree, path, parts))
     }
 
+    /// The store never appends; the journal's writer has a disk of its own (`crate::journal`).
+    fn append(&self, _: &Path, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn sync_file(&self, path: &Path) -> io::Result<()> {
         self.rest.store(self.recorder.sync_turns, Ordering::Relaxed);
         self.effect(|tree| tree.file(path).map(Op::SyncFile))
@@ -242,6 +247,10 @@ impl ImageDisk {
 impl Disk for ImageDisk {
     fn create(&self, path: &Path, parts: &[Bytes]) -> io::Result<()> {
         self.with(|tree| create(tree, path, parts).map(drop))
+    }
+
+    fn append(&self, _: &Path, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {

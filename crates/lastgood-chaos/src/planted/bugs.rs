@@ -18,6 +18,8 @@ pub enum Finder {
     Enumerator,
     /// Each of both.
     Both,
+    /// The crashes of the journal's writer.
+    Journal,
 }
 
 /// A planted bug.
@@ -56,7 +58,7 @@ macro_rules! slipping {
 /// Every planted bug.
 #[must_use]
 pub fn all() -> Vec<Bug> {
-    use Finder::{Both, Enumerator, Simulation};
+    use Finder::{Both, Enumerator, Journal, Simulation};
     let no_randomness = Setting { env: |env| Arc::new(NoRandomness(env)), ..Setting::default() };
     [
         ("the fence check is dropped", blind(Blind::Fence), Both),
@@ -83,6 +85,10 @@ pub fn all() -> Vec<Bug> {
         ("names are overwritten, as by a rename", slipping!(Rename), Enumerator),
         ("the name of a new folder is not synced", slipping!(NewFolderUnsynced), Enumerator),
         ("an object that exists is not synced", slipping!(FoundUnsynced), Enumerator),
+        ("open segments are not synced", slipping!(NoFileSync), Journal),
+        ("the folder of open segments is not synced", slipping!(NoFolderSync), Journal),
+        ("the name of that folder is not synced", slipping!(NewFolderUnsynced), Journal),
+        ("a failed sync is taken for done", slipping!(FailedSync), Journal),
     ]
     .map(|(name, setting, finder)| Bug { name, setting, finder })
     .into()

@@ -6,11 +6,13 @@ use std::thread;
 use super::bugs::{Bug, Finder, all};
 use crate::crash::{self, Found};
 use crate::failure::{Result, bail};
+use crate::journal::{self, Broken};
 use crate::sim::{self, Failed};
 
 /// How far a bug is looked for.
 const SEEDS: u64 = 8_000;
 const RECORDINGS: u64 = 64;
+const CRASHES: u64 = 10_000;
 
 /// What became of one planted bug.
 #[derive(Clone, Debug)]
@@ -21,15 +23,20 @@ pub struct Hunted {
     pub simulation: Option<Failed>,
     /// The state that the enumerator found it at.
     pub enumerator: Option<Found>,
+    /// The crash of the journal's writer that it was found at.
+    pub journal: Option<Broken>,
 }
 
 impl Hunted {
     /// True if everybody found it who was to find it.
     #[must_use]
     pub fn is_found(&self) -> bool {
-        let simulation = self.simulation.is_some() || self.bug.finder == Finder::Enumerator;
-        let enumerator = self.enumerator.is_some() || self.bug.finder == Finder::Simulation;
-        simulation && enumerator
+        match self.bug.finder {
+            Finder::Simulation => self.simulation.is_some(),
+            Finder::Enumerator => self.enumerator.is_some(),
+            Finder::Both => self.simulation.is_some() && self.enumerator.is_some(),
+            Finder::Journal => self.journal.is_some(),
+        }
     }
 }
 
@@ -66,19 +73,26 @@ pub fn hunt() -> Result<Vec<Hunted>> {
 
 fn look_for(bug: Bug) -> Result<Hunted> {
     let simulation = match bug.finder {
-        Finder::Enumerator => None,
+        Finder::Enumerator | Finder::Journal => None,
         _ => (0..SEEDS).find_map(|seed| {
             let violation = sim::play(seed, &bug.setting, false).violation?;
             Some(Failed { seed, violation })
         }),
     };
     let mut enumerator = None;
-    let recordings = if bug.finder == Finder::Simulation { 0 } else { RECORDINGS };
+    let recordings = match bug.finder {
+        Finder::Simulation | Finder::Journal => 0,
+        _ => RECORDINGS,
+    };
     for number in 0..recordings {
         enumerator = crash::recording(number, &bug.setting)?.1;
         if enumerator.is_some() {
             break;
         }
     }
-    Ok(Hunted { bug, simulation, enumerator })
+    let journal = match bug.finder {
+        Finder::Journal => journal::simulate(0, CRASHES, &bug.setting).failed.into_iter().next(),
+        _ => None,
+    };
+    Ok(Hunted { bug, simulation, enumerator, journal })
 }

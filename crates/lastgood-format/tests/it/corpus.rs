@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use lastgood_format::descriptor::Descriptor;
 use lastgood_format::index::{Durability, ShardIndex};
+use lastgood_format::journal::{self, Frame, Lane, Position, Segment};
 use lastgood_format::key::{self, SaveKey};
 use lastgood_format::layout::NdBox;
 use lastgood_format::ledger::{Entry, Kind};
@@ -157,11 +158,71 @@ pub(crate) fn corpus() -> Corpus {
         manifests.push(manifest);
         indexes.extend(built.into_iter().map(|(index, ..)| index));
     }
+    objects.extend(journal());
     let entries = entries(&manifests);
     for entry in &entries {
         objects.insert(key::ledger_entry(&run(), entry.n), entry.encode().unwrap());
     }
     Corpus { indexes, packs, manifests, entries, objects }
+}
+
+/// One of every value.
+pub(crate) fn value() -> journal::Value {
+    use journal::Value;
+    let numbers = [0, 23, 24, 255, 256, 65_535, 65_536, 1 << 32, u64::MAX].map(Value::from);
+    let negative = [-1, -24, -25, -257, i64::MIN].map(Value::from);
+    Value::map([
+        ("null", Value::Null),
+        ("true", true.into()),
+        ("numbers", Value::Array(numbers.to_vec())),
+        ("negative", Value::Array(negative.to_vec())),
+        ("loss", f32::from_bits(0x7fc0_1234).into()),
+        ("rate", (-0.0f64).into()),
+        ("bytes", vec![0u8, 255].into()),
+        ("text \u{2713}", "\u{1f600}".into()),
+        ("map", Value::map([("", Value::Array(Vec::new()))])),
+    ])
+}
+
+/// The frames of one lane of attempt 1, by the kinds that this version knows and one that none knows.
+pub(crate) fn frames(lane: Lane) -> Vec<Frame> {
+    let Descriptor { repository, .. } = descriptor();
+    let mut prev = journal::genesis(&repository, &run(), 1, lane);
+    let kinds = journal::Kind::ALL.iter().copied().chain([journal::Kind::from_code(9_999)]);
+    let frame = |(sequence, kind): (u64, journal::Kind)| {
+        let frame = Frame {
+            kind,
+            lane,
+            attempt: 1,
+            sequence,
+            step: sequence / 3,
+            clock: (1_700_000_000_000 + sequence) << 16,
+            prev,
+            payload: value().encode().unwrap(),
+        };
+        prev = frame.encode(&mut Vec::new()).unwrap();
+        frame
+    };
+    (0..).zip(kinds).map(frame).collect()
+}
+
+/// Two segments of a rank's lane, and one of the control lane.
+fn journal() -> BTreeMap<String, Vec<u8>> {
+    let mut segments = BTreeMap::new();
+    let rank = Lane::of_rank(0).unwrap();
+    for (lane, pieces) in [(Lane::CONTROL, vec![0..4]), (rank, vec![0..11, 11..18])] {
+        let frames = frames(lane);
+        for piece in pieces {
+            let begin = Position { next: piece.start as u64, head: frames[piece.start].prev };
+            let mut bytes = Vec::new();
+            for frame in &frames[piece] {
+                frame.encode(&mut bytes).unwrap();
+            }
+            let stored = Segment::encode(1, lane, begin, &bytes).unwrap();
+            segments.insert(key::journal_segment(&run(), 1, lane, begin.next), stored);
+        }
+    }
+    segments
 }
 
 fn commit(manifest: &Manifest) -> Kind {

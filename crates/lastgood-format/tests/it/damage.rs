@@ -2,6 +2,7 @@
 
 use lastgood_format::descriptor::Descriptor;
 use lastgood_format::index::ShardIndex;
+use lastgood_format::journal::Segment;
 use lastgood_format::ledger::Entry;
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{ErrorKind, Hash, Result, chunk, key, pack, sealed};
@@ -33,6 +34,11 @@ pub(crate) fn sealed_objects() -> Vec<(String, Vec<u8>, Reader)> {
         let (_, id) = manifest.encode().unwrap();
         let reader = move |bytes: &[u8]| Manifest::decode(bytes, &id).map(|_| ());
         found.push((key::manifest(&run, &id), Box::new(reader)));
+    }
+    for object in objects.keys().filter(|object| object.ends_with(".seg")) {
+        let (attempt, lane, _) = key::parse_journal_segment(&run, object).unwrap();
+        let reader = move |bytes: &[u8]| Segment::decode(bytes, attempt, lane).map(|_| ());
+        found.push((object.clone(), Box::new(reader)));
     }
     let mut all: Vec<(String, Vec<u8>, Reader)> = found
         .into_iter()

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lastgood_format::chunk::{self, Codec};
 use lastgood_format::descriptor::Descriptor;
 use lastgood_format::index::{self, ShardIndex};
+use lastgood_format::journal::{self, Lane, frame, segment, tail, value};
 use lastgood_format::ledger::{Entry, Kind};
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{Dtype, FORMAT_VERSION, RunName, key, pack};
@@ -108,6 +109,10 @@ fn limits() {
         ("name of an object inside a run", key::OBJECT_BYTES_MAX as u64),
         ("key or value of metadata", index::METADATA_BYTES_MAX as u64),
         ("dimensions of a tensor", index::DIMS_MAX as u64),
+        ("payload of a frame", frame::PAYLOAD_BYTES_MAX as u64),
+        ("frames of a segment, but for one frame", segment::FRAMES_BYTES as u64),
+        ("stored journal segment", segment::BYTES_MAX),
+        ("nesting of a value", value::DEPTH_MAX as u64),
         ("smallest chunk size", chunk::CHUNK_BYTES_MIN.into()),
         ("largest chunk size", chunk::CHUNK_BYTES_MAX.into()),
         ("chunk size unless one is chosen", chunk::CHUNK_BYTES_DEFAULT.into()),
@@ -215,6 +220,36 @@ fn kinds_and_their_members() {
 }
 
 #[test]
+fn kinds_of_events() {
+    let found: Vec<Vec<String>> = table("| kind of event | code | what it says |")
+        .into_iter()
+        .map(|row| row[..2].to_vec())
+        .collect();
+    let row = |kind: &journal::Kind| words(&[kind.known_name().unwrap(), &kind.code().to_string()]);
+    let expected: Vec<Vec<String>> = journal::Kind::ALL.iter().map(row).collect();
+    assert_eq!(found, expected);
+    for kind in journal::Kind::ALL.iter().copied().chain([journal::Kind::from_code(999)]) {
+        assert_eq!(kind.to_string().parse::<journal::Kind>().unwrap(), kind);
+    }
+}
+
+#[test]
+fn magic_numbers_of_the_journal() {
+    let magic = |header: &str| {
+        let found = table(header);
+        assert_eq!(found[0][0], "0");
+        found[0][2].strip_prefix("magic ").unwrap().replace("\\0", "\0")
+    };
+    assert_eq!(magic("| offset in the frame | type | content |").as_bytes(), frame::MAGIC);
+    assert_eq!(magic("| offset in the segment | type | content |").as_bytes(), segment::MAGIC);
+    assert_eq!(magic("| offset in the open segment | type | content |").as_bytes(), tail::MAGIC);
+    let header = table("| offset in the segment | type | content |");
+    assert_eq!(header.last().unwrap()[0], segment::HEADER_BYTES.to_string());
+    let fields = table("| offset in the frame | type | content |");
+    assert!(fields.iter().any(|row| row[0] == frame::HEADER_BYTES.to_string()));
+}
+
+#[test]
 fn keys() {
     let run = corpus::run();
     let hash = lastgood_format::Hash::of(b"");
@@ -228,6 +263,9 @@ fn keys() {
             .replace("<rank>", "2")
             .replace("<i>", "1")
             .replace("<id>", &hash.to_string())
+            .replace("<attempt>", "3")
+            .replace("<lane>", "control")
+            .replace("<first:020>", "00000000000000000009")
     };
     let found: Vec<String> =
         table("| key | object | verified by |").iter().map(|row| fill(&row[0])).collect();
@@ -238,6 +276,7 @@ fn keys() {
         key::in_run(&run, &key::index_in_run(&first, 2)).unwrap(),
         key::in_run(&run, &key::pack_in_run(&first, 2, 1)).unwrap(),
         key::manifest(&run, &hash),
+        key::journal_segment(&run, 3, Lane::CONTROL, 9),
     ];
     assert_eq!(found, expected);
     let second = key::pack_in_run(&save, 0, 0);

@@ -8,6 +8,7 @@ mod document;
 mod draft;
 mod forge;
 mod hostile;
+mod journal;
 mod json;
 mod layout;
 mod reader;

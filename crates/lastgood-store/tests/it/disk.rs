@@ -126,6 +126,10 @@ impl Disk for Watched {
         })
     }
 
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        RealDisk.append(path, bytes)
+    }
+
     fn sync_file(&self, path: &Path) -> io::Result<()> {
         self.at(Op::SyncFile(path.into()), |_| RealDisk.sync_file(path))
     }

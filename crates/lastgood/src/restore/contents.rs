@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lastgood_format::index::{Component, Shard, ShardIndex, Tensor, check_agreement};
+use lastgood_format::journal::CUT;
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, key};
 
@@ -109,7 +110,7 @@ impl Contents {
     pub fn metadata(&self) -> BTreeMap<&str, &str> {
         let all = self.indexes.iter().rev().flat_map(|index| &index.metadata);
         all.map(|(key, value)| (key.as_str(), value.as_str()))
-            .filter(|(key, _)| *key != ALIKE)
+            .filter(|(key, _)| ![ALIKE, CUT].contains(key))
             .collect()
     }
 

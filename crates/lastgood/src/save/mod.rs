@@ -33,6 +33,7 @@ pub(crate) use shared::Shared;
 pub(crate) use witness::{KEY as ALIKE, check_alike};
 pub(crate) use worker::Worker;
 
+use crate::journal::rank::RankJournal;
 use crate::process::Process;
 use crate::state::Capture;
 
@@ -201,8 +202,9 @@ impl Saver {
         step: u64,
         capture: &Capture<'_>,
         mode: Mode,
+        journal: Option<&RankJournal>,
     ) -> Result<SaveHandle> {
-        let begun = self.begin(step, capture)?;
+        let begun = self.begin(step, capture, journal)?;
         let handle = begun.handle.clone();
         begun.fill(capture)?;
         if mode == Mode::Sync {
@@ -216,8 +218,9 @@ impl Saver {
         &mut self,
         step: u64,
         capture: Capture<'static>,
+        journal: Option<&RankJournal>,
     ) -> Result<SaveHandle> {
-        let begun = self.begin(step, &capture)?;
+        let begun = self.begin(step, &capture, journal)?;
         let handle = begun.handle.clone();
         std::thread::Builder::new()
             .name("lastgood-capture".into())
@@ -227,7 +230,12 @@ impl Saver {
     }
 
     /// Queues a save whose bytes are not copied yet.
-    fn begin(&mut self, step: u64, capture: &Capture<'_>) -> Result<Begun> {
+    fn begin(
+        &mut self,
+        step: u64,
+        capture: &Capture<'_>,
+        journal: Option<&RankJournal>,
+    ) -> Result<Begun> {
         self.process.check()?;
         self.shared.refuse(self.options.failures_max)?;
         let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
@@ -238,6 +246,14 @@ impl Saver {
         }
         let generation = self.shared.next_generation(step);
         let handle = SaveHandle::new(SaveKey { attempt: self.attempt, step, generation });
+        let mut metadata = capture.metadata.clone();
+        if let Some(journal) = journal {
+            match journal.captured(&handle.save()) {
+                Ok((key, cut)) => drop(metadata.insert(key, cut)),
+                // A checkpoint without a cut is better than none.
+                Err(error) => journal.journal().tell(error),
+            }
+        }
         let (full, segments) = channel();
         let (witness, testimony) = channel();
         let slot = Arc::new(Mutex::new(None));
@@ -245,7 +261,7 @@ impl Saver {
             plan: Arc::clone(&plan),
             segments,
             arena: Arc::clone(&slot),
-            metadata: capture.metadata.clone(),
+            metadata,
             witness: testimony,
             handle: handle.promise(),
         });

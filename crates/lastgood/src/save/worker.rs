@@ -18,6 +18,8 @@ use super::shared::{End, Queued, Shared};
 use super::{Compression, SaveOptions};
 use crate::commit::{self, Progress};
 use crate::io::{Io, StoreIo};
+use crate::journal::rank;
+use crate::journal::{Journal, Lane};
 use crate::ledger::{Checkpoint, Ledger, Writer};
 use crate::state::World;
 
@@ -63,6 +65,8 @@ pub(crate) struct Worker {
     pub(crate) options: SaveOptions,
     /// The measured speed of the store, in bytes a second.
     pub(crate) sink_speed: Option<f64>,
+    /// Where the events before a save are sealed from, and this rank's lane.
+    pub(crate) journal: Option<(Journal, Lane)>,
 }
 
 enum Next {
@@ -195,6 +199,9 @@ impl Worker {
         let written = pipeline::run(&self.io, &job, segments)?;
         self.measure(&written);
         late(&mut metadata)?;
+        if let Some((journal, _)) = &self.journal {
+            rank::seal(journal, &metadata)?;
+        }
         let reused = base.map(|base| base.checkpoint).filter(|_| written.reused);
         let index = ShardIndex {
             run: self.ledger.run().clone(),
@@ -377,6 +384,9 @@ impl Worker {
         inner.failures_in_a_row = 0;
         inner.free.extend(save.arena.take());
         drop(inner);
+        if let Some((journal, lane)) = &self.journal {
+            rank::seen(journal, *lane, &save.index.save, &id);
+        }
         save.handle.set(SaveStatus::Committed(id));
         self.shared.changed.notify_all();
     }

@@ -12,6 +12,7 @@ mod child;
 mod faults;
 mod fencing;
 mod fixture;
+mod journal;
 mod ledger;
 mod memory;
 mod names;

@@ -1,0 +1,177 @@
+//! What a rank of a run writes into its journal.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lastgood_format::journal::tail::Owner;
+use lastgood_format::journal::{CUT, Cut, Kind, Lane, Value};
+use lastgood_format::key::SaveKey;
+use lastgood_format::{Error, Hash, Result, RunName};
+
+use super::JournalOptions;
+use super::lanes::Event;
+use super::record::StepRecord;
+use super::writer::{Journal, Ticket};
+use crate::ledger::Attempt;
+use crate::repository::Repository;
+use crate::state::World;
+
+/// The journal of one rank of an attempt.
+#[derive(Debug)]
+pub(crate) struct RankJournal {
+    journal: Journal,
+    /// The lanes of its logical ranks.
+    lanes: Vec<Lane>,
+    /// True if it writes the control lane too.
+    leads: bool,
+    wait: bool,
+    /// How often the state was restored or a step recorded.
+    happened: AtomicU64,
+}
+
+impl RankJournal {
+    /// Begins the lanes of a rank, and says in each with what.
+    pub(crate) fn open(
+        repository: &Repository,
+        run: &RunName,
+        (world, attempt): (World, &Attempt),
+        options: &JournalOptions,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let logical = options.logical(world)?;
+        let folder = options.folder(repository, run.as_str())?;
+        let lanes: Vec<Lane> = logical.clone().filter_map(Lane::of_rank).collect();
+        let leads = world.rank == 0;
+        let owner = Owner {
+            repository: repository.id().to_owned(),
+            run: run.clone(),
+            attempt: attempt.number,
+        };
+        let all = lanes.iter().copied().chain(leads.then_some(Lane::CONTROL));
+        let io = repository.io().clone();
+        let journal = Journal::start(io, owner, all, folder, options.seal_after)?;
+        let happened = AtomicU64::new(0);
+        let this = Self { journal, lanes, leads, wait: options.wait, happened };
+        let from = attempt.from.map_or(Value::Null, |id| hash(&id));
+        this.everywhere(
+            Kind::ATTEMPT_BEGUN,
+            0,
+            &Value::map([
+                ("world", world.size.into()),
+                ("rank", world.rank.into()),
+                ("logical", Value::Array(vec![logical.start.into(), logical.end.into()])),
+                ("from", from),
+            ]),
+        )?;
+        let fields = environment.iter().map(|(name, text)| (name.as_str(), text.as_str().into()));
+        this.append(this.own(), Kind::ENVIRONMENT, Value::map(fields))?;
+        Ok(this)
+    }
+
+    /// The journal below it.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The lane of the first logical rank.
+    pub(crate) fn own(&self) -> Lane {
+        self.lanes.first().copied().unwrap_or(Lane::CONTROL)
+    }
+
+    fn append(&self, lane: Lane, kind: Kind, value: Value) -> Result<Ticket> {
+        self.journal.append(&Event { lane, kind, step: 0, value })
+    }
+
+    /// The same event in every lane of this process.
+    fn everywhere(&self, kind: Kind, step: u64, value: &Value) -> Result<()> {
+        let control = self.leads.then_some(Lane::CONTROL);
+        for lane in control.into_iter().chain(self.lanes.iter().copied()) {
+            self.journal.append(&Event { lane, kind, step, value: value.clone() })?;
+        }
+        Ok(())
+    }
+
+    /// The state is that of a checkpoint now.
+    pub(crate) fn restored(&self, checkpoint: &Hash, step: u64) -> Result<()> {
+        let again = self.happened.fetch_add(1, Ordering::Relaxed) > 0;
+        let kind = if again { Kind::REWOUND } else { Kind::RESTORED };
+        let value = Value::map([("checkpoint", hash(checkpoint)), ("step", step.into())]);
+        self.everywhere(kind, step, &value)
+    }
+
+    /// A step is done.
+    pub(crate) fn step(&self, record: &StepRecord) -> Result<()> {
+        self.happened.fetch_add(1, Ordering::Relaxed);
+        let step = record.step();
+        let mut last = None;
+        for lane in &self.lanes {
+            let value = record.value(lane.rank().unwrap_or_default());
+            let event = Event { lane: *lane, kind: Kind::STEP, step, value };
+            last = Some(self.journal.append(&event)?);
+        }
+        match last {
+            Some(ticket) if self.wait => self.journal.wait(ticket),
+            _ => Ok(()),
+        }
+    }
+
+    /// Something of a kind that the caller names.
+    pub(crate) fn event(&self, name: &str, data: Value) -> Result<()> {
+        let value = Value::map([("kind", name.into()), ("data", data)]);
+        self.append(self.own(), Kind::EVENT, value).map(drop)
+    }
+
+    /// Something that was read from outside of the run.
+    pub(crate) fn external(&self, name: &str, value: Value) -> Result<()> {
+        let value = Value::map([("key", name.into()), ("value", value)]);
+        self.append(self.own(), Kind::EXTERNAL_READ, value).map(drop)
+    }
+
+    /// The cut that a save includes, as the metadata of its shard index.
+    pub(crate) fn captured(&self, save: &SaveKey) -> Result<(String, String)> {
+        let cut = self.journal.cut();
+        let value =
+            Value::map([("step", save.step.into()), ("generation", save.generation.into())]);
+        self.append(self.own(), Kind::SAVE_CAPTURED, value)?;
+        Ok((CUT.to_owned(), cut.encode()?))
+    }
+}
+
+impl Drop for RankJournal {
+    /// Nobody is left to be told: what is not sealed stays in the open segment.
+    fn drop(&mut self) {
+        let _ = self.journal.close();
+    }
+}
+
+/// Seals what a save includes, before its shard index says so.
+pub(crate) fn seal(journal: &Journal, metadata: &BTreeMap<String, String>) -> Result<()> {
+    match metadata.get(CUT) {
+        Some(cut) => journal.seal(&Cut::decode(cut)?),
+        None => Ok(()),
+    }
+}
+
+/// Says that a save of this rank is a checkpoint.
+pub(crate) fn seen(journal: &Journal, lane: Lane, save: &SaveKey, checkpoint: &Hash) {
+    let value = Value::map([("checkpoint", hash(checkpoint)), ("step", save.step.into())]);
+    let event = Event { lane, kind: Kind::CHECKPOINT_SEEN, step: 0, value };
+    // The ledger says so too.
+    let _ = journal.append(&event);
+}
+
+fn hash(hash: &Hash) -> Value {
+    Value::Bytes(hash.as_bytes().to_vec())
+}
+
+/// An error that ends nothing: it is told with the failures of saves.
+pub(crate) fn tell(journal: &RankJournal, result: Result<()>) {
+    if let Err(error) = result {
+        journal.journal().tell(error);
+    }
+}
+
+/// What a run without a journal says of a call that needs one.
+pub(crate) fn missing() -> Error {
+    Error::invalid("the run has no journal").with_remedy("open it with one")
+}
