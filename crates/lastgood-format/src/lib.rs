@@ -13,12 +13,14 @@
 //! | [`index`] | one rank's tensors, shards and chunks of one save |
 //! | [`pack`] | many encoded chunks |
 //! | [`chunk`] | codecs of one chunk |
+//! | [`fingerprint`] | sums that identify a tensor however it is cut into shards |
 //! | [`layout`] | arithmetic on n-dimensional boxes: intersection, runs of bytes, coverage |
 
 pub mod chunk;
 pub mod descriptor;
 pub mod dtype;
 pub mod error;
+pub mod fingerprint;
 mod frames;
 pub mod hash;
 pub mod index;
@@ -33,6 +35,7 @@ mod wire;
 
 pub use dtype::Dtype;
 pub use error::{Error, ErrorKind, Result};
+pub use fingerprint::Fingerprint;
 pub use hash::Hash;
 pub use key::RunName;
 
