@@ -25,6 +25,15 @@ fn multiply(a: u128, b: u128) -> u128 {
     bits.fold(0, |sum, bit| modulo(modulo(2 * sum) + bit * a))
 }
 
+/// The base to this power.
+fn power(exponent: u128) -> u128 {
+    let bits = (0..107).rev().map(|i| exponent >> i & 1 == 1);
+    bits.fold(1, |product, bit| {
+        let square = multiply(product, product);
+        if bit { multiply(square, base()) } else { square }
+    })
+}
+
 /// The definition, with the weights of words 0, 1, 2, ….
 fn weighed(bytes: &[u8], weights: impl IntoIterator<Item = u128>) -> Fingerprint {
     let words = bytes
@@ -326,15 +335,20 @@ fn far_places() {
     let bytes = [bytes, bytes].concat();
     let found = Fingerprint::of_part(Dtype::F64, &shape, &extent, &bytes).unwrap();
     // Words 2^57 - 2^28 - 1 and 2^57 - 1.
-    let power = |exponent: u64| {
-        let bits = (0..64).rev().map(|i| exponent >> i & 1 == 1);
-        bits.fold(1, |product, bit| {
-            let square = multiply(product, product);
-            if bit { multiply(square, base()) } else { square }
-        })
-    };
     let sum = (power((1 << 57) - (1 << 28)) + power(1 << 57)) % P;
     assert_eq!(found.to_bytes(), sum.to_be_bytes());
+}
+
+/// No two words of a tensor weigh the same: the order of the base is (p - 1) / 2.
+#[test]
+fn powers_of_the_base_repeat_late() {
+    let order = (P - 1) / 2;
+    let primes = [3, 107, 6_361, 69_431, 20_394_401, 28_059_810_762_433];
+    assert_eq!(primes.iter().product::<u128>(), order);
+    assert_eq!(power(order), 1);
+    for prime in primes {
+        assert_ne!(power(order / prime), 1, "{prime}");
+    }
 }
 
 #[test]
