@@ -1,7 +1,8 @@
 //! Fingerprints beside a plain copy and BLAKE3 of the same bytes, on one core.
 //!
-//! All are interleaved in one process, so that a noisy machine is as noisy for each, and what is
-//! measured is processor time, so that other processes count only where they use up the memory's speed.
+//! All are interleaved in one process, so that a noisy machine is as noisy for each. What is measured
+//! is processor time, so that other processes count only where they use up the memory's speed; the
+//! kernel counts it in ticks of some milliseconds, so fewer bytes than usual make coarse figures.
 //! `cargo bench -p lastgood-format --bench fingerprint --locked`
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
@@ -18,7 +19,7 @@ const HELP: &str = "\
 cargo bench -p lastgood-format --bench fingerprint --locked -- [--bytes N] [--reps N]
 
   --bytes N      how many bytes each one reads; default 268435456
-  --reps N       how often everything is measured; default 9";
+  --reps N       how often everything is measured; default 15";
 
 /// `locate` looks at so many words.
 const WORDS: u64 = 10_000_000;
@@ -70,7 +71,7 @@ fn main() {
 
 /// `None` to ask for help. What cargo itself passes on is ignored.
 fn options() -> Option<(usize, usize)> {
-    let (mut bytes, mut reps) = (256 << 20, 9);
+    let (mut bytes, mut reps) = (256 << 20, 15);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
