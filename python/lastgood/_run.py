@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import Any
 
-from lastgood import _lastgood, _rng, _state, _world
+from lastgood import _environment, _journal, _lastgood, _rng, _state, _world
 from lastgood._handle import SaveHandle
 from lastgood._heartbeat import heartbeat
 from lastgood._history import Checkpoint as Checkpoint
@@ -38,6 +38,7 @@ def open(
     overlap: bool = True,
     failures_max: int | None = None,
     incarnation: str | None = None,
+    journal: bool | Mapping[str, Any] = True,
     **settings: Any,
 ) -> Run:
     """Opens a run in ``store`` as this process's rank, and fences every earlier attempt of it.
@@ -55,6 +56,10 @@ def open(
             the optimizer waits before its next step. Everything else is copied in the call.
         failures_max: after so many failed saves in a row a save is an error; default none: failed saves warn.
         incarnation: names this start for all its ranks; found by itself under torch.distributed and ``lastgood run``.
+        journal: record what goes into each step, for replay: the learning rates, where the data and the generators are,
+            and what `Run.step` is given. A dict may set ``wait`` (each step is durable when `Run.step` returns),
+            ``seal_after`` (seconds until events are in the store), ``folder`` (of a local disk, for what is not) and
+            ``logical`` (first, and behind last, of the logical ranks of this process).
         settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``
             (``off``, ``auto``, ``zstd:LEVEL``).
 
@@ -87,6 +92,7 @@ def open(
         settings["failures_max"] = failures_max
     if state is not None and not isinstance(state, MutableMapping):
         raise Invalid(f"a state is a dict of named components, given {type(state).__name__}")
+    recorded = _journal.settings_of(journal, store)
     opened = Run(
         _lastgood.Run(
             store,
@@ -96,12 +102,15 @@ def open(
             world.size,
             incarnation or _world.find_incarnation(world, f"{_place(store)} {name}"),
             settings,
+            recorded,
+            _environment.collect() if recorded is not None else {},
         ),
         {} if state is None else state,
         world,
         decides,
         rng=rng,
         overlap=overlap,
+        journal=recorded is not None,
     )
     _open_runs.add(opened)
     return opened
@@ -157,8 +166,10 @@ class Run:
         *,
         rng: bool,
         overlap: bool,
+        journal: bool = False,
     ) -> None:
         self._native = native
+        self._recorder = _journal.Recorder(native, state) if journal else None
         self._state = state
         self._world = world
         self._policy = policy
@@ -239,6 +250,8 @@ class Run:
             raise Closed("the run was opened by another process; a forked child must open its own")
         step = _as_step(step)
         self._tell_failures()
+        if self._recorder is not None:
+            self._recorder.flush()
         with self._lock, self._looking:
             self.wait_captured()
             deferred = self._overlap and not block
@@ -317,8 +330,9 @@ class Run:
             yield
 
     def step(self, step: int, **metrics: Any) -> SaveHandle | None:
-        """Says that ``step`` is done: tells the supervisor, and saves if the policy says so. ``step`` is what
-        `restore` will give back: the number of finished steps.
+        """Says that ``step`` is done: tells the supervisor, records it, and saves if the policy says so. ``step`` is
+        what `restore` will give back: the number of finished steps. ``metrics`` are recorded bit for bit: numbers,
+        text, and small arrays, such as the loss; of other things what they are.
 
         Raises:
             As `save`.
@@ -333,9 +347,45 @@ class Run:
         """
         if self._heartbeat is not None:
             self._heartbeat(step)
+        if self._recorder is not None:
+            self._recorder.step(_as_step(step), metrics)
         if self._policy.due(step):
             return self.save(step)
         return None
+
+    def event(self, kind: str, data: Any = None) -> None:
+        """Records an event of your own kind: None, numbers, text, bytes, and lists and dicts of these.
+
+        Raises:
+            Invalid: if the run has no journal, or the event is larger than 1 MiB.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {}) as run:
+            ...     run.event("evaluation", {"accuracy": 0.93})
+        """
+        self._record().event(kind, _journal.plain(data))
+
+    def read_external(self, key: str, value: Any) -> Any:
+        """Records what was read from outside of the run, and gives what to go on with: ``value``. A replay gives the
+        recorded value instead, since what is outside may have changed.
+
+        Raises:
+            As `event`.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {}) as run:
+            ...     run.read_external("learning rate", 0.5)
+            0.5
+        """
+        self._record().external(key, value)
+        return value
+
+    def _record(self) -> _lastgood.Run:
+        if self._recorder is not None:
+            self._recorder.flush()
+        return self._native
 
     def restore(self, at: str | int | None = None, *, only: Iterable[str] | None = None) -> int:
         """Restores the last good checkpoint, or the one that ``at`` names, and gives its step; 0 for a fresh run.
@@ -526,6 +576,8 @@ class Run:
             return
         self._closed = True
         self.wait_captured()
+        if self._recorder is not None:
+            self._recorder.flush()
         self._native.close()
 
     def __enter__(self) -> Run:

@@ -3,11 +3,13 @@
 mod examples;
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lastgood::RunName;
+use lastgood::journal::{Kind, Lane};
 use lastgood::restore::Selector;
 
 /// Keeps the state of training and serving jobs recoverable: atomic, verified checkpoints on any
@@ -70,14 +72,16 @@ pub(crate) enum Command {
         #[arg(long)]
         tensors: bool,
     },
-    /// Print a run's ledger: every decision, in order
+    /// Print a run's ledger: every decision, in order; or its journal: every event
     #[command(after_help = examples::LOG)]
     Log {
         #[command(flatten)]
         run: RunArgs,
         /// Print only the last N entries
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", conflicts_with = "journal")]
         last: Option<u64>,
+        #[command(flatten)]
+        journal: Journal,
     },
     /// Read back and check every byte of a run, or of one checkpoint
     #[command(after_help = examples::VERIFY)]
@@ -176,6 +180,48 @@ pub(crate) enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+}
+
+/// Which events of the journal.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Journal {
+    /// Print the journal instead: what went into each step, and digests of what came out
+    #[arg(long)]
+    pub(crate) journal: bool,
+    /// Only of these steps: N, N..M (both counted), N.. or ..M
+    #[arg(long, value_name = "RANGE", requires = "journal", value_parser = steps)]
+    pub(crate) steps: Option<RangeInclusive<u64>>,
+    /// Only of this logical rank, or of `control`; may be repeated
+    #[arg(long = "rank", value_name = "RANK", requires = "journal")]
+    pub(crate) ranks: Vec<Lane>,
+    /// Only of this kind, such as step or state.digest; may be repeated
+    #[arg(long = "kind", value_name = "KIND", requires = "journal")]
+    pub(crate) kinds: Vec<Kind>,
+    /// Only those that name this tensor
+    #[arg(long, value_name = "NAME", requires = "journal")]
+    pub(crate) tensor: Option<String>,
+    /// Only those whose cause holds this text
+    #[arg(long, value_name = "TEXT", requires = "journal")]
+    pub(crate) cause: Option<String>,
+    /// What overtaken and fenced attempts wrote as well, which is no part of the history
+    #[arg(long, requires = "journal")]
+    pub(crate) all: bool,
+    /// Count them by attempt and kind instead of printing them
+    #[arg(long, requires = "journal")]
+    pub(crate) count: bool,
+}
+
+/// `N`, `N..M`, `N..` or `..M`.
+fn steps(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let number = |text: &str, empty: u64| match text {
+        "" => Ok(empty),
+        _ => text.parse().map_err(|_| format!("{text:?} is no step")),
+    };
+    let range = match text.split_once("..") {
+        Some((first, last)) => number(first, 0)?..=number(last, u64::MAX)?,
+        None => text.parse().map(|step| step..=step).map_err(|_| format!("{text:?} is no step"))?,
+    };
+    if range.is_empty() { Err("the range is empty".into()) } else { Ok(range) }
 }
 
 /// Which checkpoint.

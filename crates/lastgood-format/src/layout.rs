@@ -147,7 +147,7 @@ fn byte_offset(container: &NdBox, shared: &NdBox, outer: &[u64], dtype: Dtype) -
     if bits.is_multiple_of(8) { Ok(bits / 8) } else { Err(unaligned(dtype)) }
 }
 
-fn unaligned(dtype: Dtype) -> Error {
+pub(crate) fn unaligned(dtype: Dtype) -> Error {
     Error::incompatible(format!("a part of a {dtype} tensor does not begin on a whole byte"))
         .with_remedy("cut packed tensors only where whole bytes meet")
 }

@@ -14,12 +14,14 @@
 //! | [`pack`] | many encoded chunks |
 //! | [`chunk`] | codecs of one chunk |
 //! | [`journal`] | the events of a run: frames, segments, and what an event says |
+//! | [`fingerprint`] | sums that identify a tensor however it is cut into shards |
 //! | [`layout`] | arithmetic on n-dimensional boxes: intersection, runs of bytes, coverage |
 
 pub mod chunk;
 pub mod descriptor;
 pub mod dtype;
 pub mod error;
+pub mod fingerprint;
 mod frames;
 pub mod hash;
 pub mod index;
@@ -35,6 +37,7 @@ mod wire;
 
 pub use dtype::Dtype;
 pub use error::{Error, ErrorKind, Result};
+pub use fingerprint::Fingerprint;
 pub use hash::Hash;
 pub use key::RunName;
 

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod errors;
+mod event;
 mod handle;
 mod memory;
 mod reader;

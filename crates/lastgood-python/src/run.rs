@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lastgood::journal::{JournalOptions, StepRecord};
 use lastgood::ledger::Standing;
 use lastgood::restore::Selector;
 use lastgood::save::{Compression, Mode, SaveOptions};
@@ -14,6 +15,7 @@ use pyo3::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::{Raise, raise};
+use crate::event::Json;
 use crate::handle::SaveHandle;
 use crate::state::{Capture, Targets};
 
@@ -56,6 +58,28 @@ pub(crate) fn save_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyR
     Ok(options)
 }
 
+/// The settings of the journal, by the names that `JournalOptions` has.
+fn journal_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<JournalOptions> {
+    let mut options = JournalOptions::default();
+    for (name, value) in settings {
+        match name.as_str() {
+            "logical" => {
+                let (first, end): (u32, u32) = value.extract()?;
+                options.logical = Some(first..end);
+            }
+            "folder" => options.folder = Some(value.extract()?),
+            "seal_after" => options.seal_after = seconds(value.extract()?).or_raise()?,
+            "wait" => options.wait = value.extract()?,
+            "digests" => options.digests = value.extract()?,
+            other => {
+                let error = Error::invalid(format!("there is no setting {other:?} of the journal"));
+                return Err(raise(error));
+            }
+        }
+    }
+    Ok(options)
+}
+
 pub(crate) fn seconds(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds)
         .map_err(|e| Error::invalid(format!("{seconds} seconds are no duration: {e}")))
@@ -88,6 +112,9 @@ pub(crate) fn repository(
 impl Run {
     /// Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
     #[new]
+    #[pyo3(signature = (
+        url, options, run, rank, world_size, incarnation, settings, journal=None, environment=None,
+    ))]
     #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
     fn new(
         py: Python<'_>,
@@ -98,11 +125,16 @@ impl Run {
         world_size: u32,
         incarnation: Option<String>,
         settings: BTreeMap<String, Bound<'_, PyAny>>,
+        journal: Option<BTreeMap<String, Bound<'_, PyAny>>>,
+        environment: Option<BTreeMap<String, String>>,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
         let world = World { rank, size: world_size };
-        let options_of_run = RunOptions { world, incarnation, save, heartbeat: None };
+        let journal = journal.as_ref().map(journal_options).transpose()?;
+        let environment = environment.unwrap_or_default();
+        let options_of_run =
+            RunOptions { world, incarnation, save, journal, environment, heartbeat: None };
         py.detach(|| {
             let repository = repository(&url, &options, true)?;
             let inner = lastgood::Run::open(&repository, &name, options_of_run)?;
@@ -179,6 +211,42 @@ impl Run {
             })
         });
         handle.map(SaveHandle).or_raise()
+    }
+
+    /// Records that a step is done: what all logical ranks of this process share, and what is of one alone.
+    fn step(
+        &self,
+        py: Python<'_>,
+        step: u64,
+        shared: BTreeMap<String, Json>,
+        ranks: BTreeMap<u32, BTreeMap<String, Json>>,
+    ) -> PyResult<()> {
+        let mut record = StepRecord::new(step);
+        for (name, Json(value)) in shared {
+            record = record.with(&name, value);
+        }
+        for (rank, members) in ranks {
+            for (name, Json(value)) in members {
+                record = record.of_rank(rank, &name, value);
+            }
+        }
+        py.detach(|| {
+            self.with(|run| {
+                run.step(record);
+                Ok(())
+            })
+        })
+        .or_raise()
+    }
+
+    /// Records an event of the caller's own kind.
+    fn event(&self, py: Python<'_>, kind: &str, data: Json) -> PyResult<()> {
+        py.detach(|| self.with(|run| run.event(kind, data.0))).or_raise()
+    }
+
+    /// Records something that was read from outside of the run.
+    fn external(&self, py: Python<'_>, key: &str, value: Json) -> PyResult<()> {
+        py.detach(|| self.with(|run| run.read_external(key, value.0).map(drop))).or_raise()
     }
 
     /// The failures of saves since they were last asked for, as exceptions.

@@ -4,9 +4,11 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use lastgood::journal::JournalOptions;
 use lastgood::state::World;
 use lastgood::{Error, Heartbeat, Result, RunName, RunOptions};
 
@@ -26,6 +28,10 @@ pub const INCARNATION: &str = "LASTGOOD_INCARNATION";
 /// at offset 0.
 pub const HEARTBEAT: &str = "LASTGOOD_HEARTBEAT";
 
+/// The folder of open segments of journals, on a disk that outlives a process. Unless it is set, they lie beside a
+/// local store, and for any other store where the user's state is kept.
+pub const JOURNAL: &str = "LASTGOOD_JOURNAL";
+
 /// A process as one rank of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Rank {
@@ -33,7 +39,7 @@ pub struct Rank {
     pub store: Option<String>,
     /// The run, if it was given.
     pub run: Option<RunName>,
-    /// World, incarnation and heartbeat, to open the run with; everything else is the default.
+    /// World, incarnation, heartbeat and journal, to open the run with; everything else is the default.
     pub options: RunOptions,
 }
 
@@ -72,12 +78,30 @@ impl Rank {
             ));
         }
         let heartbeat = variable(HEARTBEAT).map(|path| heartbeat(&path)).transpose()?;
+        let store = variable(STORE);
+        let folder = journal_folder(store.as_deref(), &variable);
+        let journal = Some(JournalOptions { folder, ..JournalOptions::default() });
         Ok(Self {
-            store: variable(STORE),
+            store,
             run: parse(RUN, variable(RUN))?,
-            options: RunOptions { world, incarnation, heartbeat, ..RunOptions::default() },
+            options: RunOptions { world, incarnation, heartbeat, journal, ..RunOptions::default() },
         })
     }
+}
+
+/// Where open segments lie for a store, unless that is beside it.
+fn journal_folder(
+    store: Option<&str>,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Option<PathBuf> {
+    if let Some(folder) = variable(JOURNAL) {
+        return Some(PathBuf::from(folder));
+    }
+    store.filter(|url| url.contains("://") && !url.starts_with("file://"))?;
+    let state = variable("XDG_STATE_HOME").map(PathBuf::from);
+    let state =
+        state.or_else(|| variable("HOME").map(|home| Path::new(&home).join(".local/state")));
+    state.map(|state| state.join("lastgood/journal"))
 }
 
 fn parse<T: FromStr<Err: std::fmt::Display>>(

@@ -11,6 +11,7 @@
 //! | [`ledger`] | the run's append-only list of decisions |
 //! | [`attempt`] | starts incarnations of a run and fences the old ones |
 //! | [`journal`] | the run's events, for replay |
+//! | [`replay`] | re-executing a part of a run beside what was recorded of it |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
 //! | [`safetensors`] | files of tensors in and out |
 //! | `candle` | models of candle as components (feature `candle`) |
@@ -27,6 +28,7 @@ pub mod ledger;
 #[doc(hidden)]
 pub mod objects;
 mod process;
+pub mod replay;
 mod repository;
 pub mod restore;
 mod run;

@@ -118,8 +118,15 @@ impl Repository {
     /// # Errors
     /// As [`JournalReader::open`].
     pub fn journal(&self, run: &RunName) -> Result<JournalReader> {
-        let store = Arc::clone(&self.io.store);
-        self.io.block_on(JournalReader::open(store, self.id(), run))
+        self.io.block_on(self.journal_reader(run))
+    }
+
+    /// As [`Repository::journal`], for asynchronous code.
+    ///
+    /// # Errors
+    /// As [`JournalReader::open`].
+    pub async fn journal_reader(&self, run: &RunName) -> Result<JournalReader> {
+        JournalReader::open(Arc::clone(&self.io.store), self.id(), run).await
     }
 
     /// What checkpoint `id` of the ledger's run holds.

@@ -14,7 +14,7 @@ use crate::journal::{Journal, JournalOptions, StepRecord, Value};
 use crate::ledger::{Attempt, Checkpoint, Decision, History, Ledger, Standing, Writer};
 use crate::repository::Repository;
 use crate::restore::{self, Contents, Restored, Selector};
-use crate::save::{Base, Mode, SaveHandle, SaveOptions, Saver, Shared, Worker};
+use crate::save::{Base, Mode, Recording, SaveHandle, SaveOptions, Saver, Shared, Teller, Worker};
 use crate::state::{Capture, Targets, World};
 
 /// Tells a supervisor that a step was reached.
@@ -135,7 +135,13 @@ impl Run {
             world,
             options: options.save.clone(),
             sink_speed: None,
-            journal: journal.as_ref().map(|journal| (journal.journal().clone(), journal.own())),
+            journal: journal.as_ref().map(|journal| Recording {
+                journal: journal.journal().clone(),
+                lane: journal.own(),
+                digests: options.journal.as_ref().is_some_and(|journal| journal.digests),
+                teller: Teller::default(),
+                before: None,
+            }),
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
@@ -365,6 +371,26 @@ impl Run {
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
         self.saver.save_overlapped(step, capture, self.journal.as_ref())
+    }
+
+    /// Captures what `declare` names as the state at `step`, for its fingerprints alone: they are recorded in the
+    /// journal, tensor by tensor, once a thread has found them. Unlike with a save, each rank tells of all that it
+    /// holds, of what other ranks hold alike too.
+    ///
+    /// # Errors
+    /// `Invalid` if the run has no journal, or something cannot be captured; `Overloaded` if it does not fit the
+    /// arena; `Closed`.
+    pub fn digest<'a>(
+        &mut self,
+        step: u64,
+        declare: impl FnOnce(&mut Capture<'a>) -> Result<()>,
+    ) -> Result<()> {
+        if self.journal.is_none() {
+            return Err(rank::missing());
+        }
+        let mut capture = Capture::new(World { rank: self.world.rank, size: 1 });
+        declare(&mut capture)?;
+        self.saver.digest(step, &capture)
     }
 
     /// Reads the ledger to its tail.

@@ -45,7 +45,13 @@ Examples:
 pub(super) const LOG: &str = "\
 Examples:
   lastgood log --store /data/ckpt --run llm --last 50
-  lastgood log --store /data/ckpt --run llm --json | jq 'select(.kind == \"checkpoint.bad\")'";
+  lastgood log --store /data/ckpt --run llm --json | jq 'select(.kind == \"checkpoint.bad\")'
+  lastgood log --store /data/ckpt --run llm --journal --steps 4000..4010 --rank 3
+  lastgood log --store /data/ckpt --run llm --journal --kind step --json | jq .event.loss
+  lastgood log --store /data/ckpt --run llm --journal --count
+
+The journal is what is sealed in the store: of a run that goes on, all but the last steps. Events are in the
+order of attempt, step and rank.";
 
 pub(super) const VERIFY: &str = "\
 Examples:

@@ -4,6 +4,7 @@ mod demo;
 mod doctor;
 mod export;
 mod import;
+mod journal;
 mod log;
 mod ls;
 mod mark;
@@ -31,7 +32,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             ls::checkpoints(&RunArgs { store, run }, last, as_json)
         }
         Command::Show { run, at, tensors } => show::run(&run, &at.at, tensors, as_json),
-        Command::Log { run, last } => log::run(&run, last, as_json),
+        Command::Log { run, journal, .. } if journal.journal => {
+            journal::run(&run, &journal, as_json)
+        }
+        Command::Log { run, last, .. } => log::run(&run, last, as_json),
         Command::Verify { run, at, mark } => verify::run(&run, at.as_ref(), mark, as_json),
         Command::Mark { run, at, standing, reason } => {
             mark::run(&run, &at.at, standing, &reason, as_json)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lastgood::journal::audit::audit;
 use lastgood::ledger::{Ledger, Standing, Writer};
 use lastgood::restore::{Selector, VerifiedPacks};
 use lastgood::{Error, ErrorKind, Hash, Repository};
@@ -62,11 +63,37 @@ pub(super) fn run(
         }
         damage.extend(result.err());
     }
+    if at.is_none() {
+        damage.extend(journal(&repository, &ledger, as_json)?);
+    }
     let unused = match at {
         None if damage.is_empty() => Some(unused(&repository, &ledger)?),
         _ => None,
     };
     finish(&chosen, &damage, unused, as_json)
+}
+
+/// Reads every event of the journal, if there are any, and gives what is wrong with them.
+fn journal(repository: &Repository, ledger: &Ledger, as_json: bool) -> anyhow::Result<Vec<Error>> {
+    let reader = repository.journal(ledger.run())?;
+    let bar = output::spinner("journal", as_json);
+    let audit = repository.block_on(audit(ledger, &reader));
+    bar.finish_and_clear();
+    let audit = audit?;
+    if as_json {
+        output::json(&json!({"journal": {"events": audit.frames, "bytes": audit.bytes,
+            "cuts": audit.cuts, "damaged": audit.findings.len(),
+            "damage": audit.findings.iter().map(ToString::to_string).collect::<Vec<_>>()}}))?;
+    } else if audit.frames > 0 || !audit.findings.is_empty() {
+        let state = if audit.findings.is_empty() { "ok" } else { "DAMAGED" };
+        output::line(format!(
+            "journal     {state}, {} events, {}; {} as their checkpoints name them",
+            audit.frames,
+            output::size(audit.bytes),
+            output::count(audit.cuts as usize, "cut")
+        ));
+    }
+    Ok(audit.findings)
 }
 
 fn show(id: &Hash, step: u64, result: Result<&u64, &Error>, as_json: bool) -> anyhow::Result<()> {
@@ -118,12 +145,12 @@ fn unused(repository: &Repository, ledger: &Ledger) -> anyhow::Result<Vec<String
             used.extend(index.packs.iter().map(|pack| format!("{folder}{}", pack.object)));
         }
     }
-    let ledger_folder = format!("{folder}ledger/");
+    let read = ["ledger/", "journal/"].map(|below| format!("{folder}{below}"));
     let all = repository.block_on(repository.store().list(&folder, None))?;
     Ok(all
         .into_iter()
         .map(|object| object.key)
-        .filter(|key| !key.starts_with(&ledger_folder) && !used.contains(key))
+        .filter(|key| !read.iter().any(|read| key.starts_with(read)) && !used.contains(key))
         .collect())
 }
 

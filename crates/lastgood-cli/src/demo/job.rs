@@ -99,8 +99,8 @@ impl JobConfig {
     }
 }
 
-/// What one step did. The same on every rank.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What one step did.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StepReport {
     /// The finished steps, this one included.
     pub(crate) step: u64,
@@ -108,6 +108,8 @@ pub(crate) struct StepReport {
     pub(crate) loss: f32,
     /// The learning rate of the update.
     pub(crate) learning_rate: f32,
+    /// The samples that each logical rank of this process learned from.
+    pub(crate) samples: Vec<(u32, Vec<usize>)>,
 }
 
 /// One rank of the job.
@@ -168,6 +170,11 @@ impl Job {
         })
     }
 
+    /// The logical ranks of this process.
+    pub(crate) fn logical(&self) -> Range<u32> {
+        self.logical.start as u32..self.logical.end as u32
+    }
+
     /// The finished steps.
     pub(crate) fn step(&self) -> u64 {
         self.control.step
@@ -204,7 +211,12 @@ impl Job {
         self.shares.unpack(self.rank, &own, &mut self.weights);
         collective.share(&mut self.weights, &self.shares)?;
         self.control.step += 1;
-        Ok(StepReport { step: self.control.step, loss, learning_rate })
+        let samples = self.logical.clone().map(|logical| {
+            let own = part(batch.len(), logical, self.config.logical_ranks);
+            (logical as u32, batch[own].to_vec())
+        });
+        let samples = samples.collect();
+        Ok(StepReport { step: self.control.step, loss, learning_rate, samples })
     }
 
     /// The gradient of the samples of one logical rank, added up, and behind it their loss.

@@ -29,9 +29,9 @@ impl Moment {
     }
 }
 
-/// A put beyond the last one of a save would come in the next save only: of a pack, of the shard index,
-/// and perhaps of the commit.
-const PUTS: usize = 3;
+/// A put beyond the last one of a save would come in the next save only: of a pack, of a segment of the journal,
+/// of the shard index, and perhaps of the commit.
+const PUTS: usize = 4;
 
 /// `kills` kills in order, spread over the training, the first of every two inside a save. Between two of
 /// them there is a step that is saved, so that each one comes.

@@ -1,10 +1,12 @@
 //! One rank process of the demo: trains, saves every few steps, restores when it is started again.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lastgood::journal::{JournalOptions, StepRecord, Value};
 use lastgood::save::{Mode, SaveHandle, SaveOptions, SaveStatus};
 use lastgood::state::{Capture, Durability, Part, Slots, Targets};
 use lastgood::{Dtype, Repository, Run, RunOptions};
@@ -13,7 +15,7 @@ use lastgood_serve::Rank;
 use lastgood_store::Store;
 
 use super::collective::{Collective, Rendezvous};
-use super::job::{Control, Job, JobConfig, JobState, JobStateMut, Tensor};
+use super::job::{Control, Job, JobConfig, JobState, JobStateMut, StepReport, Tensor};
 use super::message::{Message, Report};
 use super::pause::{Pause, PauseStore};
 use crate::args::{Component, DemoRank};
@@ -36,8 +38,14 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
     let name = place.run.context("no run is given")?;
     let save = SaveOptions { in_flight_max: 2, ..SaveOptions::default() };
     let world = place.options.world;
-    let mut run = Run::open(&repository, &name, RunOptions { save, ..place.options })?;
     let mut job = Job::new(&config, world.rank, world.size)?;
+    let journal = place
+        .options
+        .journal
+        .map(|journal| JournalOptions { logical: Some(job.logical()), ..journal });
+    let environment = environment(&config)?;
+    let options = RunOptions { save, journal, environment, ..place.options };
+    let mut run = Run::open(&repository, &name, options)?;
     let known = Known(args.forget);
     run.restore(&mut job, |job, targets| known.targets(job.state_mut(), targets))?;
     let token = format!("{name} {}", config.fingerprint()?);
@@ -53,8 +61,9 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
     let mut saves = Saves { tell: world.rank == 0, under_way: Vec::new() };
     let mut loss = None;
     while !job.is_finished() {
-        loss = Some(job.train_step(&mut collective)?.loss);
-        run.step(job.step());
+        let report = job.train_step(&mut collective)?;
+        loss = Some(report.loss);
+        run.step(record(&report));
         if job.step().is_multiple_of(args.every) || job.is_finished() {
             let mode = if job.is_finished() { Mode::Sync } else { Mode::Async };
             saves.under_way.push(run.save(job.step(), mode, |c| known.capture(job.state(), c))?);
@@ -68,6 +77,23 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
     }
     run.close()?;
     Ok(Exit::Done)
+}
+
+/// What decides the bytes that this program comes to, beside its state.
+fn environment(config: &JobConfig) -> Result<BTreeMap<String, String>> {
+    Ok(BTreeMap::from([
+        ("code.configuration".to_owned(), config.fingerprint()?),
+        ("package.lastgood".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("cpu.architecture".to_owned(), env::consts::ARCH.to_owned()),
+    ]))
+}
+
+fn record(report: &StepReport) -> StepRecord {
+    let whole = StepRecord::new(report.step).loss(report.loss).with("lr", report.learning_rate);
+    report.samples.iter().fold(whole, |record, (logical, samples)| {
+        let samples = samples.iter().map(|sample| Value::from(*sample as u64)).collect::<Vec<_>>();
+        record.of_rank(*logical, "data", samples)
+    })
 }
 
 fn repository(url: &str) -> Result<Repository> {

@@ -51,6 +51,7 @@ fn every_command_says_what_its_page_says() {
     let mut verified = on(folder, &["verify", "--json"]).exits(0).json();
     assert_eq!(keys(&verified.pop().unwrap()), documented("verify: the last line"));
     assert_eq!(keys(&verified[0]), documented("verify: a line for each checkpoint"));
+    assert_eq!(keys(&verified[1]["journal"]), documented("verify: the journal"));
     let log = on(folder, &["log", "--json"]).exits(0).json();
     let common = documented("log");
     assert!(log.iter().all(|entry| common.is_subset(&keys(entry))), "{log:?}");
@@ -99,6 +100,13 @@ fn errors_are_json_too_with_the_exit_code_that_they_end_with() {
         (5, &["demo", "--steps", "10", "--kills", "0"]),
     ];
     on(folder, &["demo", "--steps", "10", "--kills", "0", "--ranks", "1"]).exits(0);
+    for (section, more) in [("log --journal", None), ("log --journal --count", Some("--count"))] {
+        let args: Vec<&str> =
+            ["log", "--run", "demo", "--journal", "--json"].into_iter().chain(more).collect();
+        for event in on(folder, &args).exits(0).json() {
+            assert_eq!(keys(&event), documented(section), "{section}");
+        }
+    }
     for (code, args) in commands {
         let ran = on(folder, &[&["--json"], *args].concat()).exits(*code);
         let last = ran.err.lines().last().unwrap_or_default();

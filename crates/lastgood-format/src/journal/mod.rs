@@ -117,7 +117,7 @@ kinds! {
     RESTORED = 3, "restored";
     /// A step is done: what went in, and digests of what came out.
     STEP = 4, "step";
-    /// The digests of the state after a step.
+    /// Fingerprints of this rank's part of the state after a step.
     STATE_DIGEST = 5, "state.digest";
     /// A save was captured here: the cut that its checkpoint includes ends before this frame.
     SAVE_CAPTURED = 6, "save.captured";
@@ -143,6 +143,8 @@ kinds! {
     DIVERGED = 16, "diverged";
     /// The attempt went back to a checkpoint: its events between that one's cut and this frame are overtaken.
     REWOUND = 17, "rewound";
+    /// The tensors that digests of the state are of, in their order.
+    STATE_LAYOUT = 18, "state.layout";
 }
 
 impl Kind {

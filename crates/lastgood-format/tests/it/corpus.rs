@@ -210,17 +210,15 @@ pub(crate) fn frames(lane: Lane) -> Vec<Frame> {
 fn journal() -> BTreeMap<String, Vec<u8>> {
     let mut segments = BTreeMap::new();
     let rank = Lane::of_rank(0).unwrap();
-    for (lane, pieces) in [(Lane::CONTROL, vec![0..4]), (rank, vec![0..11, 11..18])] {
+    for (lane, piece) in [(Lane::CONTROL, 0..4), (rank, 0..11), (rank, 11..19)] {
         let frames = frames(lane);
-        for piece in pieces {
-            let begin = Position { next: piece.start as u64, head: frames[piece.start].prev };
-            let mut bytes = Vec::new();
-            for frame in &frames[piece] {
-                frame.encode(&mut bytes).unwrap();
-            }
-            let stored = Segment::encode(1, lane, begin, &bytes).unwrap();
-            segments.insert(key::journal_segment(&run(), 1, lane, begin.next), stored);
+        let begin = Position { next: piece.start as u64, head: frames[piece.start].prev };
+        let mut bytes = Vec::new();
+        for frame in &frames[piece] {
+            frame.encode(&mut bytes).unwrap();
         }
+        let stored = Segment::encode(1, lane, begin, &bytes).unwrap();
+        segments.insert(key::journal_segment(&run(), 1, lane, begin.next), stored);
     }
     segments
 }

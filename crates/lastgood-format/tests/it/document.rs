@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::corpus::{self, corpus};
 use crate::forge;
 
-const PAGE: &str = include_str!("../../../../docs/FORMAT.md");
+pub(crate) const PAGE: &str = include_str!("../../../../docs/FORMAT.md");
 
 /// The cells of every table whose header row is `header`, without backquotes.
 fn tables(header: &str) -> Vec<Vec<Vec<String>>> {
@@ -35,7 +35,7 @@ fn tables(header: &str) -> Vec<Vec<Vec<String>>> {
 }
 
 /// The one table with this header.
-fn table(header: &str) -> Vec<Vec<String>> {
+pub(crate) fn table(header: &str) -> Vec<Vec<String>> {
     let mut found = tables(header);
     assert_eq!(found.len(), 1, "tables headed {header}");
     found.remove(0)

@@ -6,6 +6,7 @@ mod corpus;
 mod damage;
 mod document;
 mod draft;
+mod fingerprint;
 mod forge;
 mod hostile;
 mod journal;

@@ -53,11 +53,20 @@ pub struct JournalOptions {
     /// True lets [`Run::step`](crate::Run::step) return when the step's events are durable, which costs it a
     /// sync of the disk; false loses those of the last milliseconds if the machine stops. Default false.
     pub wait: bool,
+    /// Whether every save records fingerprints of the state, tensor by tensor, which are the same on any number
+    /// of ranks; they cost about as much as the hashes of a save, where bytes have changed. Default true.
+    pub digests: bool,
 }
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self { logical: None, folder: None, seal_after: Duration::from_secs(60), wait: false }
+        Self {
+            logical: None,
+            folder: None,
+            seal_after: Duration::from_secs(60),
+            wait: false,
+            digests: true,
+        }
     }
 }
 

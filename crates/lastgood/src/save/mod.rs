@@ -6,6 +6,7 @@
 mod arena;
 mod base;
 mod batches;
+mod digest;
 mod handle;
 mod packer;
 mod pipeline;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use arena::{Arena, Segment};
 pub(crate) use base::Base;
+pub(crate) use digest::Teller;
 pub use handle::{SaveHandle, SaveStatus};
 use lastgood_format::chunk::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use lastgood_format::key::SaveKey;
@@ -31,7 +33,7 @@ use plan::Plan;
 use shared::Queued;
 pub(crate) use shared::Shared;
 pub(crate) use witness::{KEY as ALIKE, check_alike};
-pub(crate) use worker::Worker;
+pub(crate) use worker::{Recording, Worker};
 
 use crate::journal::rank::RankJournal;
 use crate::process::Process;
@@ -229,6 +231,14 @@ impl Saver {
         Ok(handle)
     }
 
+    /// Captures `capture` as the state at `step` for its fingerprints alone, which are recorded behind it.
+    pub(crate) fn digest(&mut self, step: u64, capture: &Capture<'_>) -> Result<()> {
+        self.process.check()?;
+        let room = self.make_room(capture)?;
+        let handle = SaveHandle::new(SaveKey { attempt: self.attempt, step, generation: 0 });
+        self.enqueue(room, handle, BTreeMap::new(), false).fill(capture)
+    }
+
     /// Queues a save whose bytes are not copied yet.
     fn begin(
         &mut self,
@@ -238,12 +248,7 @@ impl Saver {
     ) -> Result<Begun> {
         self.process.check()?;
         self.shared.refuse(self.options.failures_max)?;
-        let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
-        let mut arena = self.shared.take_arena()?;
-        if let Err(error) = arena.reserve(&plan) {
-            self.shared.give_arena(arena);
-            return Err(error);
-        }
+        let room = self.make_room(capture)?;
         let generation = self.shared.next_generation(step);
         let handle = SaveHandle::new(SaveKey { attempt: self.attempt, step, generation });
         let mut metadata = capture.metadata.clone();
@@ -254,6 +259,27 @@ impl Saver {
                 Err(error) => journal.journal().tell(error),
             }
         }
+        Ok(self.enqueue(room, handle, metadata, true))
+    }
+
+    /// Lays out `capture`, and waits for an arena that has room for it.
+    fn make_room(&self, capture: &Capture<'_>) -> Result<(Arc<Plan>, Arena)> {
+        let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
+        let mut arena = self.shared.take_arena()?;
+        if let Err(error) = arena.reserve(&plan) {
+            self.shared.give_arena(arena);
+            return Err(error);
+        }
+        Ok((plan, arena))
+    }
+
+    fn enqueue(
+        &self,
+        (plan, arena): (Arc<Plan>, Arena),
+        handle: SaveHandle,
+        metadata: BTreeMap<String, String>,
+        is_saved: bool,
+    ) -> Begun {
         let (full, segments) = channel();
         let (witness, testimony) = channel();
         let slot = Arc::new(Mutex::new(None));
@@ -264,8 +290,9 @@ impl Saver {
             metadata,
             witness: testimony,
             handle: handle.promise(),
+            is_saved,
         });
-        Ok(Begun { plan, lent: Lent { arena: Some(arena), slot }, full, witness, handle })
+        Begun { plan, lent: Lent { arena: Some(arena), slot }, full, witness, handle }
     }
 
     /// The chunks that the next save may reuse, and its parent.

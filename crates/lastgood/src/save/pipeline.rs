@@ -5,6 +5,7 @@
 //! state makes the same packs; putters write them.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -18,6 +19,7 @@ use lastgood_store::Payload;
 use super::arena::Segment;
 use super::base::{Base, Stored};
 use super::batches::{Batch, Batches};
+use super::digest::{Digesting, Sums};
 use super::packer::Packer;
 use super::plan::Plan;
 use crate::io::Io;
@@ -37,6 +39,8 @@ pub(crate) struct Job<'j> {
     pub(crate) name: &'j (dyn Fn(u32) -> String + Sync),
     /// The run's folder in the store.
     pub(crate) folder: &'j str,
+    /// Finds fingerprints as well.
+    pub(crate) digesting: Option<&'j Digesting>,
 }
 
 /// What the pipeline wrote.
@@ -49,6 +53,8 @@ pub(crate) struct Written {
     /// The bytes and the time of all puts, to know the speed of the store.
     pub(crate) put_bytes: u64,
     pub(crate) put_time: Duration,
+    /// What each row counts in the fingerprints, if they are to be found.
+    pub(crate) sums: Vec<(Hash, Sums)>,
 }
 
 /// One chunk after hashing.
@@ -56,6 +62,7 @@ pub(crate) struct Written {
 pub(crate) struct Hashed {
     pub(crate) hash: Hash,
     pub(crate) source: Source,
+    sums: Sums,
 }
 
 /// Where a chunk's stored bytes come from.
@@ -135,9 +142,13 @@ fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<Ha
             continue;
         }
         let bytes = batch.segment.bytes();
-        let hashed: Result<Vec<_>> = job.plan.rows[batch.rows.clone()]
-            .iter()
-            .map(|row| hash_chunk(job, &bytes[row.offset..row.offset + row.bytes]))
+        let hashed: Result<Vec<_>> = batch
+            .rows
+            .clone()
+            .map(|i| {
+                let row = job.plan.rows[i];
+                hash_chunk(job, i, &bytes[row.offset..row.offset + row.bytes])
+            })
             .collect();
         if out.send(hashed.map(|rows| HashedBatch { batch, rows })).is_err() {
             batches.fail();
@@ -156,13 +167,17 @@ impl Drop for FailOnPanic<'_> {
     }
 }
 
-fn hash_chunk(job: &Job<'_>, bytes: &[u8]) -> Result<Hashed> {
+fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8]) -> Result<Hashed> {
     let hash = Hash::of(bytes);
     let source = match job.base.and_then(|base| base.find(&hash, bytes.len())) {
         Some(stored) => Source::Stored(stored),
         None => Source::New(encode(bytes, job.level, &hash)?),
     };
-    Ok(Hashed { hash, source })
+    let sums = match job.digesting {
+        Some(digesting) => digesting.row(job.plan, row, bytes, Some(&hash))?,
+        None => Sums::new(),
+    };
+    Ok(Hashed { hash, source, sums })
 }
 
 /// What is encoded is decoded again before it is relied on: a fault of codec or memory between
@@ -185,11 +200,12 @@ fn pack_batches(
     hashed: &Receiver<Result<HashedBatch>>,
     packs: SyncSender<FullPack>,
 ) -> Result<Written> {
+    let mut sums = Vec::new();
     let mut packer = Packer::new(job, packs);
     let mut early: BTreeMap<usize, HashedBatch> = BTreeMap::new();
     let (mut next, mut rows) = (0, 0);
     while rows < job.plan.rows.len() {
-        let HashedBatch { batch, rows: hashed } = match early.remove(&next) {
+        let HashedBatch { batch, rows: mut hashed } = match early.remove(&next) {
             Some(batch) => batch,
             None => match hashed.recv() {
                 Ok(Ok(hashed)) if hashed.batch.number == next => hashed,
@@ -201,12 +217,15 @@ fn pack_batches(
                 Err(_) => return Err(Error::internal("the capture ended before its last segment")),
             },
         };
+        if job.digesting.is_some() {
+            sums.extend(hashed.iter_mut().map(|row| (row.hash, mem::take(&mut row.sums))));
+        }
         packer.add(&batch, hashed)?;
         batches.packed(&batch);
         next += 1;
         rows = batch.rows.end;
     }
-    packer.finish()
+    packer.finish().map(|written| Written { sums, ..written })
 }
 
 fn put_packs(

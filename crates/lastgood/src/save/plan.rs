@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) segments: Vec<usize>,
     /// The copies of each segment, in rising order of offset.
     pub(crate) copies: Vec<Vec<Copy>>,
+    /// For each tensor, whether every rank holds all of it.
+    pub(crate) replicated: Vec<bool>,
 }
 
 impl Plan {
@@ -69,6 +71,7 @@ impl Plan {
             }
             let tied_to = (canonical != i).then(|| index_of(canonical)).transpose()?;
             let sample = &capture.pieces[named.sample];
+            plan.replicated.push(sample.replicated);
             plan.tensors.push(Tensor {
                 component: index_of(key.0)?,
                 name: key.1.to_owned(),

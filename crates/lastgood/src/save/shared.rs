@@ -23,6 +23,8 @@ pub(crate) struct Queued {
     /// What is known only when everything is copied, as more metadata; nothing comes if the capture failed.
     pub(super) witness: Receiver<BTreeMap<String, String>>,
     pub(super) handle: Promise,
+    /// False if nothing is to be written, and only the fingerprints are wanted.
+    pub(super) is_saved: bool,
 }
 
 /// What the saving and the writing thread share.

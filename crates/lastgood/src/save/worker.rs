@@ -11,6 +11,7 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 
 use super::arena::{Arena, Segment};
 use super::base::Base;
+use super::digest::{self, Before, Digesting, Sums, Teller};
 use super::handle::{Promise, SaveHandle, SaveStatus};
 use super::pipeline::{self, Job, Written};
 use super::plan::Plan;
@@ -65,8 +66,20 @@ pub(crate) struct Worker {
     pub(crate) options: SaveOptions,
     /// The measured speed of the store, in bytes a second.
     pub(crate) sink_speed: Option<f64>,
-    /// Where the events before a save are sealed from, and this rank's lane.
-    pub(crate) journal: Option<(Journal, Lane)>,
+    pub(crate) journal: Option<Recording>,
+}
+
+/// Where the worker seals and records.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    pub(crate) journal: Journal,
+    /// This rank's lane.
+    pub(crate) lane: Lane,
+    /// False if nobody wants fingerprints of the state.
+    pub(crate) digests: bool,
+    pub(crate) teller: Teller,
+    /// The fingerprints of the save before.
+    pub(crate) before: Option<Arc<Before>>,
 }
 
 enum Next {
@@ -102,7 +115,9 @@ impl Worker {
             match self.next(&mut waiting, poll) {
                 Next::Write(queued) => {
                     poll = POLL_FIRST;
-                    if let Some(save) = self.write(queued) {
+                    if !queued.is_saved {
+                        self.digest(queued);
+                    } else if let Some(save) = self.write(queued) {
                         waiting.push(save);
                     }
                 }
@@ -144,7 +159,7 @@ impl Worker {
     }
 
     fn write(&mut self, queued: Queued) -> Option<Waiting> {
-        let Queued { plan, segments, arena, metadata, witness, handle } = queued;
+        let Queued { plan, segments, arena, metadata, witness, handle, .. } = queued;
         let base = self.shared.lock().base.clone();
         let parent = base.as_ref().map(|base| base.checkpoint);
         let base = base.filter(|base| self.is_reusable(base));
@@ -189,18 +204,26 @@ impl Worker {
     ) -> Result<ShardIndex> {
         let rank = self.world.rank;
         let folder = key::run_folder(self.ledger.run());
+        let recording = self.journal.as_ref().filter(|recording| recording.digests);
+        let digesting = recording
+            .map(|recording| Digesting::new(plan, recording.before.clone()))
+            .transpose()?;
         let job = Job {
             plan,
             base: base.as_deref(),
             level: self.level(),
             name: &|i| key::pack_in_run(&save, rank, i),
             folder: &folder,
+            digesting: digesting.as_ref(),
         };
-        let written = pipeline::run(&self.io, &job, segments)?;
+        let mut written = pipeline::run(&self.io, &job, segments)?;
         self.measure(&written);
+        if digesting.is_some() {
+            self.tell(plan, save.step, std::mem::take(&mut written.sums));
+        }
         late(&mut metadata)?;
-        if let Some((journal, _)) = &self.journal {
-            rank::seal(journal, &metadata)?;
+        if let Some(recording) = &self.journal {
+            rank::seal(&recording.journal, &metadata)?;
         }
         let reused = base.map(|base| base.checkpoint).filter(|_| written.reused);
         let index = ShardIndex {
@@ -220,6 +243,44 @@ impl Worker {
         };
         self.io.block_on(commit::publish(&self.ledger, &index))?;
         Ok(index)
+    }
+
+    /// Records the fingerprints of what was captured for them alone.
+    fn digest(&mut self, queued: Queued) {
+        let Queued { plan, segments, arena, handle, .. } = queued;
+        let step = handle.step();
+        let found = Digesting::new(&plan, None).and_then(|digesting| {
+            let mut sums = Sums::new();
+            for (i, segment) in segments {
+                sums.extend(digesting.segment(&plan, i, &segment)?);
+            }
+            Ok(sums)
+        });
+        let arena = arena.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(arena) = arena {
+            self.shared.give_arena(arena);
+        }
+        let is_captured = !matches!(handle.status(), SaveStatus::Failed(_));
+        if let Some(Recording { journal, lane, teller, .. }) = &mut self.journal
+            && is_captured
+        {
+            let told =
+                found.and_then(|sums| teller.tell((journal, *lane), &plan, sums, (step, "whole")));
+            told.unwrap_or_else(|error| journal.tell(error));
+        }
+        handle.set(SaveStatus::Superseded);
+    }
+
+    /// Records the fingerprints of a save.
+    fn tell(&mut self, plan: &Plan, step: u64, rows: Vec<(Hash, Sums)>) {
+        let Some(Recording { journal, lane, teller, before, .. }) = &mut self.journal else {
+            return;
+        };
+        let sums = rows.iter().flat_map(|(_, sums)| sums.iter().copied());
+        if let Err(error) = teller.tell((journal, *lane), plan, sums, (step, "save")) {
+            journal.tell(error);
+        }
+        *before = Some(digest::remember(plan, rows));
     }
 
     /// As far as the ledger was read: what happens to the base after that is noticed at the commit.
@@ -384,7 +445,7 @@ impl Worker {
         inner.failures_in_a_row = 0;
         inner.free.extend(save.arena.take());
         drop(inner);
-        if let Some((journal, lane)) = &self.journal {
+        if let Some(Recording { journal, lane, .. }) = &self.journal {
             rank::seen(journal, *lane, &save.index.save, &id);
         }
         save.handle.set(SaveStatus::Committed(id));

@@ -126,6 +126,8 @@ fn what_a_run_does_is_recorded_in_the_canonical_order() {
         "1 0 3 event",
         "1 0 3 external.read",
         "1 0 3 save.captured",
+        "1 0 3 state.layout",
+        "1 0 3 state.digest",
         "1 0 3 checkpoint.seen",
         "1 0 4 step",
         "1 0 5 step",
@@ -136,7 +138,7 @@ fn what_a_run_does_is_recorded_in_the_canonical_order() {
     assert_eq!(environment.get("python.version").and_then(Value::as_str), Some("3.11"));
     assert!(open_segments(folder.path()).is_empty(), "an open segment is left");
     let audit = audited(&repository);
-    assert_eq!((audit.frames, audit.cuts, audit.findings.len()), (12, 1, 0), "{audit:?}");
+    assert_eq!((audit.frames, audit.cuts, audit.findings.len()), (14, 1, 0), "{audit:?}");
 }
 
 #[test]

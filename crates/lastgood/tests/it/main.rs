@@ -9,6 +9,7 @@
 
 mod async_saves;
 mod child;
+mod digests;
 mod faults;
 mod fencing;
 mod fixture;

@@ -1,0 +1,122 @@
+//! Replay: re-executing a part of a run beside what was recorded of it.
+//!
+//! A replay runs the same program, told by a [`Plan`] instead of by its own wishes: it restores the checkpoint that
+//! the window begins with, from the *source*; records into another repository, so that the source is never
+//! written to; and ends at the last step of the window. The two journals are then compared, event by event and
+//! tensor by tensor.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`Plan`] | what a replaying process is told |
+//! | `mode` | what a [`Run`](crate::Run) does differently in a replay |
+//! | [`window`] | what a journal says of some steps |
+//! | [`state`] | fingerprints of a whole state, from the journal or from a checkpoint |
+//! | [`compare`] | the first place where two windows part |
+
+pub mod compare;
+pub(crate) mod mode;
+pub mod state;
+pub mod window;
+
+use std::collections::BTreeSet;
+
+use lastgood_format::{Error, Hash, Result, RunName};
+pub use mode::Due;
+use serde::{Deserialize, Serialize};
+
+use crate::repository::Repository;
+
+/// The version of [`Plan`] that this library understands.
+const VERSION: u32 = 1;
+
+/// A run in a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// The URL of the store.
+    pub store: String,
+    /// The run.
+    pub run: RunName,
+}
+
+/// What a replaying process is told, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The version of the plan.
+    pub version: u32,
+    /// The run that is replayed. It is only read.
+    pub source: Place,
+    /// Where the replay records, and saves what it is told to save.
+    pub into: Place,
+    /// The checkpoint that it restores; `None` to begin as a fresh run.
+    pub from: Option<Hash>,
+    /// The step of that checkpoint; 0 without one.
+    pub from_step: u64,
+    /// It ends after this step.
+    pub to: u64,
+    /// The steps after which the state is digested; the last one always is.
+    pub digests: BTreeSet<u64>,
+    /// Whether the state after the last step is saved.
+    pub save: bool,
+}
+
+impl Plan {
+    /// A plan of the steps after `from_step` up to and with `to`.
+    #[must_use]
+    pub fn new(source: Place, into: Place, from: Option<(Hash, u64)>, to: u64) -> Self {
+        Self {
+            version: VERSION,
+            source,
+            into,
+            from: from.map(|(id, _)| id),
+            from_step: from.map_or(0, |(_, step)| step),
+            to,
+            digests: BTreeSet::new(),
+            save: false,
+        }
+    }
+
+    /// The plan as a process is given it.
+    ///
+    /// # Errors
+    /// `Internal` if it cannot be written as JSON.
+    pub fn encode(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|e| Error::internal(format!("cannot write the plan of a replay: {e}")))
+    }
+
+    /// Reads a plan.
+    ///
+    /// # Errors
+    /// `Invalid` if it is none; `Incompatible` if it is of a newer version.
+    pub fn decode(text: &str) -> Result<Self> {
+        let plan: Self = serde_json::from_str(text)
+            .map_err(|e| Error::invalid(format!("the plan of a replay is not understood: {e}")))?;
+        if plan.version != VERSION {
+            return Err(Error::incompatible(format!(
+                "the plan of a replay has version {}, this lastgood understands {VERSION}",
+                plan.version
+            ))
+            .with_remedy("replay with the lastgood that the program uses"));
+        }
+        if plan.to <= plan.from_step {
+            return Err(Error::invalid(format!(
+                "a replay from step {} to step {} has nothing to do",
+                plan.from_step, plan.to
+            )));
+        }
+        Ok(plan)
+    }
+}
+
+/// A plan with the repositories that it names, for [`RunOptions`](crate::RunOptions).
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// What to do.
+    pub plan: Plan,
+    /// Where the run is that is replayed.
+    pub source: Repository,
+    /// Where the replay records.
+    pub into: Repository,
+}

@@ -1,0 +1,137 @@
+//! What a run does differently in a replay.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use lastgood_format::journal::{Kind, Lane, Value};
+use lastgood_format::{Error, Hash, Result};
+
+use super::{Plan, Replay};
+use crate::io::StoreIo;
+use crate::journal::read::Filter;
+use crate::ledger::Ledger;
+use crate::replay::window;
+use crate::restore::Contents;
+
+/// What is due after a step of a replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// The state is to be digested.
+    Digest,
+    /// The state is to be saved.
+    Save,
+}
+
+/// The replay that a run is.
+#[derive(Debug)]
+pub(crate) struct Replaying {
+    plan: Plan,
+    io: StoreIo,
+    ledger: Ledger,
+    /// What was read from outside, by lane and key, in order.
+    external: Mutex<BTreeMap<(Lane, String), VecDeque<Value>>>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    step: u64,
+    digested: BTreeSet<u64>,
+}
+
+impl Replaying {
+    /// Reads what the replay of `replay` needs of its source.
+    pub(crate) fn open(replay: &Replay) -> Result<Self> {
+        let Replay { plan, source, .. } = replay;
+        let ledger = source.existing(&plan.source.run)?;
+        let io = source.io().clone();
+        let external = source.block_on(async {
+            let filter = Filter {
+                steps: Some(plan.from_step..=plan.to),
+                kinds: vec![Kind::EXTERNAL_READ],
+                ..Filter::default()
+            };
+            let mut events = window::events(source, &ledger, plan.to, filter).await?;
+            let mut external: BTreeMap<(Lane, String), VecDeque<Value>> = BTreeMap::new();
+            while let Some(frame) = events.next().await? {
+                let value = frame.value()?;
+                if let (Some(Value::Text(key)), Some(read)) = (value.get("key"), value.get("value"))
+                {
+                    let of_key = external.entry((frame.lane, key.clone())).or_default();
+                    of_key.push_back(read.clone());
+                }
+            }
+            Ok(external)
+        })?;
+        let progress = Progress { step: plan.from_step, digested: BTreeSet::new() };
+        Ok(Self {
+            plan: plan.clone(),
+            io,
+            ledger,
+            external: Mutex::new(external),
+            progress: Mutex::new(progress),
+        })
+    }
+
+    /// The plan.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The way to the source's store.
+    pub(crate) fn io(&self) -> &StoreIo {
+        &self.io
+    }
+
+    /// The checkpoint that the replay begins with.
+    pub(crate) fn contents(&self) -> Result<Option<Contents>> {
+        let load = |id: Hash| self.io.block_on(Contents::load(&self.ledger, &id));
+        self.plan.from.map(load).transpose()
+    }
+
+    /// The id of the source's checkpoint of `step`, for a save that is left out.
+    pub(crate) fn id_of(&self, step: u64) -> Hash {
+        let checkpoints = self.ledger.history().checkpoints().iter().rev();
+        let found = checkpoints.filter(|checkpoint| checkpoint.step == step).map(|c| c.id).next();
+        found.unwrap_or_else(|| Hash::of(b""))
+    }
+
+    /// The next value that was read from outside under `key`.
+    pub(crate) fn external(&self, lane: Lane, key: &str) -> Result<Value> {
+        let mut external = self.external.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = external.get_mut(&(lane, key.to_owned())).and_then(VecDeque::pop_front);
+        next.ok_or_else(|| {
+            Error::new(
+                lastgood_format::ErrorKind::Diverged,
+                format!("{key:?} is read from outside, and no such read is recorded here"),
+            )
+            .with_remedy("the program reads more than it did, or in another order")
+        })
+    }
+
+    /// Notes that a step is done.
+    pub(crate) fn reached(&self, step: u64) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).step = step;
+    }
+
+    /// What is due after `step`; the first call for a step is answered, later ones have nothing left to do.
+    pub(crate) fn take_due(&self, step: u64) -> Due {
+        let is_last = step == self.plan.to;
+        if !is_last && !self.plan.digests.contains(&step) {
+            return Due::Nothing;
+        }
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress.digested.insert(step) {
+            false => Due::Nothing,
+            true if is_last && self.plan.save => Due::Save,
+            true => Due::Digest,
+        }
+    }
+
+    /// True once the last step is done.
+    pub(crate) fn is_over(&self) -> bool {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).step >= self.plan.to
+    }
+}

@@ -1,0 +1,116 @@
+//! What a journal says of some steps of a run.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use lastgood_format::journal::{Frame, Kind, Lane, Value};
+use lastgood_format::{Error, Result};
+
+use super::state::{State, Table};
+use crate::journal::history::{self, Part};
+use crate::journal::read::{Filter, Merged};
+use crate::ledger::{Checkpoint, Ledger};
+use crate::repository::Repository;
+
+/// What is recorded of some steps.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// What each step of each logical rank says.
+    pub steps: BTreeMap<(u64, Lane), Value>,
+    /// Events of the user's own kinds and what was read from outside, in order, by step and lane.
+    pub events: BTreeMap<(u64, Lane), Vec<(Kind, Value)>>,
+    /// The states that were digested by all ranks, by step.
+    pub states: BTreeMap<u64, State>,
+    /// The environment of each process of each attempt, by the lane that says it.
+    pub environments: BTreeMap<(u64, Lane), Value>,
+    /// The attempt that each step was done by.
+    pub attempts: BTreeMap<u64, u64>,
+}
+
+/// The parts of the history that led to step `to`: to the newest checkpoint of that step, or to now.
+///
+/// # Errors
+/// As [`history::parts`].
+pub async fn parts_to(source: &Repository, ledger: &Ledger, to: u64) -> Result<Vec<Part>> {
+    let reader = source.journal_reader(ledger.run()).await?;
+    let usable = |c: &&Checkpoint| c.step == to && !c.expired;
+    let checkpoint = ledger.history().checkpoints().iter().rev().find(usable).map(|c| c.id);
+    history::parts(ledger, &reader, checkpoint.as_ref()).await
+}
+
+/// The events that `filter` wants of the history that led to step `to`.
+///
+/// # Errors
+/// As [`parts_to`].
+pub async fn events(
+    source: &Repository,
+    ledger: &Ledger,
+    to: u64,
+    filter: Filter,
+) -> Result<Merged> {
+    let parts = parts_to(source, ledger, to).await?;
+    let reader = source.journal_reader(ledger.run()).await?;
+    Ok(reader.merged(&parts, filter))
+}
+
+impl Window {
+    /// What is recorded of `steps` in the history that led to the last of them.
+    ///
+    /// # Errors
+    /// As [`JournalReader`](crate::journal::read::JournalReader); `Corrupt` if an event says what none says.
+    pub fn read(source: &Repository, ledger: &Ledger, steps: RangeInclusive<u64>) -> Result<Self> {
+        source.block_on(async {
+            let parts = parts_to(source, ledger, *steps.end()).await?;
+            let reader = source.journal_reader(ledger.run()).await?;
+            let mut window = Self::default();
+            let mut table = Table::default();
+            // These stand at the beginning of an attempt, wherever in it the steps are.
+            let kinds = vec![Kind::ATTEMPT_BEGUN, Kind::ENVIRONMENT, Kind::STATE_LAYOUT];
+            let mut beginnings = reader.merged(&parts, Filter { kinds, ..Filter::default() });
+            while let Some(frame) = beginnings.next().await? {
+                window.begin(&mut table, &frame)?;
+            }
+            let kinds = vec![Kind::STEP, Kind::STATE_DIGEST, Kind::EVENT, Kind::EXTERNAL_READ];
+            // A digest is told after its step, when it is ready.
+            let filter =
+                Filter { steps: Some(*steps.start()..=u64::MAX), kinds, ..Filter::default() };
+            let mut events = reader.merged(&parts, filter);
+            while let Some(frame) = events.next().await? {
+                window.add(&mut table, &steps, &frame)?;
+            }
+            window.states = table.finish();
+            Ok(window)
+        })
+    }
+
+    fn begin(&mut self, table: &mut Table, frame: &Frame) -> Result<()> {
+        let value = frame.value()?;
+        match frame.kind {
+            Kind::ATTEMPT_BEGUN => table.begin(frame, &value),
+            Kind::STATE_LAYOUT => table.layout(frame, &value)?,
+            _ => drop(self.environments.insert((frame.attempt, frame.lane), value)),
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, table: &mut Table, steps: &RangeInclusive<u64>, frame: &Frame) -> Result<()> {
+        let value = frame.value()?;
+        if frame.kind == Kind::STATE_DIGEST {
+            let at = value.get("at").and_then(Value::as_u64);
+            let at =
+                at.ok_or_else(|| Error::corrupt(format!("{} names no step", frame.place())))?;
+            return if steps.contains(&at) { table.digest(frame, &value, at) } else { Ok(()) };
+        }
+        if !steps.contains(&frame.step) {
+            return Ok(());
+        }
+        let at = (frame.step, frame.lane);
+        if frame.kind == Kind::STEP {
+            self.steps.insert(at, value);
+            self.attempts.insert(frame.step, frame.attempt);
+        } else {
+            self.events.entry(at).or_default().push((frame.kind, value));
+        }
+        Ok(())
+    }
+}
