@@ -146,6 +146,8 @@ _CREDENTIAL = re.compile("://[^/ ]*@|(token|secret|passw(or)?d|credential|api_?k
 
 #: Flags of processors that libraries choose kernels by.
 _ISA = re.compile("(avx|amx|sse|ssse|fma|f16c|bmi|asimd|sve|sme(?!p)|bf16|i8mm|fphp|vsx|neon)")
+#: Where the driver of CUDA tells of itself.
+_NVIDIA = Path("/proc/driver/nvidia")
 #: What git says about a program may take so many seconds, in each of two calls.
 _GIT_WAIT = 2.0
 _LOCKS = ("uv.lock", "poetry.lock", "Cargo.lock", "pdm.lock", "conda-lock.yml", "requirements*.txt")
@@ -293,15 +295,14 @@ def _installed(project: str) -> str | None:
 
 def _gpus() -> _Items:
     """Those of the host, by the driver: no library is asked, and no context is made on one."""
-    root = Path("/proc/driver/nvidia")
-    if not root.is_dir():
+    if not _NVIDIA.is_dir():
         return
     models = []
-    for path in sorted(root.glob("gpus/*/information")):
+    for path in sorted(_NVIDIA.glob("gpus/*/information")):
         model = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
         models += [model.group(1).strip()] if model else []
     yield "gpu.models", models
-    version = re.search(r"\s(\d+(\.\d+)+)\s", (root / "version").read_text(errors="replace"))
+    version = re.search(r"\s(\d+(\.\d+)+)\s", (_NVIDIA / "version").read_text(errors="replace"))
     if version:
         yield "torch.cuda.driver", version.group(1)
 

@@ -192,6 +192,53 @@ def test_a_library_that_fails_hides_nothing_else(monkeypatch: pytest.MonkeyPatch
     assert "torch.threads" not in found and "python.version" in found and "code.argv" in found
 
 
+def test_devices_are_told_of_when_they_are_in_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No test has a device: a driver, a library and a device are planted."""
+    (tmp_path / "gpus/0000:4e:00.0").mkdir(parents=True)
+    about = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 18\n"
+    (tmp_path / "gpus/0000:4e:00.0/information").write_text(about)
+    version = (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 2023\n"
+    )
+    (tmp_path / "version").write_text(f"{version}GCC version:  gcc version 12.3.0 (Debian)\n")
+    (tmp_path / "nvidia_cublas-13.4.1.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: nvidia-cublas\nVersion: 13.4.1\n"
+    (tmp_path / "nvidia_cublas-13.4.1.dist-info/METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_environment, "_NVIDIA", tmp_path)
+    device = types.SimpleNamespace(name="NVIDIA H100", major=9, minor=0, multi_processor_count=132)
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: False,
+        nccl=types.SimpleNamespace(version=lambda: (2, 30, 7)),
+        device_count=lambda: 1,
+        get_device_properties=lambda index: device,
+    )
+    cudnn = types.SimpleNamespace(version=lambda: 92600)
+    names: dict[str, Any] = {
+        "_C": types.SimpleNamespace(_nccl_version=None, _show_config=lambda: "built"),
+        "version": types.SimpleNamespace(cuda="13.2"),
+        "cuda": cuda,
+        "backends": types.SimpleNamespace(cudnn=cudnn),
+    }
+    for name in ("get_num_threads", "get_num_interop_threads", "get_default_dtype"):
+        names[name] = lambda: 1
+    plant(monkeypatch, "torch", **names)
+    monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
+    asleep = _environment.collect()
+    assert asleep["gpu.models"] == "NVIDIA H100 80GB HBM3"
+    assert asleep["torch.cuda.driver"] == "535.129.03"
+    cuda.is_initialized = lambda: True
+    awake = _environment.collect()
+    assert {key: awake[key] for key in changes(asleep, awake) if "package" not in key} == {
+        "torch.cuda.nccl": "2,30,7",
+        "torch.cuda.cudnn": "92600",
+        "torch.cuda.device.0": "NVIDIA H100, sm_90, 132 processors",
+    }
+    assert awake["torch.cuda.package.cublas"] == "13.4.1"
+
+
 @pytest.fixture
 def torch() -> Iterator[Any]:
     """As it was before, afterwards."""
@@ -238,6 +285,7 @@ def test_a_setting_of_torch_changes_its_keys_alone(
     assert {_environment.effect_of(key) for key in expected} == {"numerics"}
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_flags_of_torch_by_their_context(torch: Any) -> None:
     before = _environment.collect()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -167,6 +167,14 @@ def test_unused_and_frozen_parameters() -> None:
     assert model[2].weight.grad.tolist() == [[0.0, 0.0]]
 
 
+def test_only_the_first_contribution_can_take_the_sum() -> None:
+    parts = [torch.full((5,), float(i)) for i in range(3)]
+    with pytest.raises(lg.Invalid, match="later contributions; give the first"):
+        lg.torch.ordered_all_reduce(parts, out=parts[1])
+    assert lg.torch.ordered_all_reduce(parts, out=parts[0]) is parts[0]
+    assert parts[0].tolist() == [3.0] * 5
+
+
 @pytest.mark.parametrize("processes", range(1, 9))
 def test_every_logical_rank_is_held_once(processes: int) -> None:
     logical = lg.torch.LogicalRanks(8)

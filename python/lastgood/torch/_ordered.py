@@ -132,6 +132,10 @@ def ordered_all_reduce(
         raise Invalid(
             f"out is {_of(out)}, and the contributions are {_of(first)}; give a contiguous tensor like them"
         )
+    elif any(part.data_ptr() == out.data_ptr() for part in parts[1:] if part.numel()):
+        raise Invalid(
+            "out is one of the later contributions; give the first one, or another tensor"
+        )
     flat = [part.detach().reshape(-1) for part in parts]
     _reduce(flat, out.detach().view(-1), spread, group, op, accumulate)
     return out
