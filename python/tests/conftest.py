@@ -41,6 +41,7 @@ TOGETHER = {
 FIRST = [*TOGETHER["trainers"], *TOGETHER["jax"]]
 FIRST += ["examples_trainers", "examples_torch", "referee", "examples_jax", "dcp", "peers_dcp"]
 FIRST += ["distributed", "data_run", "data_seeded", "overlap", "torch_checkpointing", "bit_exact"]
+FIRST += ["ordered"]
 
 SESSION = pytest.StashKey[forks.Session]()
 

@@ -1,7 +1,8 @@
 """PyTorch: modules, optimizers and tensors as components of a run, and `torch.distributed.checkpoint` through lastgood.
 
 `Writer` and `Reader` are storage for `torch.distributed.checkpoint`; `save`, `async_save` and `load` call it and raise
-errors that ``except Exception`` sees; `StorageConfig` is storage for `torch_checkpointing`.
+errors that ``except Exception`` sees; `StorageConfig` is storage for `torch_checkpointing`. `ordered_all_reduce` and
+its like sum over ranks with the same bytes on any number of processes.
 """
 
 from __future__ import annotations
@@ -14,17 +15,41 @@ if TYPE_CHECKING:
     from lastgood.torch._dcp import Writer
     from lastgood.torch._dcp_calls import async_save, load, save
     from lastgood.torch._dcp_read import Reader
+    from lastgood.torch._ordered import (
+        LogicalRanks,
+        logical_ranks,
+        ordered_all_reduce,
+        ordered_all_reduce_grads,
+        ordered_hook,
+    )
     from lastgood.torch._storage import StorageConfig
 
-__all__ = ["Reader", "StorageConfig", "Writer", "async_save", "load", "save"]
+__all__ = [
+    "LogicalRanks",
+    "Reader",
+    "StorageConfig",
+    "Writer",
+    "async_save",
+    "load",
+    "logical_ranks",
+    "ordered_all_reduce",
+    "ordered_all_reduce_grads",
+    "ordered_hook",
+    "save",
+]
 
 #: What imports torch.distributed.checkpoint or more is imported when it is asked for.
 _LAZY = {
+    "LogicalRanks": "_ordered",
     "Reader": "_dcp_read",
     "StorageConfig": "_storage",
     "Writer": "_dcp",
     "async_save": "_dcp_calls",
     "load": "_dcp_calls",
+    "logical_ranks": "_ordered",
+    "ordered_all_reduce": "_ordered",
+    "ordered_all_reduce_grads": "_ordered",
+    "ordered_hook": "_ordered",
     "save": "_dcp_calls",
 }
 
