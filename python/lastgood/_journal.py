@@ -17,7 +17,7 @@ from lastgood._lastgood import Invalid
 #: An array of a metric with more elements than this is recorded by its digest.
 _ELEMENTS_MAX = 16
 
-_SETTINGS = ("logical", "folder", "seal_after", "wait", "digests")
+_SETTINGS = ("logical", "folder", "seal_after", "wait", "digests", "digest_every")
 
 
 def settings_of(journal: bool | Mapping[str, Any], store: str) -> dict[str, Any] | None:
@@ -34,6 +34,9 @@ def settings_of(journal: bool | Mapping[str, Any], store: str) -> dict[str, Any]
     unknown = sorted(set(given) - set(_SETTINGS))
     if unknown:
         raise Invalid(f"there is no setting {unknown[0]!r} of the journal; there are {list(_SETTINGS)}")
+    every = given.setdefault("digest_every", 0)
+    if not isinstance(every, int) or every < 0:
+        raise Invalid(f"digest_every is a number of steps, or 0 for none, given {every!r}")
     folder = given.get("folder") or os.environ.get("LASTGOOD_JOURNAL") or _state_folder(store)
     if folder is not None:
         given["folder"] = os.path.abspath(os.fspath(folder))

@@ -58,8 +58,10 @@ def open(
         incarnation: names this start for all its ranks; found by itself under torch.distributed and ``lastgood run``.
         journal: record what goes into each step, for replay: the learning rates, where the data and the generators are,
             and what `Run.step` is given. A dict may set ``wait`` (each step is durable when `Run.step` returns),
-            ``seal_after`` (seconds until events are in the store), ``folder`` (of a local disk, for what is not) and
-            ``logical`` (first, and behind last, of the logical ranks of this process).
+            ``seal_after`` (seconds until events are in the store), ``folder`` (of a local disk, for what is not),
+            ``logical`` (first, and behind last, of the logical ranks of this process), ``digests`` (False: no
+            fingerprints of the state with each save) and ``digest_every`` (so many steps, between saves too; each
+            costs a copy of the state in the call).
         settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``
             (``off``, ``auto``, ``zstd:LEVEL``).
 
@@ -92,7 +94,8 @@ def open(
         settings["failures_max"] = failures_max
     if state is not None and not isinstance(state, MutableMapping):
         raise Invalid(f"a state is a dict of named components, given {type(state).__name__}")
-    recorded = _journal.settings_of(journal, store)
+    replay = os.environ.get("LASTGOOD_REPLAY")
+    recorded = _journal.settings_of(journal if replay is None else True, store)
     opened = Run(
         _lastgood.Run(
             store,
@@ -102,8 +105,9 @@ def open(
             world.size,
             incarnation or _world.find_incarnation(world, f"{_place(store)} {name}"),
             settings,
-            recorded,
+            recorded and {name: recorded[name] for name in recorded if name != "digest_every"},
             _environment.collect() if recorded is not None else {},
+            replay,
         ),
         {} if state is None else state,
         world,
@@ -111,6 +115,8 @@ def open(
         rng=rng,
         overlap=overlap,
         journal=recorded is not None,
+        digest_every=recorded["digest_every"] if recorded else 0,
+        replays=replay is not None,
     )
     _open_runs.add(opened)
     return opened
@@ -167,8 +173,12 @@ class Run:
         rng: bool,
         overlap: bool,
         journal: bool = False,
+        digest_every: int = 0,
+        replays: bool = False,
     ) -> None:
         self._native = native
+        self._digest_every = digest_every
+        self._replays = replays
         self._recorder = _journal.Recorder(native, state) if journal else None
         self._state = state
         self._world = world
@@ -250,22 +260,13 @@ class Run:
             raise Closed("the run was opened by another process; a forked child must open its own")
         step = _as_step(step)
         self._tell_failures()
-        if self._recorder is not None:
-            self._recorder.flush()
+        self._recorder_flush()
         with self._lock, self._looking:
             self.wait_captured()
             deferred = self._overlap and not block
             if deferred:
                 self._guard()
-            capture = _lastgood.Capture(deferred)
-            behind: list[tuple[str, list[str], list[Any]]] = []
-            for name, (declared, adapter) in self._adapters().items():
-                component = capture.component(name, declared.owner, declared.durability)
-                if adapter is None:
-                    continue
-                snapshot = adapter.capture(self._world, deferred)
-                snapshot.declare(capture, component, self._world.rank)
-                behind += [(name, *held) for held in snapshot.deferred]
+            capture, behind = self._capture(deferred)
             capture.metadata("lastgood.python", _lastgood.__version__)
             for key, text in (metadata or {}).items():
                 capture.metadata(key, text)
@@ -279,6 +280,21 @@ class Run:
         if block:
             handle.durable.result()
         return handle
+
+    def _capture(
+        self, deferred: bool
+    ) -> tuple[_lastgood.Capture, list[tuple[str, list[str], list[Any]]]]:
+        """The state as it is now, and what of it is copied later if it is ``deferred``."""
+        capture = _lastgood.Capture(deferred)
+        behind: list[tuple[str, list[str], list[Any]]] = []
+        for name, (declared, adapter) in self._adapters().items():
+            component = capture.component(name, declared.owner, declared.durability)
+            if adapter is None:
+                continue
+            snapshot = adapter.capture(self._world, deferred)
+            snapshot.declare(capture, component, self._world.rank)
+            behind += [(name, *held) for held in snapshot.deferred]
+        return capture, behind
 
     def _guard(self) -> None:
         """Lets every optimizer of the state wait for the copy before it steps."""
@@ -349,9 +365,36 @@ class Run:
             self._heartbeat(step)
         if self._recorder is not None:
             self._recorder.step(_as_step(step), metrics)
-        if self._policy.due(step):
-            return self.save(step)
-        return None
+        if self._replays:
+            return self._replay(step)
+        handle = self.save(step) if self._policy.due(step) else None
+        if self._digest_every and step % self._digest_every == 0:
+            self._digest(step)
+        return handle
+
+    def _digest(self, step: int) -> None:
+        """Records fingerprints of the state, of everything that this rank holds."""
+        with self._lock, self._looking:
+            self.wait_captured()
+            capture, _ = self._capture(False)
+            self._native.digest(step, capture)
+
+    def _replay(self, step: int) -> SaveHandle | None:
+        """What `step` does in a replay: it saves what the replay wants, and ends the process after the last step."""
+        handle = None
+        if self._native.is_due(step) or self._policy.due(step):
+            handle = self.save(step)
+        self._recorder_flush()
+        if not self._native.goes_on():
+            if handle is not None:
+                handle.durable.result()
+            self.close()
+            raise SystemExit(0)
+        return handle
+
+    def _recorder_flush(self) -> None:
+        if self._recorder is not None:
+            self._recorder.flush()
 
     def event(self, kind: str, data: Any = None) -> None:
         """Records an event of your own kind: None, numbers, text, bytes, and lists and dicts of these.
@@ -379,12 +422,10 @@ class Run:
             ...     run.read_external("learning rate", 0.5)
             0.5
         """
-        self._record().external(key, value)
-        return value
+        return self._record().external(key, _journal.plain(value))
 
     def _record(self) -> _lastgood.Run:
-        if self._recorder is not None:
-            self._recorder.flush()
+        self._recorder_flush()
         return self._native
 
     def restore(self, at: str | int | None = None, *, only: Iterable[str] | None = None) -> int:
@@ -576,8 +617,7 @@ class Run:
             return
         self._closed = True
         self.wait_captured()
-        if self._recorder is not None:
-            self._recorder.flush()
+        self._recorder_flush()
         self._native.close()
 
     def __enter__(self) -> Run:

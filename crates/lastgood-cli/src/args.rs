@@ -156,6 +156,9 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Run a part of a run again beside what was recorded of it, and compare; or make the state of any step
+    #[command(after_help = examples::REPLAY)]
+    Replay(Replay),
     /// Train a small network on 4 processes, kill some in the middle of saves, compare the end
     #[command(after_help = examples::DEMO)]
     Demo(Demo),
@@ -269,6 +272,45 @@ pub(crate) struct Supervise {
     pub(crate) master_port: Option<u16>,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What a replay is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReplayMode {
+    /// Check every chain, manifest and byte; run nothing
+    Audit,
+    /// Run the steps again, and compare what they say and the states that they come to
+    Reexecute,
+    /// Run the steps again, and save the state of the last one as a checkpoint of another run
+    Travel,
+}
+
+/// Arguments of `lastgood replay`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Replay {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// What to do
+    #[arg(long, value_enum, default_value_t = ReplayMode::Reexecute)]
+    pub(crate) mode: ReplayMode,
+    /// The checkpoint to begin with; the last one before the end unless given, `start` for none
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) from: Option<String>,
+    /// The step to end with, or a checkpoint
+    #[arg(long, value_name = "SELECTOR", default_value = "last-good")]
+    pub(crate) to: Selector,
+    /// The number of ranks; as many as the run had unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) ranks: Option<u32>,
+    /// The run that a travel saves into; RUN-at-STEP unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) branch: Option<RunName>,
+    /// Keep the repository that the replay records into, here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// The command of the job and its arguments, as it was run
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -81,11 +81,20 @@ fn plain(kind: &str, exit: Exit, message: &str) -> serde_json::Value {
 
 /// A bar with a time left on stderr for work on so many bytes; nothing when stderr is no terminal.
 pub(crate) fn bar(what: &str, bytes: u64, quiet: bool) -> ProgressBar {
+    let template = "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left";
+    bar_of(what, bytes, template, quiet)
+}
+
+/// As [`bar()`], for so many steps.
+pub(crate) fn step_bar(what: &str, steps: u64) -> ProgressBar {
+    bar_of(what, steps, "{msg} [{bar:30}] {pos}/{len} steps, {eta} left", false)
+}
+
+fn bar_of(what: &str, count: u64, template: &str, quiet: bool) -> ProgressBar {
     if quiet || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(bytes);
-    let template = "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left";
+    let bar = ProgressBar::new(count);
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }

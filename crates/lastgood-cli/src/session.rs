@@ -1,25 +1,14 @@
 //! Opening what the arguments name.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lastgood::ledger::{Checkpoint, History, Ledger};
 use lastgood::restore::{Selector, resolve};
 use lastgood::{Error, Repository, Result};
+use lastgood_serve::rank::store_options;
 use lastgood_store::{Env, Store, SystemEnv};
 
 use crate::args::{RunArgs, StoreArgs};
-
-/// Variables that stores take credentials and endpoints from.
-const STORE_VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-
-/// The options of stores in the environment, by lower-case name.
-pub(crate) fn store_options() -> BTreeMap<String, String> {
-    std::env::vars()
-        .filter(|(name, _)| STORE_VARIABLES.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value))
-        .collect()
-}
 
 pub(crate) fn open_store(url: &str) -> Result<(Arc<dyn Store>, Arc<dyn Env>)> {
     let env: Arc<dyn Env> = Arc::new(SystemEnv::default());

@@ -64,3 +64,28 @@ fn number(object: &Bound<'_, PyAny>) -> PyResult<Value> {
         .map_err(|_| PyValueError::new_err("a number of an event is from -2**63 to 2**64 - 1"))?;
     Ok(number.into())
 }
+
+/// The plain object of Python that says the same.
+pub(crate) fn to_python(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
+    Ok(match value {
+        Value::Null => py.None(),
+        Value::Bool(value) => PyBool::new(py, *value).to_owned().into_any().unbind(),
+        Value::Uint(value) => value.into_pyobject(py)?.into_any().unbind(),
+        Value::Negative(value) => value.into_pyobject(py)?.into_any().unbind(),
+        Value::F32(value) => PyFloat::new(py, f64::from(*value)).into_any().unbind(),
+        Value::F64(value) => PyFloat::new(py, *value).into_any().unbind(),
+        Value::Bytes(bytes) => PyBytes::new(py, bytes).into_any().unbind(),
+        Value::Text(text) => PyString::new(py, text).into_any().unbind(),
+        Value::Array(values) => {
+            let items: PyResult<Vec<_>> = values.iter().map(|item| to_python(py, item)).collect();
+            PyList::new(py, items?)?.into_any().unbind()
+        }
+        Value::Map(members) => {
+            let dict = PyDict::new(py);
+            for (name, item) in members {
+                dict.set_item(name, to_python(py, item)?)?;
+            }
+            dict.into_any().unbind()
+        }
+    })
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lastgood::journal::{JournalOptions, StepRecord};
 use lastgood::ledger::Standing;
+use lastgood::replay::{Due, Plan, Replay};
 use lastgood::restore::Selector;
 use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::World;
@@ -97,6 +98,14 @@ fn compression(text: &str) -> Result<Compression> {
     }
 }
 
+/// The repositories that the plan of a replay names.
+fn open_replay(plan: &str, options: &BTreeMap<String, String>) -> Result<Replay> {
+    let plan = Plan::decode(plan)?;
+    let source = repository(&plan.source.store, options, false)?;
+    let into = repository(&plan.into.store, options, true)?;
+    Ok(Replay { plan, source, into })
+}
+
 /// Opens the repository that `url` names; with `create`, a store without one becomes one.
 pub(crate) fn repository(
     url: &str,
@@ -113,7 +122,8 @@ impl Run {
     /// Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
     #[new]
     #[pyo3(signature = (
-        url, options, run, rank, world_size, incarnation, settings, journal=None, environment=None,
+        url, options, run, rank, world_size, incarnation, settings, journal=None,
+        environment=None, replay=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
     fn new(
@@ -127,6 +137,7 @@ impl Run {
         settings: BTreeMap<String, Bound<'_, PyAny>>,
         journal: Option<BTreeMap<String, Bound<'_, PyAny>>>,
         environment: Option<BTreeMap<String, String>>,
+        replay: Option<&str>,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
@@ -134,9 +145,14 @@ impl Run {
         let journal = journal.as_ref().map(journal_options).transpose()?;
         let environment = environment.unwrap_or_default();
         let options_of_run =
-            RunOptions { world, incarnation, save, journal, environment, heartbeat: None };
+            RunOptions { world, incarnation, save, journal, environment, ..RunOptions::default() };
         py.detach(|| {
-            let repository = repository(&url, &options, true)?;
+            let replay = replay.map(|plan| open_replay(plan, &options)).transpose()?;
+            let repository = match &replay {
+                Some(replay) => replay.source.clone(),
+                None => repository(&url, &options, true)?,
+            };
+            let options_of_run = RunOptions { replay, ..options_of_run };
             let inner = lastgood::Run::open(&repository, &name, options_of_run)?;
             let attempt = inner.attempt().number;
             Ok(Self { repository, name, world, attempt, inner: Arc::new(Mutex::new(Some(inner))) })
@@ -239,14 +255,38 @@ impl Run {
         .or_raise()
     }
 
+    /// True if something is to be saved or digested after `step`, because the run is a replay.
+    fn is_due(&self, py: Python<'_>, step: u64) -> PyResult<bool> {
+        py.detach(|| self.with(|run| Ok(run.due(step) != Due::Nothing))).or_raise()
+    }
+
+    /// False once a replay has done its last step.
+    fn goes_on(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.with(|run| Ok(run.goes_on()))).or_raise()
+    }
+
     /// Records an event of the caller's own kind.
     fn event(&self, py: Python<'_>, kind: &str, data: Json) -> PyResult<()> {
         py.detach(|| self.with(|run| run.event(kind, data.0))).or_raise()
     }
 
-    /// Records something that was read from outside of the run.
-    fn external(&self, py: Python<'_>, key: &str, value: Json) -> PyResult<()> {
-        py.detach(|| self.with(|run| run.read_external(key, value.0).map(drop))).or_raise()
+    /// Records something that was read from outside of the run, and gives what to go on with.
+    fn external(&self, py: Python<'_>, key: &str, value: Json) -> PyResult<Py<PyAny>> {
+        let value = py.detach(|| self.with(|run| run.read_external(key, value.0))).or_raise()?;
+        crate::event::to_python(py, &value)
+    }
+
+    /// Digests what `capture` names, which is empty after: once it is copied, a thread finds and records its
+    /// fingerprints.
+    fn digest(
+        &self,
+        py: Python<'_>,
+        step: u64,
+        mut capture: PyRefMut<'_, Capture>,
+    ) -> PyResult<()> {
+        let mut taken = std::mem::take(&mut *capture);
+        drop(capture);
+        py.detach(|| self.with(|run| run.digest(step, |capture| taken.declare(capture)))).or_raise()
     }
 
     /// The failures of saves since they were last asked for, as exceptions.

@@ -2,6 +2,7 @@
 //!
 //! The names are those of `torchrun`, so that a script for it runs unchanged, and lastgood's own.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use lastgood::journal::JournalOptions;
+use lastgood::replay::{Plan, Replay};
 use lastgood::state::World;
-use lastgood::{Error, Heartbeat, Result, RunName, RunOptions};
+use lastgood::{Error, Heartbeat, Repository, Result, RunName, RunOptions};
+use lastgood_store::{Env, SystemEnv};
 
 /// The rank's number among all, from 0.
 pub const RANK: &str = "RANK";
@@ -31,6 +34,34 @@ pub const HEARTBEAT: &str = "LASTGOOD_HEARTBEAT";
 /// The folder of open segments of journals, on a disk that outlives a process. Unless it is set, they lie beside a
 /// local store, and for any other store where the user's state is kept.
 pub const JOURNAL: &str = "LASTGOOD_JOURNAL";
+
+/// The [plan](lastgood::replay::Plan) of a replay, as JSON: the process replays instead of doing what it would.
+pub const REPLAY: &str = "LASTGOOD_REPLAY";
+
+/// The prefixes of variables that stores take credentials and endpoints from.
+pub const STORE_VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+
+/// The options of stores in the environment of this process, by lower-case name.
+#[must_use]
+pub fn store_options() -> BTreeMap<String, String> {
+    std::env::vars()
+        .filter(|(name, _)| STORE_VARIABLES.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value))
+        .collect()
+}
+
+/// The repositories that the plan of a replay names.
+///
+/// # Errors
+/// `Invalid`, `Incompatible` if it is no plan; those of [`Repository::open`].
+pub fn open_replay(plan: &str, options: &BTreeMap<String, String>) -> Result<Replay> {
+    let plan = Plan::decode(plan)?;
+    let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
+    let open = |url: &str| lastgood_store::open_url(url, options, &env);
+    let source = Repository::open(open(&plan.source.store)?, Arc::clone(&env))?;
+    let into = Repository::create(open(&plan.into.store)?, Arc::clone(&env))?;
+    Ok(Replay { plan, source, into })
+}
 
 /// A process as one rank of a run.
 #[derive(Clone, Debug, Default)]
@@ -81,11 +112,16 @@ impl Rank {
         let store = variable(STORE);
         let folder = journal_folder(store.as_deref(), &variable);
         let journal = Some(JournalOptions { folder, ..JournalOptions::default() });
-        Ok(Self {
-            store,
-            run: parse(RUN, variable(RUN))?,
-            options: RunOptions { world, incarnation, heartbeat, journal, ..RunOptions::default() },
-        })
+        let replay = variable(REPLAY).map(|plan| open_replay(&plan, &store_options()));
+        let options = RunOptions {
+            world,
+            incarnation,
+            heartbeat,
+            journal,
+            replay: replay.transpose()?,
+            ..RunOptions::default()
+        };
+        Ok(Self { store, run: parse(RUN, variable(RUN))?, options })
     }
 }
 

@@ -12,6 +12,8 @@ use crate::io::StoreIo;
 use crate::journal::rank::{self, RankJournal};
 use crate::journal::{Journal, JournalOptions, StepRecord, Value};
 use crate::ledger::{Attempt, Checkpoint, Decision, History, Ledger, Standing, Writer};
+use crate::replay::mode::Replaying;
+use crate::replay::{Due, Replay};
 use crate::repository::Repository;
 use crate::restore::{self, Contents, Restored, Selector};
 use crate::save::{Base, Mode, Recording, SaveHandle, SaveOptions, Saver, Shared, Teller, Worker};
@@ -36,6 +38,8 @@ pub struct RunOptions {
     pub journal: Option<JournalOptions>,
     /// The environment and numerics fingerprint of this process, which the journal records.
     pub environment: BTreeMap<String, String>,
+    /// What to do instead of what the program asks for, if it is to replay. Default none.
+    pub replay: Option<Replay>,
 }
 
 impl Default for RunOptions {
@@ -47,6 +51,7 @@ impl Default for RunOptions {
             heartbeat: None,
             journal: None,
             environment: BTreeMap::new(),
+            replay: None,
         }
     }
 }
@@ -78,6 +83,7 @@ pub struct Run {
     saver: Saver,
     // After the saver: what it still saves is recorded.
     journal: Option<RankJournal>,
+    replaying: Option<Replaying>,
 }
 
 struct OptionalHeartbeat(Option<Heartbeat>);
@@ -107,6 +113,16 @@ impl Run {
         }
         options.save.check()?;
         options.journal.as_ref().map_or(Ok(()), |journal| journal.check(world))?;
+        let replaying = options.replay.as_ref().map(Replaying::open).transpose()?;
+        // A replay reads its source, and writes only where it is told to.
+        let (repository, run) = match &options.replay {
+            Some(replay) => (&replay.into, &replay.plan.into.run),
+            None => (repository, run),
+        };
+        let journal = options
+            .journal
+            .clone()
+            .or_else(|| options.replay.is_some().then(JournalOptions::default));
         let io = repository.io().clone();
         let mut ledger = repository.ledger(run)?;
         let actor = format!("rank {}", world.rank);
@@ -120,7 +136,8 @@ impl Run {
         };
         let attempt = io.block_on(attempt::start(&mut ledger, &actor, &new))?;
         let writer = Writer { attempt: attempt.number, actor };
-        let journal = match &options.journal {
+        let wants_digests = journal.as_ref().is_some_and(|journal| journal.digests);
+        let journal = match &journal {
             Some(journal) => {
                 let who = (world, &attempt);
                 Some(RankJournal::open(repository, run, who, journal, &options.environment)?)
@@ -138,7 +155,7 @@ impl Run {
             journal: journal.as_ref().map(|journal| Recording {
                 journal: journal.journal().clone(),
                 lane: journal.own(),
-                digests: options.journal.as_ref().is_some_and(|journal| journal.digests),
+                digests: wants_digests,
                 teller: Teller::default(),
                 before: None,
             }),
@@ -146,7 +163,7 @@ impl Run {
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
         let next = attempt.from;
-        Ok(Self { io, ledger, attempt, next, writer, world, heartbeat, saver, journal })
+        Ok(Self { io, ledger, attempt, next, writer, world, heartbeat, saver, journal, replaying })
     }
 
     /// The attempt that this process is part of.
@@ -207,6 +224,9 @@ impl Run {
     /// # Errors
     /// As [`Run::restore`], but for those of the targets.
     pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
+        if let Some(replaying) = &self.replaying {
+            return replaying.contents();
+        }
         self.io.block_on(self.ledger.refresh())?;
         let stands = self.next.is_none_or(|id| self.refusal(&id).is_none());
         if self.world.size == 1 && stands {
@@ -239,7 +259,8 @@ impl Run {
     /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, `Unavailable`, `Denied`. The
     /// memory of the targets is unspecified after an error.
     pub fn read(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
-        restore::restore_from(&self.io, contents, targets)
+        let io = self.replaying.as_ref().map_or(&self.io, Replaying::io);
+        restore::restore_from(io, contents, targets)
     }
 
     /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.
@@ -247,13 +268,19 @@ impl Run {
     /// # Errors
     /// `error` itself if there are several ranks, which go back together in the next attempt; as [`mark`].
     pub fn reject(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
+        if self.replaying.is_some() {
+            return Err(error.context("the checkpoint that the replay begins with"));
+        }
         let error = self.mark_bad(id, error)?;
         self.go_back(id, error, notices)
     }
 
     /// The state is that of `contents` now: the next save may reuse its chunks, and names it its parent.
     pub fn build_on(&self, contents: &Contents) {
-        self.saver.set_base(base_of(contents));
+        // The chunks of a replay's source are in another repository.
+        if self.replaying.is_none() {
+            self.saver.set_base(base_of(contents));
+        }
         if let Some(journal) = &self.journal {
             rank::tell(journal, journal.restored(&contents.id(), contents.manifest().step));
         }
@@ -324,6 +351,11 @@ impl Run {
     /// # Errors
     /// `NotFound` if there is no such checkpoint; those of [`Contents::load`].
     pub fn find(&mut self, selector: &Selector) -> Result<Contents> {
+        if let Some(replaying) = &self.replaying
+            && let Some(contents) = replaying.contents()?
+        {
+            return Ok(contents);
+        }
         self.io.block_on(self.ledger.refresh())?;
         let id = restore::resolve(self.ledger.history(), selector)?.id;
         self.io.block_on(Contents::load(&self.ledger, &id))
@@ -352,9 +384,20 @@ impl Run {
         mode: Mode,
         declare: impl FnOnce(&mut Capture<'a>) -> Result<()>,
     ) -> Result<SaveHandle> {
+        let due = self.replaying.as_ref().map(|replaying| replaying.take_due(step));
         let mut capture = Capture::new(self.world);
-        declare(&mut capture)?;
-        self.saver.save(step, &capture, mode, self.journal.as_ref())
+        match due {
+            None | Some(Due::Save) => {
+                declare(&mut capture)?;
+                self.saver.save(step, &capture, mode, self.journal.as_ref())
+            }
+            Some(Due::Digest) => {
+                declare(&mut capture)?;
+                self.saver.digest(step, &capture)?;
+                Ok(self.left_out(step))
+            }
+            Some(Due::Nothing) => Ok(self.left_out(step)),
+        }
     }
 
     /// As [`Run::save`] with [`Mode::Async`], but returns before the state is copied: a thread copies it while
@@ -368,9 +411,37 @@ impl Run {
         step: u64,
         declare: impl FnOnce(&mut Capture<'static>) -> Result<()>,
     ) -> Result<SaveHandle> {
+        if self.replaying.is_some() {
+            return self.save(step, Mode::Async, |capture| declare(capture));
+        }
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
         self.saver.save_overlapped(step, capture, self.journal.as_ref())
+    }
+
+    /// The save that a replay leaves out: as if it were the source's checkpoint.
+    fn left_out(&self, step: u64) -> SaveHandle {
+        let id = self.replaying.as_ref().map_or(Hash::of(b""), |replaying| replaying.id_of(step));
+        SaveHandle::committed(self.attempt.number, step, id)
+    }
+
+    /// What is due after `step` beside what the program saves by itself: in a replay, the state of some steps is
+    /// digested or saved, which [`Run::save`] does when it is called for them. Otherwise nothing.
+    #[must_use]
+    pub fn due(&self, step: u64) -> Due {
+        self.replaying.as_ref().map_or(Due::Nothing, |replaying| replaying.due(step))
+    }
+
+    /// False once a replay has reached its last step: the program then closes the run and ends.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        !self.replaying.as_ref().is_some_and(Replaying::is_over)
+    }
+
+    /// True if the run is a replay.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.replaying.is_some()
     }
 
     /// Captures what `declare` names as the state at `step`, for its fingerprints alone: they are recorded in the
@@ -412,6 +483,9 @@ impl Run {
         if let Some(journal) = &self.journal {
             rank::tell(journal, journal.step(&record));
         }
+        if let Some(replaying) = &self.replaying {
+            replaying.reached(record.step());
+        }
     }
 
     /// Records an event of the caller's own kind.
@@ -422,11 +496,17 @@ impl Run {
         self.journal.as_ref().ok_or_else(rank::missing)?.event(name, data)
     }
 
-    /// Records what was read from outside of the run, which a replay cannot read again, and gives it back.
+    /// Records what was read from outside of the run, which a replay cannot read again, and gives what to go on
+    /// with: the same, or in a replay what was recorded.
     ///
     /// # Errors
-    /// As [`Run::event`].
+    /// As [`Run::event`]; `Diverged` in a replay that reads what is not recorded.
     pub fn read_external(&self, name: &str, value: Value) -> Result<Value> {
+        let journal = self.journal.as_ref().ok_or_else(rank::missing)?;
+        let value = match &self.replaying {
+            Some(replaying) => replaying.external(journal.own(), name)?,
+            None => value,
+        };
         self.journal.as_ref().ok_or_else(rank::missing)?.external(name, value.clone())?;
         Ok(value)
     }

@@ -53,6 +53,19 @@ Examples:
 The journal is what is sealed in the store: of a run that goes on, all but the last steps. Events are in the
 order of attempt, step and rank.";
 
+pub(super) const REPLAY: &str = "\
+Examples:
+  lastgood replay --store /data/ckpt --run llm -- python train.py
+  lastgood replay --store /data/ckpt --run llm --from 4000 --to 5000 --ranks 2 -- python train.py
+  lastgood replay --store /data/ckpt --run llm --mode travel --to 4321 -- python train.py
+  lastgood replay --store /data/ckpt --run llm --mode audit
+
+The command is the job's own, unchanged. It restores the checkpoint, is ended after the last step, and records into a
+repository of its own: the run is only read. Equal means that every step said the same, bit for bit, and that every
+state that was digested, and the checkpoint at the end, has the same fingerprints.
+
+It exits with 0 if both are equal and with 6 where they part.";
+
 pub(super) const VERIFY: &str = "\
 Examples:
   lastgood verify --store /data/ckpt --run llm

@@ -8,6 +8,7 @@ mod journal;
 mod log;
 mod ls;
 mod mark;
+mod replay;
 mod show;
 mod supervise;
 mod verify;
@@ -58,6 +59,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Done)
         }
+        Command::Replay(args) => replay::run(&args, as_json),
         Command::Run(args) => supervise::run(&args, as_json),
         Command::Guard => supervise::guard_ranks(),
         Command::Rank { parent, command } => supervise::become_rank(parent, &command),

@@ -119,7 +119,7 @@ pub(super) fn stop_on_signals() -> Result<Arc<Control>> {
 }
 
 /// A program that is not there, or may not be run, is told now and not by every rank.
-fn check_program(program: &OsStr) -> Result<()> {
+pub(super) fn check_program(program: &OsStr) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places: Vec<PathBuf> = match program.as_encoded_bytes().contains(&b'/') {
         true => vec![program.into()],

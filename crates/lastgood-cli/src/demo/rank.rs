@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lastgood::journal::{JournalOptions, StepRecord, Value};
+use lastgood::replay::Due;
 use lastgood::save::{Mode, SaveHandle, SaveOptions, SaveStatus};
 use lastgood::state::{Capture, Durability, Part, Slots, Targets};
 use lastgood::{Dtype, Repository, Run, RunOptions};
@@ -60,11 +61,12 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
     })?;
     let mut saves = Saves { tell: world.rank == 0, under_way: Vec::new() };
     let mut loss = None;
-    while !job.is_finished() {
+    while !job.is_finished() && run.goes_on() {
         let report = job.train_step(&mut collective)?;
         loss = Some(report.loss);
         run.step(record(&report));
-        if job.step().is_multiple_of(args.every) || job.is_finished() {
+        let is_due = run.due(job.step()) != Due::Nothing;
+        if job.step().is_multiple_of(args.every) || job.is_finished() || is_due {
             let mode = if job.is_finished() { Mode::Sync } else { Mode::Async };
             saves.under_way.push(run.save(job.step(), mode, |c| known.capture(job.state(), c))?);
         }

@@ -7,6 +7,7 @@ mod everywhere;
 mod export;
 mod json;
 mod output;
+mod replay;
 mod run;
 mod s3;
 mod tensors;

@@ -19,8 +19,9 @@ pub struct Part {
     pub attempt: u64,
     /// What it wrote before it went back so many times is overtaken.
     pub rewinds: u64,
-    /// Where it ends: with the cut of the checkpoint that the next part goes on from; `None` for the newest
-    /// attempt, all of which counts.
+    /// The checkpoint that the next part goes on from; `None` for the newest attempt.
+    pub checkpoint: Option<Hash>,
+    /// Where it ends: with the cut of that checkpoint; `None` if all of it counts.
     pub until: Option<Cut>,
 }
 
@@ -41,19 +42,34 @@ pub async fn parts(
         None => {
             let Some((attempt, from)) = attempts.last() else { return Ok(parts) };
             let begun = begin_of(reader, *attempt, None, *from).await?;
-            parts.push(Part { attempt: *attempt, rewinds: begun.rewinds, until: None });
+            parts.push(Part {
+                attempt: *attempt,
+                rewinds: begun.rewinds,
+                checkpoint: None,
+                until: None,
+            });
             begun.from
         }
     };
     while let Some(id) = next {
-        let missing = || Error::not_found(format!("there is no checkpoint {id}"));
-        let checkpoint = ledger.history().checkpoint(&id).ok_or_else(missing)?;
+        let Some(checkpoint) = ledger.history().checkpoint(&id) else {
+            if to == Some(&id) {
+                return Err(Error::not_found(format!("there is no checkpoint {id}")));
+            }
+            // It is of another run, of which this one is a replay.
+            break;
+        };
         let attempt = checkpoint.attempt;
         let until = cut_of(ledger, checkpoint).await?;
         let started = attempts.iter().find(|(number, _)| *number == attempt);
         let from = started.and_then(|(_, from)| *from);
         let begun = begin_of(reader, attempt, Some(&until), from).await?;
-        parts.push(Part { attempt, rewinds: begun.rewinds, until: Some(until) });
+        parts.push(Part {
+            attempt,
+            rewinds: begun.rewinds,
+            checkpoint: Some(id),
+            until: Some(until),
+        });
         // Each goes on from one that was committed before it; a journal that says otherwise would not end.
         next = begun.from.filter(|id| {
             let before = ledger.history().checkpoint(id);
@@ -106,7 +122,10 @@ async fn begin_of(
 /// Every attempt that is in the journal, whole: what led to now, and what was overtaken.
 #[must_use]
 pub fn everything(attempts: impl IntoIterator<Item = u64>) -> Vec<Part> {
-    attempts.into_iter().map(|attempt| Part { attempt, rewinds: 0, until: None }).collect()
+    attempts
+        .into_iter()
+        .map(|attempt| Part { attempt, rewinds: 0, checkpoint: None, until: None })
+        .collect()
 }
 
 /// Every attempt with the checkpoint that it went on from.

@@ -70,7 +70,8 @@ impl fmt::Display for Divergence {
         write!(f, ": {what}: recorded {expected}, re-executed {actual}")?;
         if let Some(Change { word, delta }) = change {
             let bytes = word.saturating_mul(8);
-            write!(f, "; one word alone differs, at byte {bytes}, by {delta:#x}")?;
+            let (sign, by) = (if *delta < 0 { "-" } else { "" }, delta.unsigned_abs());
+            write!(f, "; one word alone differs, at byte {bytes}, by {sign}{by:#x}")?;
         }
         Ok(())
     }

@@ -75,11 +75,6 @@ impl Replaying {
         })
     }
 
-    /// The plan.
-    pub(crate) fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
     /// The way to the source's store.
     pub(crate) fn io(&self) -> &StoreIo {
         &self.io
@@ -116,18 +111,24 @@ impl Replaying {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).step = step;
     }
 
-    /// What is due after `step`; the first call for a step is answered, later ones have nothing left to do.
-    pub(crate) fn take_due(&self, step: u64) -> Due {
+    /// What is due after `step`, and has not been done.
+    pub(crate) fn due(&self, step: u64) -> Due {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let is_last = step == self.plan.to;
-        if !is_last && !self.plan.digests.contains(&step) {
-            return Due::Nothing;
-        }
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        match progress.digested.insert(step) {
-            false => Due::Nothing,
+        match (is_last || self.plan.digests.contains(&step)) && !progress.digested.contains(&step) {
             true if is_last && self.plan.save => Due::Save,
             true => Due::Digest,
+            false => Due::Nothing,
         }
+    }
+
+    /// As [`Replaying::due`]; the first call for a step is answered, later ones have nothing left to do.
+    pub(crate) fn take_due(&self, step: u64) -> Due {
+        let due = self.due(step);
+        if due != Due::Nothing {
+            self.progress.lock().unwrap_or_else(PoisonError::into_inner).digested.insert(step);
+        }
+        due
     }
 
     /// True once the last step is done.

@@ -110,17 +110,24 @@ struct Named {
     is_replicated: bool,
 }
 
-/// The lanes of one attempt's processes that tell digests.
-type Tellers = BTreeMap<u64, u64>;
-
 /// Parts of digests on their way to whole states.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     layouts: BTreeMap<(u64, Lane, Vec<u8>), Vec<Named>>,
     /// How many processes each attempt has.
-    worlds: Tellers,
-    /// By step: the attempt, what is put together so far, and which lanes have told all their parts.
-    states: BTreeMap<(u64, u64, bool), (State, BTreeMap<Lane, BTreeSet<u64>>, BTreeSet<Lane>)>,
+    worlds: BTreeMap<u64, u64>,
+    /// By step and attempt; in parts before whole.
+    states: BTreeMap<(u64, u64, bool), Growing>,
+}
+
+/// A state that is put together.
+#[derive(Debug, Default)]
+struct Growing {
+    state: State,
+    /// The parts that each lane has told.
+    told: BTreeMap<Lane, BTreeSet<u64>>,
+    /// The lanes that have told all their parts.
+    done: BTreeSet<Lane>,
 }
 
 impl Table {
@@ -152,8 +159,8 @@ impl Table {
         let layout = layout.ok_or_else(|| {
             Error::corrupt(format!("{} is of tensors that nothing before it names", frame.place()))
         })?;
-        let (state, told, done) = self.states.entry((at, frame.attempt, is_whole)).or_default();
-        let of_lane = told.entry(frame.lane).or_default();
+        let growing = self.states.entry((at, frame.attempt, is_whole)).or_default();
+        let of_lane = growing.told.entry(frame.lane).or_default();
         // The step was saved twice: the later one counts.
         if of_lane.contains(&part) {
             return Ok(());
@@ -164,10 +171,10 @@ impl Table {
         let begin = if part + 1 == parts { begin } else { part as usize * (sums.len() / 16) };
         for (named, sum) in layout.iter().skip(begin).zip(sums.chunks_exact(16)) {
             let sum = <[u8; 16]>::try_from(sum).ok().and_then(Fingerprint::from_bytes);
-            add(state, named, sum.ok_or_else(unclear)?, is_whole, frame.lane);
+            add(&mut growing.state, named, sum.ok_or_else(unclear)?, is_whole, frame.lane);
         }
         if of_lane.len() as u64 == parts {
-            done.insert(frame.lane);
+            growing.done.insert(frame.lane);
         }
         Ok(())
     }
@@ -175,9 +182,10 @@ impl Table {
     /// The states that every process has told all of; what was told whole before what was told in parts.
     pub(crate) fn finish(self) -> BTreeMap<u64, State> {
         let mut states = BTreeMap::new();
-        for ((at, attempt, _), (state, _, done)) in self.states {
-            if self.worlds.get(&attempt).is_some_and(|world| done.len() as u64 >= *world) {
-                states.insert(at, state);
+        for ((at, attempt, _), growing) in self.states {
+            let told = growing.done.len() as u64;
+            if self.worlds.get(&attempt).is_some_and(|world| told >= *world) {
+                states.insert(at, growing.state);
             }
         }
         states

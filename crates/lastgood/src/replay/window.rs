@@ -27,15 +27,33 @@ pub struct Window {
     pub attempts: BTreeMap<u64, u64>,
 }
 
-/// The parts of the history that led to step `to`: to the newest checkpoint of that step, or to now.
+/// The parts of the history that led to step `to`: those that led to now, if step `to` is one of theirs, and
+/// otherwise those that led to the newest checkpoint of that step.
+///
+/// What is told of a checkpoint after its capture, such as the digest of its state, stands behind its cut: so the
+/// longer history is the better one.
 ///
 /// # Errors
 /// As [`history::parts`].
 pub async fn parts_to(source: &Repository, ledger: &Ledger, to: u64) -> Result<Vec<Part>> {
     let reader = source.journal_reader(ledger.run()).await?;
     let usable = |c: &&Checkpoint| c.step == to && !c.expired;
-    let checkpoint = ledger.history().checkpoints().iter().rev().find(usable).map(|c| c.id);
-    history::parts(ledger, &reader, checkpoint.as_ref()).await
+    let checkpoint = ledger.history().checkpoints().iter().rev().find(usable);
+    let now = history::parts(ledger, &reader, None).await?;
+    let led = |checkpoint: &Checkpoint| {
+        let mut rest = now.iter().skip_while(|part| part.attempt != checkpoint.attempt);
+        let part = rest.next();
+        // The checkpoint that the next part goes on from.
+        let next = part.and_then(|part| part.checkpoint);
+        let next = next.and_then(|id| ledger.history().checkpoint(&id));
+        part.is_some() && next.is_none_or(|next| checkpoint.entry <= next.entry)
+    };
+    match checkpoint {
+        Some(checkpoint) if !led(checkpoint) => {
+            history::parts(ledger, &reader, Some(&checkpoint.id)).await
+        }
+        _ => Ok(now),
+    }
 }
 
 /// The events that `filter` wants of the history that led to step `to`.

@@ -1,7 +1,7 @@
 //! Fingerprints of what was captured, tensor by tensor, for the journal: computed on the copy, and only where
 //! bytes have changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lastgood_format::index::{Shard, Tensor};
@@ -116,8 +116,8 @@ pub(crate) fn remember(plan: &Plan, rows: Vec<(Hash, Sums)>) -> Arc<Before> {
 /// The part of the state that one rank holds, as the journal tells it.
 #[derive(Debug, Default)]
 pub(crate) struct Teller {
-    /// The layout that was told last.
-    layout: Option<Hash>,
+    /// The layouts that were told.
+    told: BTreeSet<Hash>,
 }
 
 impl Teller {
@@ -142,7 +142,7 @@ impl Teller {
         let layout = Hash::of(&Value::Array(names.clone()).encode()?);
         let layout_bytes = Value::from(&layout.as_bytes()[..16]);
         let append = |kind, value| journal.append(&Event { lane, kind, step: 0, value }).map(drop);
-        if self.layout != Some(layout) {
+        if !self.told.contains(&layout) {
             let parts = cut(names)?;
             let count = parts.len() as u64;
             for (i, part) in (0u64..).zip(parts) {
@@ -156,7 +156,7 @@ impl Teller {
                     ]),
                 )?;
             }
-            self.layout = Some(layout);
+            self.told.insert(layout);
         }
         let sums: Vec<[u8; 16]> = found.values().map(|sum| sum.to_bytes()).collect();
         let parts: Vec<&[[u8; 16]]> = match sums.is_empty() {

@@ -46,6 +46,13 @@ impl SaveHandle {
         Self { save, process: Process::this(), inner }
     }
 
+    /// A save that is a checkpoint already.
+    pub(crate) fn committed(attempt: u64, step: u64, id: Hash) -> Self {
+        let handle = Self::new(SaveKey { attempt, step, generation: 0 });
+        handle.set(SaveStatus::Committed(id));
+        handle
+    }
+
     /// The step that is saved.
     #[must_use]
     pub fn step(&self) -> u64 {

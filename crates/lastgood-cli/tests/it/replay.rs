@@ -1,0 +1,84 @@
+//! Replays of the demo: a run that was killed is proven equal, on as many ranks and on others.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::tool::on;
+
+/// Trains on four ranks, with kills, and keeps the repository.
+fn killed(folder: &Path) {
+    let args = ["demo", "--kills", "5", "--seed", "3", "--steps", "60"];
+    on(folder, &args).exits(0);
+}
+
+fn replay(folder: &Path, options: &[&str], steps: &str, code: i32) -> Value {
+    let program = env!("CARGO_BIN_EXE_lastgood");
+    let job = ["--", program, "__demo-rank", "--steps", steps, "--every", "5"];
+    let args = [&["replay", "--json", "--run", "demo"], options, &job].concat();
+    on(folder, &args).exits(code).json().pop().unwrap()
+}
+
+#[test]
+fn a_killed_run_is_proven_on_any_number_of_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    killed(folder.path());
+    let last = replay(folder.path(), &[], "60", 0);
+    assert_eq!(
+        (&last["level"], &last["from_step"], &last["to"]),
+        (&"D2".into(), &55.into(), &60.into())
+    );
+    assert_eq!(last["steps"], 20, "five steps of four logical ranks");
+    for ranks in ["1", "3", "4"] {
+        let options = ["--from", "start", "--ranks", ranks];
+        let whole = replay(folder.path(), &options, "60", 0);
+        let level = if ranks == "4" { "D2" } else { "D3" };
+        assert_eq!((&whole["level"], &whole["digest"]), (&level.into(), &last["digest"]));
+        assert_eq!(whole["steps"], 240);
+        assert!(whole["states"].as_array().unwrap().len() >= 10, "{whole}");
+    }
+    on(folder.path(), &["verify", "--run", "demo"]).exits(0);
+}
+
+#[test]
+fn another_schedule_is_found_at_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    killed(folder.path());
+    let said = replay(folder.path(), &["--from", "start"], "90", 6);
+    let all = said["divergences"].as_array().unwrap();
+    // The schedule is part of the state, and the first save tells it.
+    let first = &all[0];
+    assert_eq!((&first["step"], &first["code"]), (&5.into(), &"LG-ND-001".into()), "{first}");
+    assert_eq!(first["what"], "control/control");
+    // The learning rate rises to the same, and falls to another last step.
+    let rate = all.iter().find(|one| one["what"] == "lr").unwrap();
+    assert!(rate["step"].as_u64().unwrap() > 20, "{rate}");
+    let names: Vec<&str> = said["environment"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["code.configuration"]);
+}
+
+#[test]
+fn travel_makes_a_checkpoint_of_any_step() {
+    let folder = tempfile::tempdir().unwrap();
+    killed(folder.path());
+    let made = replay(folder.path(), &["--mode", "travel", "--to", "33"], "60", 0);
+    assert_eq!((&made["branch"], &made["from_step"]), (&"demo-at-33".into(), &30.into()));
+    assert_eq!((&made["equal"], &made["diverged"]), (&false.into(), &false.into()), "{made}");
+    let shown = on(folder.path(), &["show", "--json", "--run", "demo-at-33"]).exits(0).json();
+    assert_eq!((&shown[0]["step"], &shown[0]["id"]), (&33.into(), &made["saved"]));
+    on(folder.path(), &["verify", "--run", "demo-at-33"]).exits(0);
+    // A second one must not be saved over it.
+    replay_refused(folder.path());
+}
+
+fn replay_refused(folder: &Path) {
+    let program = env!("CARGO_BIN_EXE_lastgood");
+    let args = ["replay", "--run", "demo", "--mode", "travel", "--to", "33", "--", program];
+    let ran = on(folder, &args).exits(5);
+    assert!(ran.err.contains("holds a run demo-at-33 already"), "{}", ran.err);
+}
