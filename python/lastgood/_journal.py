@@ -8,11 +8,11 @@ import os
 import random
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
-from lastgood import _lastgood
-from lastgood._lastgood import Invalid
+from lastgood import _lastgood, _rng
+from lastgood._lastgood import Diverged, Invalid
 
 #: An array of a metric with more elements than this is recorded by its digest.
 _ELEMENTS_MAX = 16
@@ -33,7 +33,9 @@ def settings_of(journal: bool | Mapping[str, Any], store: str) -> dict[str, Any]
     given = {} if journal is True else dict(journal)
     unknown = sorted(set(given) - set(_SETTINGS))
     if unknown:
-        raise Invalid(f"there is no setting {unknown[0]!r} of the journal; there are {list(_SETTINGS)}")
+        raise Invalid(
+            f"there is no setting {unknown[0]!r} of the journal; there are {list(_SETTINGS)}"
+        )
     every = given.setdefault("digest_every", 0)
     if not isinstance(every, int) or every < 0:
         raise Invalid(f"digest_every is a number of steps, or 0 for none, given {every!r}")
@@ -57,7 +59,7 @@ class Recorder:
     """Records the steps of a run. Numbers that are still being computed by a device are not waited for: their step is
     recorded with the next one, or by `flush`."""
 
-    def __init__(self, native: _lastgood.Run, state: Mapping[str, Any]) -> None:
+    def __init__(self, native: _lastgood.Run, state: MutableMapping[str, Any]) -> None:
         self._native = native
         self._state = state
         self._held: Callable[[], None] | None = None
@@ -116,6 +118,8 @@ def _begin_copy(value: Any) -> Callable[[], Any] | None:
 def plain(value: Any) -> Any:
     """``value`` as an event holds it: numbers as they are, bit for bit; small arrays as lists; larger ones and unknown
     objects as text that says what they are."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     if isinstance(value, Mapping):
@@ -132,7 +136,7 @@ def plain(value: Any) -> Any:
     return type(value).__name__
 
 
-def learning_rates(state: Mapping[str, Any]) -> list[float]:
+def learning_rates(state: MutableMapping[str, Any]) -> list[float]:
     """The learning rate of every group of every torch optimizer of ``state``."""
     if "torch" not in sys.modules:
         return []
@@ -156,18 +160,35 @@ def data_places(state: Mapping[str, Any]) -> dict[str, Any]:
 def rng_digest() -> bytes:
     """Eight bytes that differ where the default generators of python, numpy or torch do."""
     digest = hashlib.blake2b(digest_size=8)
+    # The hash of numbers is the same in every process, that of None is not; it takes less time than their bytes would.
     _, words, gauss = random.getstate()
-    digest.update(struct.pack(f"<{len(words)}I", *words))
+    digest.update(struct.pack("<q", hash(words)))
     digest.update(repr(gauss).encode())
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy.random" in sys.modules:
         state = numpy.random.get_state(legacy=False)
-        digest.update(state["state"]["key"].tobytes())
+        digest.update(state["state"]["key"].data)
         digest.update(repr((state["state"]["pos"], state["has_gauss"], state["gauss"])).encode())
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_rng_state"):
-        digest.update(torch.get_rng_state().numpy().tobytes())
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        digest.update(torch.get_rng_state().numpy().data)
+        if torch.cuda.is_initialized():
             for state in torch.cuda.get_rng_state_all():
-                digest.update(state.numpy().tobytes())
+                digest.update(state.numpy().data)
     return digest.digest()
+
+
+#: Under which key the generators of a fresh start are recorded: where a program does not seed them, they are an input.
+START = "lastgood.generators"
+
+
+def start_generators(native: _lastgood.Run) -> None:
+    """Records the default generators of a run that begins; in a replay, sets them to what is recorded."""
+    here = _rng.plain_states()
+    try:
+        recorded = native.external(START, here)
+    except Diverged:
+        # A rank that the run did not have.
+        return
+    if recorded != here:
+        _rng.set_plain_states(recorded)

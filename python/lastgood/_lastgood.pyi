@@ -132,7 +132,7 @@ class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any]) -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None) -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
         """
@@ -159,17 +159,38 @@ class Run:
         """
         Waits for every save that is under way; raises what failed and nobody has asked for.
         """
+    def digest(self, /, step: SupportsIndex, capture: Capture) -> None:
+        """
+        Digests what `capture` names, which is empty after: once it is copied, a thread finds and records its
+        fingerprints.
+        """
+    def event(self, /, kind: str, data: Any) -> None:
+        """
+        Records an event of the caller's own kind.
+        """
     def expire(self, /, selector: str, reason: str) -> str:
         """
         Takes the checkpoint that `selector` names off the list, for good. Gives its id.
+        """
+    def external(self, /, key: str, value: Any) -> Any:
+        """
+        Records something that was read from outside of the run, and gives what to go on with.
         """
     def find(self, /, selector: str) -> Checkpoint:
         """
         The checkpoint that `selector` names.
         """
+    def goes_on(self, /) -> bool:
+        """
+        False once a replay has done its last step.
+        """
     def history(self, /) -> list[dict[str, Any]]:
         """
         Every checkpoint of the run, oldest first.
+        """
+    def is_due(self, /, step: SupportsIndex) -> bool:
+        """
+        True if something is to be saved or digested after `step`, because the run is a replay.
         """
     def mark(self, /, selector: str, standing: str, reason: str) -> str:
         """
@@ -187,6 +208,10 @@ class Run:
     def save(self, /, step: SupportsIndex, capture: Capture, overlapped: bool) -> SaveHandle:
         """
         Saves what `capture` names, which is empty after. `overlapped`: returns before the copy is done.
+        """
+    def step(self, /, step: SupportsIndex, shared: dict[str, Any], ranks: dict[SupportsIndex, dict[str, Any]]) -> None:
+        """
+        Records that a step is done: what all logical ranks of this process share, and what is of one alone.
         """
     def take_failures(self, /) -> list[Any]:
         """

@@ -99,6 +99,42 @@ def _set_global_states(states: dict[str, Any], notices: list[str]) -> None:
             torch.cuda.set_rng_state(state, device)
 
 
+def plain_states() -> dict[str, Any]:
+    """The default generators as numbers, text and bytes."""
+    states = _global_states()
+    plain: dict[str, Any] = {"python": dict(states["python"])}
+    plain["python"]["words"] = bytes(states["python"]["words"])
+    if "numpy" in states:
+        state = states["numpy"]
+        key, pos = state["state"]["key"].tobytes(), int(state["state"]["pos"])
+        plain["numpy"] = {**state, "state": {"key": key, "pos": pos}}
+    if "torch" in states:
+        plain["torch"] = states["torch"].numpy().tobytes()
+        plain["torch.cuda"] = [state.numpy().tobytes() for state in states.get("torch.cuda", [])]
+    return plain
+
+
+def set_plain_states(plain: dict[str, Any]) -> None:
+    """Sets the default generators to what `plain_states` gave; those of libraries that are not imported are left."""
+    states: dict[str, Any] = {"python": plain["python"]}
+    if "numpy" in plain and "numpy.random" in sys.modules:
+        import numpy
+
+        state = plain["numpy"]
+        key = numpy.frombuffer(state["state"]["key"], dtype=numpy.uint32).copy()
+        states["numpy"] = {**state, "state": {"key": key, "pos": state["state"]["pos"]}}
+    if "torch" in plain and "torch" in sys.modules:
+        import torch
+
+        def tensor(state: bytes) -> Any:
+            return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+        states["torch"] = tensor(plain["torch"])
+        if plain["torch.cuda"]:
+            states["torch.cuda"] = [tensor(state) for state in plain["torch.cuda"]]
+    _set_global_states(states, [])
+
+
 def _reseed(digest: bytes) -> None:
     random.seed(digest)
     if "numpy.random" in sys.modules:

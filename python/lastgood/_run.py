@@ -470,6 +470,8 @@ class Run:
                     return self._restore_from(checkpoint, only, notices)
                 except Corrupt as error:
                     notices += self._native.reject(checkpoint, str(error))
+            if self._rng and self._recorder is not None:
+                _journal.start_generators(self._native)
             return 0
 
     def _restore_from(self, checkpoint: Any, only: Iterable[str] | None, notices: list[str]) -> int:

@@ -159,6 +159,9 @@ pub(crate) enum Command {
     /// Run a part of a run again beside what was recorded of it, and compare; or make the state of any step
     #[command(after_help = examples::REPLAY)]
     Replay(Replay),
+    /// Find the first step where a run parts from its replay, or from another run, the tensor, and why
+    #[command(after_help = examples::BISECT)]
+    Bisect(Bisect),
     /// Train a small network on 4 processes, kill some in the middle of saves, compare the end
     #[command(after_help = examples::DEMO)]
     Demo(Demo),
@@ -309,6 +312,28 @@ pub(crate) struct Replay {
     /// Keep the repository that the replay records into, here
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
+    /// The command of the job and its arguments, as it was run
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Arguments of `lastgood bisect`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Bisect {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// The checkpoint to begin with, which is trusted; `start` for none
+    #[arg(long, value_name = "SELECTOR", default_value = "start")]
+    pub(crate) from: String,
+    /// The step to end with, or a checkpoint
+    #[arg(long, value_name = "SELECTOR", default_value = "last-good")]
+    pub(crate) to: Selector,
+    /// Compare with this run of the same store instead of running anything again
+    #[arg(long, value_name = "NAME", conflicts_with = "command")]
+    pub(crate) against: Option<RunName>,
+    /// The number of ranks; as many as the run had unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) ranks: Option<u32>,
     /// The command of the job and its arguments, as it was run
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,

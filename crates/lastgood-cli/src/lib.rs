@@ -8,6 +8,7 @@ mod exit;
 mod interrupt;
 mod output;
 mod program;
+mod replay;
 mod session;
 
 use std::ffi::OsString;

@@ -10,16 +10,11 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 /// The deepest nesting; what is deeper may hold itself.
 const DEPTH_MAX: usize = 15;
 
-/// None, a truth value, a number, text, bytes, and lists and dicts of these.
-#[derive(Debug)]
-pub(crate) struct Json(pub(crate) Value);
-
-impl<'py> FromPyObject<'_, 'py> for Json {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        value_of(&object, 0).map(Self)
-    }
+/// What an object says: None, a truth value, a number, text, bytes, and lists and dicts of these.
+///
+/// Anything else is a `TypeError` of Python; a number that is too large, and what is nested too deep, a `ValueError`.
+pub(crate) fn from_python(object: &Bound<'_, PyAny>) -> PyResult<Value> {
+    value_of(object, 0)
 }
 
 fn value_of(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {

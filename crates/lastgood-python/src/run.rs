@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::{Raise, raise};
-use crate::event::Json;
+use crate::event::{from_python, to_python};
 use crate::handle::SaveHandle;
 use crate::state::{Capture, Targets};
 
@@ -234,16 +234,16 @@ impl Run {
         &self,
         py: Python<'_>,
         step: u64,
-        shared: BTreeMap<String, Json>,
-        ranks: BTreeMap<u32, BTreeMap<String, Json>>,
+        shared: BTreeMap<String, Bound<'_, PyAny>>,
+        ranks: BTreeMap<u32, BTreeMap<String, Bound<'_, PyAny>>>,
     ) -> PyResult<()> {
         let mut record = StepRecord::new(step);
-        for (name, Json(value)) in shared {
-            record = record.with(&name, value);
+        for (name, value) in shared {
+            record = record.with(&name, from_python(&value)?);
         }
         for (rank, members) in ranks {
-            for (name, Json(value)) in members {
-                record = record.of_rank(rank, &name, value);
+            for (name, value) in members {
+                record = record.of_rank(rank, &name, from_python(&value)?);
             }
         }
         py.detach(|| {
@@ -266,14 +266,16 @@ impl Run {
     }
 
     /// Records an event of the caller's own kind.
-    fn event(&self, py: Python<'_>, kind: &str, data: Json) -> PyResult<()> {
-        py.detach(|| self.with(|run| run.event(kind, data.0))).or_raise()
+    fn event(&self, py: Python<'_>, kind: &str, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let data = from_python(data)?;
+        py.detach(|| self.with(|run| run.event(kind, data))).or_raise()
     }
 
     /// Records something that was read from outside of the run, and gives what to go on with.
-    fn external(&self, py: Python<'_>, key: &str, value: Json) -> PyResult<Py<PyAny>> {
-        let value = py.detach(|| self.with(|run| run.read_external(key, value.0))).or_raise()?;
-        crate::event::to_python(py, &value)
+    fn external(&self, py: Python<'_>, key: &str, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let value = from_python(value)?;
+        let value = py.detach(|| self.with(|run| run.read_external(key, value))).or_raise()?;
+        to_python(py, &value)
     }
 
     /// Digests what `capture` names, which is empty after: once it is copied, a thread finds and records its

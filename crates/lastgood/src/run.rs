@@ -1,71 +1,27 @@
 //! One rank's handle of a run: restore, save, close.
 
-use std::collections::BTreeMap;
+mod mark;
+mod options;
+
 use std::fmt;
 use std::sync::Arc;
 
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
+pub use mark::mark;
+pub use options::{Heartbeat, RunOptions};
 
 use crate::attempt::{self, NewAttempt};
 use crate::io::StoreIo;
 use crate::journal::rank::{self, RankJournal};
 use crate::journal::{Journal, JournalOptions, StepRecord, Value};
-use crate::ledger::{Attempt, Checkpoint, Decision, History, Ledger, Standing, Writer};
+use crate::ledger::{Attempt, Decision, History, Ledger, Standing, Writer};
+use crate::replay::Due;
 use crate::replay::mode::Replaying;
-use crate::replay::{Due, Replay};
 use crate::repository::Repository;
 use crate::restore::{self, Contents, Restored, Selector};
-use crate::save::{Base, Mode, Recording, SaveHandle, SaveOptions, Saver, Shared, Teller, Worker};
+use crate::save::{Base, Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
 use crate::state::{Capture, Targets, World};
-
-/// Tells a supervisor that a step was reached.
-pub type Heartbeat = Arc<dyn Fn(u64) + Send + Sync>;
-
-/// How a rank takes part in a run.
-#[derive(Clone)]
-pub struct RunOptions {
-    /// This rank among all. Default alone.
-    pub world: World,
-    /// Names the incarnation: ranks that give the same name join one attempt. A supervisor gives it.
-    /// Default a random one, which starts an attempt of its own, for a rank alone.
-    pub incarnation: Option<String>,
-    /// How saves are done.
-    pub save: SaveOptions,
-    /// Called by [`Run::step`].
-    pub heartbeat: Option<Heartbeat>,
-    /// How the journal is written. Default none.
-    pub journal: Option<JournalOptions>,
-    /// The environment and numerics fingerprint of this process, which the journal records.
-    pub environment: BTreeMap<String, String>,
-    /// What to do instead of what the program asks for, if it is to replay. Default none.
-    pub replay: Option<Replay>,
-}
-
-impl Default for RunOptions {
-    fn default() -> Self {
-        Self {
-            world: World::ALONE,
-            incarnation: None,
-            save: SaveOptions::default(),
-            heartbeat: None,
-            journal: None,
-            environment: BTreeMap::new(),
-            replay: None,
-        }
-    }
-}
-
-impl fmt::Debug for RunOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RunOptions")
-            .field("world", &self.world)
-            .field("incarnation", &self.incarnation)
-            .field("save", &self.save)
-            .field("journal", &self.journal)
-            .finish_non_exhaustive()
-    }
-}
 
 /// One rank of one attempt of a run.
 ///
@@ -568,44 +524,4 @@ impl Run {
 /// Every chunk of the restored checkpoint may be reused, whichever rank wrote it.
 fn base_of(contents: &Contents) -> Base {
     Base::new(contents.id(), contents.indexes())
-}
-
-/// Gives a checkpoint a standing, with the reason, in the ledger.
-///
-/// # Errors
-/// `NotFound` if there is no such checkpoint; `Invalid` for [`Standing::Committed`]; `Conflict` if it is
-/// bad and is to become merely verified; `Fenced`; `Unavailable`, `Denied`.
-pub async fn mark(
-    ledger: &mut Ledger,
-    writer: &Writer,
-    id: &Hash,
-    standing: Standing,
-    reason: &str,
-) -> Result<()> {
-    let (checkpoint, reason) = (*id, reason.to_owned());
-    attempt::settle(ledger, writer, |history| {
-        let found: &Checkpoint = history
-            .checkpoint(&checkpoint)
-            .ok_or_else(|| Error::not_found(format!("there is no checkpoint {checkpoint}")))?;
-        if found.standing == standing && found.reason.as_deref() == Some(reason.as_str()) {
-            return Ok(Decision::Nothing);
-        }
-        let reason = reason.clone();
-        Ok(Decision::Append(match standing {
-            Standing::Good => Kind::CheckpointGood { checkpoint, reason },
-            Standing::Bad => Kind::CheckpointBad { checkpoint, reason },
-            Standing::Verified if found.standing == Standing::Good => return Ok(Decision::Nothing),
-            Standing::Verified if found.standing == Standing::Bad => {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!("checkpoint {checkpoint} is bad; mark it good to overrule that"),
-                ));
-            }
-            Standing::Verified => Kind::CheckpointVerified { checkpoint, reason },
-            Standing::Committed => {
-                return Err(Error::invalid("a checkpoint is committed by saving it"));
-            }
-        }))
-    })
-    .await
 }

@@ -1,10 +1,12 @@
-"""A small training, on which the tests of replays plant faults: ``replayed.py STORE STEPS [FAULT=STEP …]``."""
+"""A small training, on which the tests of replays plant faults: ``PLANT="FAULT=STEP …" replayed.py STORE STEPS``."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import lastgood as lg
+import numpy
 import torch
 from torch import nn
 
@@ -14,13 +16,17 @@ SIZE = 96
 
 def main() -> None:
     store, steps = sys.argv[1], int(sys.argv[2])
-    plant = dict(fault.split("=") for fault in sys.argv[3:])
+    plant = dict(fault.split("=") for fault in os.environ.get("PLANT", "").split())
 
     def due(fault: str, step: int) -> bool:
         return plant.get(fault) == str(step)
 
     torch.manual_seed(0)
     torch.set_num_threads(int(plant.get("threads", 1)))
+    if "version" in plant:
+        numpy.__version__ = "9.9"
+    # A sum of many numbers, which several threads add up in another order.
+    many = torch.randn(1 << 20, generator=torch.Generator().manual_seed(2))
     data = torch.randn(SIZE, 32, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(SIZE) % 4
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 4))
@@ -45,7 +51,8 @@ def main() -> None:
             rate = run.read_external("rate", 0.02 if "rate" in plant else 0.01)
             for group in optimizer.param_groups:
                 group["lr"] = rate * 2 if due("lr", step) else rate
-            loss = nn.functional.cross_entropy(model(data[rows]), labels[rows])
+            scale = many.sum() / (500 + ("version" in plant))
+            loss = nn.functional.cross_entropy(model(data[rows] * scale), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

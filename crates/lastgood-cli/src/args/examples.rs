@@ -66,6 +66,18 @@ state that was digested, and the checkpoint at the end, has the same fingerprint
 
 It exits with 0 if both are equal and with 6 where they part.";
 
+pub(super) const BISECT: &str = "\
+Examples:
+  lastgood bisect --store /data/ckpt --run llm -- python train.py
+  lastgood bisect --store /data/ckpt --run llm --from 20000 --to 30000 -- python train.py
+  lastgood bisect --store /data/ckpt --run llm --against llm-second-try
+
+First the record is read: events that are missing, edited or of another run are named. Then the steps are run again from one
+checkpoint to the next, over four times as many of them each time, until something differs: few executions, and no step is
+run twice. Each goes on from a checkpoint that was found equal. If one element alone differs, its step is run once more.
+
+It exits with 0 if nothing differs, with 3 if the record is damaged, and with 6 if it found where they part.";
+
 pub(super) const VERIFY: &str = "\
 Examples:
   lastgood verify --store /data/ckpt --run llm

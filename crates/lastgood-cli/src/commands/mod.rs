@@ -1,5 +1,6 @@
 //! One module a command.
 
+mod bisect;
 mod demo;
 mod doctor;
 mod export;
@@ -10,7 +11,7 @@ mod ls;
 mod mark;
 mod replay;
 mod show;
-mod supervise;
+pub(crate) mod supervise;
 mod verify;
 
 use clap::CommandFactory;
@@ -59,6 +60,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Done)
         }
+        Command::Bisect(args) => bisect::run(&args, as_json),
         Command::Replay(args) => replay::run(&args, as_json),
         Command::Run(args) => supervise::run(&args, as_json),
         Command::Guard => supervise::guard_ranks(),

@@ -98,18 +98,18 @@ pub(super) fn guard_ranks() -> Result<Exit> {
 }
 
 /// The command line of `__guard`.
-pub(super) fn guard() -> Result<Vec<OsString>> {
+pub(crate) fn guard() -> Result<Vec<OsString>> {
     program::with(&["__guard"])
 }
 
 /// The command line of `__rank` in this process.
-pub(super) fn launcher() -> Result<Vec<OsString>> {
+pub(crate) fn launcher() -> Result<Vec<OsString>> {
     let parent = std::process::id().to_string();
     program::with(&["__rank", "--parent", &parent, "--"])
 }
 
 /// SIGTERM, SIGINT and SIGHUP stop the job: the first one with the grace time.
-pub(super) fn stop_on_signals() -> Result<Arc<Control>> {
+pub(crate) fn stop_on_signals() -> Result<Arc<Control>> {
     let control = Arc::new(Control::default());
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signal handlers")?;
     let orders = Arc::clone(&control);
@@ -119,7 +119,7 @@ pub(super) fn stop_on_signals() -> Result<Arc<Control>> {
 }
 
 /// A program that is not there, or may not be run, is told now and not by every rank.
-pub(super) fn check_program(program: &OsStr) -> Result<()> {
+pub(crate) fn check_program(program: &OsStr) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places: Vec<PathBuf> = match program.as_encoded_bytes().contains(&b'/') {
         true => vec![program.into()],

@@ -9,7 +9,7 @@ use crate::tensors::sample;
 use crate::tool::{Ran, lastgood, on};
 
 /// The names in a section of the page, each in a line of its table as `| \`name\` | … |`.
-fn documented(section: &str) -> BTreeSet<String> {
+pub(crate) fn documented(section: &str) -> BTreeSet<String> {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/json.md");
     let page = fs::read_to_string(page).unwrap();
     let heading = format!("## {section}\n");
@@ -20,7 +20,7 @@ fn documented(section: &str) -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
-fn keys(value: &Value) -> BTreeSet<String> {
+pub(crate) fn keys(value: &Value) -> BTreeSet<String> {
     value.as_object().unwrap().keys().cloned().collect()
 }
 

@@ -62,7 +62,7 @@ impl Tail {
     /// since the kernel may drop what it could not write, and somebody may have removed the file.
     ///
     /// # Errors
-    /// Those of the file system. Nothing of `frames` counts as written then.
+    /// Those of the file system, as an [`io::Error`]. Nothing of `frames` counts as written then.
     pub fn append(&mut self, frames: &[u8], counts: &Counts) -> io::Result<()> {
         if self.current.as_ref().is_some_and(|file| file.bytes > FILE_BYTES) {
             self.begin_another();

@@ -164,7 +164,8 @@ impl Journal {
     /// Seals everything and ends the threads. A second call does nothing.
     ///
     /// # Errors
-    /// The first thing that could not be sealed and that nobody was told of; it stays in the open segment.
+    /// `Unavailable` and what else kept events from being sealed, if nobody was told of it; they stay in the open
+    /// segment.
     pub fn close(&self) -> Result<()> {
         self.process.check()?;
         self.shared.lock().closing = true;

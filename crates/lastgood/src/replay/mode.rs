@@ -30,9 +30,17 @@ pub(crate) struct Replaying {
     plan: Plan,
     io: StoreIo,
     ledger: Ledger,
-    /// What was read from outside, by lane and key, in order.
-    external: Mutex<BTreeMap<(Lane, String), VecDeque<Value>>>,
+    /// What was read from outside, by lane and key.
+    external: Mutex<BTreeMap<(Lane, String), Reads>>,
     progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Reads {
+    /// What was read last before the steps that are replayed: a program that starts may read it again.
+    before: Option<Value>,
+    /// What was read on the way, in order.
+    next: VecDeque<Value>,
 }
 
 #[derive(Debug, Default)]
@@ -48,19 +56,20 @@ impl Replaying {
         let ledger = source.existing(&plan.source.run)?;
         let io = source.io().clone();
         let external = source.block_on(async {
-            let filter = Filter {
-                steps: Some(plan.from_step..=plan.to),
-                kinds: vec![Kind::EXTERNAL_READ],
-                ..Filter::default()
-            };
+            let kinds = vec![Kind::EXTERNAL_READ];
+            let filter = Filter { steps: Some(0..=plan.to), kinds, ..Filter::default() };
             let mut events = window::events(source, &ledger, plan.to, filter).await?;
-            let mut external: BTreeMap<(Lane, String), VecDeque<Value>> = BTreeMap::new();
+            let mut external: BTreeMap<(Lane, String), Reads> = BTreeMap::new();
             while let Some(frame) = events.next().await? {
                 let value = frame.value()?;
-                if let (Some(Value::Text(key)), Some(read)) = (value.get("key"), value.get("value"))
-                {
-                    let of_key = external.entry((frame.lane, key.clone())).or_default();
-                    of_key.push_back(read.clone());
+                let (Some(Value::Text(key)), Some(read)) = (value.get("key"), value.get("value"))
+                else {
+                    continue;
+                };
+                let of_key = external.entry((frame.lane, key.clone())).or_default();
+                match frame.step < plan.from_step {
+                    true => of_key.before = Some(read.clone()),
+                    false => of_key.next.push_back(read.clone()),
                 }
             }
             Ok(external)
@@ -96,7 +105,8 @@ impl Replaying {
     /// The next value that was read from outside under `key`.
     pub(crate) fn external(&self, lane: Lane, key: &str) -> Result<Value> {
         let mut external = self.external.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = external.get_mut(&(lane, key.to_owned())).and_then(VecDeque::pop_front);
+        let reads = external.get_mut(&(lane, key.to_owned()));
+        let next = reads.and_then(|reads| reads.next.pop_front().or_else(|| reads.before.clone()));
         next.ok_or_else(|| {
             Error::new(
                 lastgood_format::ErrorKind::Diverged,

@@ -17,7 +17,8 @@ use crate::repository::Repository;
 pub struct Window {
     /// What each step of each logical rank says.
     pub steps: BTreeMap<(u64, Lane), Value>,
-    /// Events of the user's own kinds and what was read from outside, in order, by step and lane.
+    /// Events of the user's own kinds and what was read from outside, in order, by the step that they led to and
+    /// the lane.
     pub events: BTreeMap<(u64, Lane), Vec<(Kind, Value)>>,
     /// The states that were digested by all ranks, by step.
     pub states: BTreeMap<u64, State>,
@@ -119,13 +120,16 @@ impl Window {
                 at.ok_or_else(|| Error::corrupt(format!("{} names no step", frame.place())))?;
             return if steps.contains(&at) { table.digest(frame, &value, at) } else { Ok(()) };
         }
-        if !steps.contains(&frame.step) {
+        // What happens after a step belongs to the next one.
+        let is_step = frame.kind == Kind::STEP;
+        let step = if is_step { frame.step } else { frame.step.saturating_add(1) };
+        if !steps.contains(&step) {
             return Ok(());
         }
-        let at = (frame.step, frame.lane);
-        if frame.kind == Kind::STEP {
+        let at = (step, frame.lane);
+        if is_step {
             self.steps.insert(at, value);
-            self.attempts.insert(frame.step, frame.attempt);
+            self.attempts.insert(step, frame.attempt);
         } else {
             self.events.entry(at).or_default().push((frame.kind, value));
         }

@@ -108,7 +108,7 @@ fn the_second_reader_follows_every_lane() {
         let genesis = [
             &b"lastgood journal 1\0"[..],
             id.as_bytes(),
-            b"\0demo",
+            b"\0demo\0",
             &1u64.to_le_bytes(),
             &(lane as u32).to_le_bytes(),
         ];

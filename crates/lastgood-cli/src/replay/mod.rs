@@ -1,0 +1,101 @@
+//! Running a part of a job again, beside what was recorded of it.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`span`] | which steps, from which checkpoint |
+//! | [`execute`] | the job under the supervisor, told what to do |
+//! | [`judge`] | what was recorded beside what came out |
+//! | [`element`] | the one element that differs |
+
+pub(crate) mod element;
+mod execute;
+mod judge;
+mod span;
+
+use std::ffi::OsString;
+
+use anyhow::{Result, bail};
+pub(crate) use judge::{Judged, divergence_json, environment};
+use lastgood::ledger::Ledger;
+use lastgood::replay::window::Window;
+use lastgood::replay::{Place, Plan};
+use lastgood::{Error, Repository};
+use lastgood_serve::Control;
+pub(crate) use span::{Span, led_to};
+
+/// The run that is replayed, and the command of its job.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) ledger: &'a Ledger,
+    /// The URL of its store.
+    pub(crate) store: &'a str,
+    pub(crate) command: &'a [OsString],
+    pub(crate) control: &'a Control,
+}
+
+/// What running it again came to.
+#[derive(Debug)]
+pub(crate) struct Rerun {
+    /// Where the replay recorded.
+    pub(crate) target: Repository,
+    pub(crate) ledger: Ledger,
+    pub(crate) recorded: Window,
+    pub(crate) judged: Judged,
+}
+
+impl Source<'_> {
+    /// Runs `span` again and compares it with what is recorded. The replay records `into` another repository or run,
+    /// and saves its last state there if it is to. `None` if it was told to stop.
+    pub(crate) fn rerun(&self, span: &Span, into: &Place, save: bool) -> Result<Option<Rerun>> {
+        let steps = span.from_step + 1..=span.to;
+        let recorded = Window::read(self.repository, self.ledger, steps.clone())?;
+        check_recorded(&recorded, span)?;
+        let run = self.ledger.run().clone();
+        let source = Place { store: self.store.to_owned(), run };
+        let from = span.from.map(|id| (id, span.from_step));
+        let mut plan = Plan::new(source, into.clone(), from, span.to);
+        plan.digests = recorded.states.keys().copied().collect();
+        plan.save = save;
+        let target = crate::session::create_repository(&into.store)?;
+        check_vacant(&target, into)?;
+        if !execute::execute(&target, self, span, &plan)? {
+            return Ok(None);
+        }
+        let ledger = target.existing(&into.run)?;
+        let replayed = Window::read(&target, &ledger, steps)?;
+        let judged = judge::judge(self, span, (&recorded, &replayed))?;
+        Ok(Some(Rerun { target, ledger, recorded, judged }))
+    }
+}
+
+fn check_recorded(recorded: &Window, span: &Span) -> Result<()> {
+    let last = recorded.steps.keys().map(|(step, _)| *step).max();
+    if last == Some(span.to) {
+        return Ok(());
+    }
+    let what = match last {
+        Some(last) => format!("the journal of these steps ends with step {last}"),
+        None => match span.from {
+            Some(_) => format!("the journal ends with step {} or before", span.from_step),
+            None => "nothing is recorded of them".to_owned(),
+        },
+    };
+    Err(Error::not_found(format!("steps {} to {}: {what}", span.from_step + 1, span.to))
+        .with_remedy(
+            "`lastgood log --journal --count` says what is recorded; the job must open the run with \
+             a journal and call step",
+        )
+        .into())
+}
+
+fn check_vacant(target: &Repository, into: &Place) -> Result<()> {
+    if target.ledger(&into.run)?.history().entries() == 0 {
+        return Ok(());
+    }
+    let message = format!("{} holds a run {} already", into.store, into.run);
+    bail!(
+        Error::new(lastgood::ErrorKind::Conflict, message)
+            .with_remedy("name another --branch, or another folder to --keep")
+    )
+}

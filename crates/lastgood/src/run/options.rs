@@ -1,0 +1,58 @@
+//! How a rank takes part in a run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::journal::JournalOptions;
+use crate::replay::Replay;
+use crate::save::SaveOptions;
+use crate::state::World;
+
+/// Tells a supervisor that a step was reached.
+pub type Heartbeat = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// How a rank takes part in a run.
+#[derive(Clone)]
+pub struct RunOptions {
+    /// This rank among all. Default alone.
+    pub world: World,
+    /// Names the incarnation: ranks that give the same name join one attempt. A supervisor gives it.
+    /// Default a random one, which starts an attempt of its own, for a rank alone.
+    pub incarnation: Option<String>,
+    /// How saves are done.
+    pub save: SaveOptions,
+    /// Called by [`Run::step`].
+    pub heartbeat: Option<Heartbeat>,
+    /// How the journal is written. Default none.
+    pub journal: Option<JournalOptions>,
+    /// The environment and numerics fingerprint of this process, which the journal records.
+    pub environment: BTreeMap<String, String>,
+    /// What to do instead of what the program asks for, if it is to replay. Default none.
+    pub replay: Option<Replay>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            world: World::ALONE,
+            incarnation: None,
+            save: SaveOptions::default(),
+            heartbeat: None,
+            journal: None,
+            environment: BTreeMap::new(),
+            replay: None,
+        }
+    }
+}
+
+impl fmt::Debug for RunOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunOptions")
+            .field("world", &self.world)
+            .field("incarnation", &self.incarnation)
+            .field("save", &self.save)
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
+    }
+}
