@@ -162,6 +162,21 @@ pub(crate) enum Command {
     /// Find the first step where a run parts from its replay, or from another run, the tensor, and why
     #[command(after_help = examples::BISECT)]
     Bisect(Bisect),
+    /// Recover, run the last steps again, compare, and sign what came out: without a person
+    #[command(after_help = examples::PROVE)]
+    Prove(Prove),
+    /// Keys that sign certificates
+    #[command(after_help = examples::KEY)]
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Certificates of what was proven
+    #[command(after_help = examples::CERTIFICATE)]
+    Certificate {
+        #[command(subcommand)]
+        command: CertificateCommand,
+    },
     /// Train a small network on 4 processes, kill some in the middle of saves, compare the end
     #[command(after_help = examples::DEMO)]
     Demo(Demo),
@@ -337,6 +352,53 @@ pub(crate) struct Bisect {
     /// The command of the job and its arguments, as it was run
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+/// Arguments of `lastgood prove`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Prove {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// The checkpoint to recover; the last one before the end unless given, `start` for none
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) from: Option<String>,
+    /// The step to end with, or a checkpoint
+    #[arg(long, value_name = "SELECTOR", default_value = "last-good")]
+    pub(crate) to: Selector,
+    /// The number of ranks; as many as the run had unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) ranks: Option<u32>,
+    /// Write the certificate here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: PathBuf,
+    /// The key that signs it
+    #[arg(long, env = "LASTGOOD_KEY", hide_env_values = true, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+    /// The command of the job and its arguments, as it was run
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key: FILE signs, FILE.pub checks
+    New {
+        /// Write the key here; nobody but its owner may read it
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum CertificateCommand {
+    /// Check the signature of a certificate, and say what it certifies
+    Verify {
+        /// The certificate
+        file: PathBuf,
+        /// The public key that must have signed it; any, unless given
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
 }
 
 /// A component of the demo's state that can be forgotten.

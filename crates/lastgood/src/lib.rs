@@ -13,6 +13,7 @@
 //! | [`journal`] | the run's events, for replay |
 //! | [`replay`] | re-executing a part of a run beside what was recorded of it |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
+//! | [`certificate`] | what a replay came to, signed |
 //! | [`safetensors`] | files of tensors in and out |
 //! | `candle` | models of candle as components (feature `candle`) |
 //!
@@ -21,6 +22,7 @@
 pub mod attempt;
 #[cfg(feature = "candle")]
 pub mod candle;
+pub mod certificate;
 pub mod commit;
 mod io;
 pub mod journal;

@@ -78,6 +78,28 @@ run twice. Each goes on from a checkpoint that was found equal. If one element a
 
 It exits with 0 if nothing differs, with 3 if the record is damaged, and with 6 if it found where they part.";
 
+pub(super) const PROVE: &str = "\
+Examples:
+  lastgood key new --to ./prover.pem
+  lastgood prove --store /data/ckpt --run llm --certificate llm.json --key ./prover.pem -- python train.py
+  lastgood prove --store /data/ckpt --run llm --ranks 2 --certificate llm.json --key ./prover.pem -- python train.py
+
+It reads the record and the run's last good checkpoint, recovers the one before in processes of its own, runs the steps
+between them again, and compares. The certificate names all that went in and the verdict: D2 proven on as many ranks, D3 on
+others. It exits with 0 if it is proven, 1 if there was no state to compare, 3 if the record is damaged, 6 if it diverged.";
+
+pub(super) const KEY: &str = "\
+Examples:
+  lastgood key new --to ./prover.pem
+
+The files are PKCS#8 in PEM: `openssl pkey -in prover.pem -text` reads them.";
+
+pub(super) const CERTIFICATE: &str = "\
+Examples:
+  lastgood certificate verify llm.json --key ./prover.pem.pub
+
+It exits with 0 if the signature fits, with 3 if a byte was changed, and with 5 if another key signed it.";
+
 pub(super) const VERIFY: &str = "\
 Examples:
   lastgood verify --store /data/ckpt --run llm

@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod bisect;
+mod certificate;
 mod demo;
 mod doctor;
 mod export;
@@ -9,6 +10,7 @@ mod journal;
 mod log;
 mod ls;
 mod mark;
+mod prove;
 mod replay;
 mod show;
 pub(crate) mod supervise;
@@ -17,7 +19,7 @@ mod verify;
 use clap::CommandFactory;
 use serde_json::json;
 
-use crate::args::{Args, Command, RunArgs};
+use crate::args::{Args, CertificateCommand, Command, KeyCommand, RunArgs};
 use crate::demo::rank;
 use crate::exit::Exit;
 use crate::output;
@@ -59,6 +61,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
                 false => output::line(script.trim_end()),
             }
             Ok(Exit::Done)
+        }
+        Command::Prove(args) => prove::run(&args, as_json),
+        Command::Key { command: KeyCommand::New { to } } => certificate::new_key(&to, as_json),
+        Command::Certificate { command: CertificateCommand::Verify { file, key } } => {
+            certificate::verify(&file, key.as_deref(), as_json)
         }
         Command::Bisect(args) => bisect::run(&args, as_json),
         Command::Replay(args) => replay::run(&args, as_json),

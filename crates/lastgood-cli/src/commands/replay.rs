@@ -75,7 +75,7 @@ fn show(
     travelled: Option<&(RunName, Hash)>,
     as_json: bool,
 ) -> Result<Exit> {
-    let Judged { comparison, is_proven, environment, root } = outcome;
+    let Judged { comparison, is_proven, environment, root, .. } = outcome;
     let is_compared = *is_proven || !comparison.states.is_empty();
     let has_diverged = !comparison.divergences.is_empty();
     let is_equal = !has_diverged && is_compared;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use lastgood::Hash;
 use lastgood::journal::Value;
-use lastgood::replay::compare::{Comparison, Divergence, compare, compare_states};
+use lastgood::replay::compare::{Comparison, Divergence, compare, compare_states, roots};
 use lastgood::replay::state::State;
 use lastgood::replay::window::Window;
 use serde_json::json;
@@ -21,6 +21,8 @@ pub(crate) struct Judged {
     /// What differs between the environments: name, recorded, re-executed.
     pub(crate) environment: Vec<(String, String, String)>,
     pub(crate) root: Option<Hash>,
+    /// The states that were compared: step, where the recorded one is from, and the digests of both.
+    pub(crate) states: Vec<(u64, &'static str, Hash, Hash)>,
 }
 
 pub(super) fn judge(
@@ -30,11 +32,22 @@ pub(super) fn judge(
 ) -> Result<Judged> {
     let mut comparison = compare(recorded, replayed);
     let end = replayed.states.get(&span.to);
+    let mut states: Vec<(u64, &'static str, Hash, Hash)> = comparison
+        .states
+        .iter()
+        .filter_map(|step| {
+            let (a, b) = (recorded.states.get(step)?, replayed.states.get(step)?);
+            let (a, b) = roots(a, b);
+            Some((*step, "journal", a, b))
+        })
+        .collect();
     if let (Some(id), Some(end)) = (&span.end, end) {
         // Its bytes, and not only what the journal says of them.
         let contents = source.repository.contents(source.ledger, id)?;
         let saved = State::of_checkpoint(source.repository, &contents)?;
         comparison.divergences.extend(compare_states(span.to, &saved, end));
+        let (a, b) = roots(&saved, end);
+        states.push((span.to, "checkpoint", a, b));
         comparison.divergences.sort_by_key(|divergence| divergence.step);
         comparison.divergences.dedup();
     }
@@ -43,6 +56,7 @@ pub(super) fn judge(
         is_proven: span.end.is_some() && end.is_some(),
         environment: environment(recorded, replayed),
         root: end.map(State::root),
+        states,
     })
 }
 

@@ -89,6 +89,64 @@ fn travel_makes_a_checkpoint_of_any_step() {
     replay_refused(folder.path());
 }
 
+/// Recovers and proves by one command; the certificate says so, and cannot be changed.
+#[test]
+fn a_killed_run_is_certified() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    killed(folder);
+    let path = |name: &str| folder.join(name).display().to_string();
+    let key = path("key.pem");
+    let made = on(folder, &["key", "new", "--json", "--to", &key]).exits(0).json();
+    assert_eq!(keys(&made[0]), documented("key new"));
+    on(folder, &["key", "new", "--to", &key]).exits(5);
+    let program = env!("CARGO_BIN_EXE_lastgood");
+    let prove = |ranks: &str, to: &str, steps: &str, code: i32| {
+        let mine = ["prove", "--json", "--run", "demo", "--key", &key, "--certificate", to];
+        let job = ["--from", "start", "--ranks", ranks, "--", program, "__demo-rank"];
+        let job = [&job[..], &["--steps", steps, "--every", "5"]].concat();
+        on(folder, &[&mine[..], &job].concat()).exits(code).json().pop().unwrap()
+    };
+    for (ranks, level) in [("4", "D2"), ("2", "D3")] {
+        let to = path(&format!("{ranks}.json"));
+        let said = prove(ranks, &to, "60", 0);
+        assert_eq!(keys(&said), documented("prove"));
+        assert_eq!((&said["verdict"], &said["achieved"]), (&"proven".into(), &level.into()));
+        let public = format!("{key}.pub");
+        let checked = on(folder, &["certificate", "verify", &to, "--key", &public, "--json"]);
+        let mut checked = checked.exits(0).json().pop().unwrap();
+        for more in ["signed_by", "key_was_given"] {
+            assert!(checked.as_object_mut().unwrap().remove(more).is_some());
+        }
+        assert_eq!(checked, said);
+        for pair in said["states"].as_array().unwrap() {
+            assert_eq!(pair["recorded"], pair["replayed"]);
+        }
+    }
+    assert_eq!(prove("4", &path("other.json"), "90", 6)["verdict"], "diverged");
+    certificate_is_refused(folder, &path("4.json"));
+}
+
+fn certificate_is_refused(folder: &Path, certificate: &str) {
+    let signed = std::fs::read(certificate).unwrap();
+    let verify = |bytes: &[u8], code: i32| {
+        std::fs::write(certificate, bytes).unwrap();
+        on(folder, &["certificate", "verify", certificate]).exits(code)
+    };
+    for at in (0..signed.len()).step_by(signed.len() / 40) {
+        let mut changed = signed.clone();
+        changed[at] ^= 1;
+        verify(&changed, 3);
+    }
+    verify(&signed[..signed.len() - 1], 3);
+    verify(&signed, 0);
+    let other = folder.join("other.pem").display().to_string();
+    on(folder, &["key", "new", "--to", &other]).exits(0);
+    let public = format!("{other}.pub");
+    let ran = on(folder, &["certificate", "verify", certificate, "--key", &public]).exits(5);
+    assert!(ran.err.contains("it was signed by key"), "{}", ran.err);
+}
+
 fn replay_refused(folder: &Path) {
     let program = env!("CARGO_BIN_EXE_lastgood");
     let args = ["replay", "--run", "demo", "--mode", "travel", "--to", "33", "--", program];

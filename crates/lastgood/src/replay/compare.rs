@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use lastgood_format::Hash;
 use lastgood_format::fingerprint::{Change, locate};
 use lastgood_format::journal::{Kind, Lane, Value};
 
@@ -212,13 +213,29 @@ fn compare_events(
     (0..a.len().max(b.len())).find_map(differs).into_iter().collect()
 }
 
+/// The digests of two states, of what is compared: what belongs to one rank of another number of ranks is left out.
+#[must_use]
+pub fn roots(recorded: &State, replayed: &State) -> (Hash, Hash) {
+    let without = |state: &State, other: &State| {
+        let mut state = state.clone();
+        state.tensors.retain(|name, _| !is_of_rank(name) || other.tensors.contains_key(name));
+        state.root()
+    };
+    (without(recorded, replayed), without(replayed, recorded))
+}
+
+/// True if a tensor belongs to one rank.
+fn is_of_rank((_, name): &(String, String)) -> bool {
+    name.contains("@rank")
+}
+
 /// The tensors that differ. What belongs to one rank of another number of ranks is not compared.
 #[must_use]
 pub fn compare_states(step: u64, recorded: &State, replayed: &State) -> Vec<Divergence> {
     let names: BTreeSet<_> = recorded.tensors.keys().chain(replayed.tensors.keys()).collect();
     let differs = |name: &(String, String)| {
         let (a, b) = (recorded.tensors.get(name), replayed.tensors.get(name));
-        if a.is_none() != b.is_none() && name.1.contains("@rank") {
+        if a.is_none() != b.is_none() && is_of_rank(name) {
             return None;
         }
         let what = |tensor: &TensorDigest| (tensor.dtype, tensor.shape.clone(), tensor.sum);

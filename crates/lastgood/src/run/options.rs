@@ -22,7 +22,7 @@ pub struct RunOptions {
     pub incarnation: Option<String>,
     /// How saves are done.
     pub save: SaveOptions,
-    /// Called by [`Run::step`].
+    /// Called by [`Run::step`](crate::Run::step).
     pub heartbeat: Option<Heartbeat>,
     /// How the journal is written. Default none.
     pub journal: Option<JournalOptions>,
