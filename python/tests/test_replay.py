@@ -202,6 +202,12 @@ def test_another_environment_is_named(tmp_path: Path) -> None:
     assert replay(tmp_path)["environment"] == []
 
 
+def test_an_event_before_the_first_step_is_compared_too(tmp_path: Path) -> None:
+    # The replay begins with the checkpoint of step 24; where the note was, it has what came after it.
+    train(tmp_path, "note=25")
+    assert first(replay(tmp_path, code=6)) == (25, "LG-ND-002", "an event")
+
+
 def test_what_was_read_from_outside_is_given_again(tmp_path: Path) -> None:
     train(tmp_path, "rate=1")
     # The program would read 0.01 now; the replay gives it what the run read.

@@ -394,12 +394,6 @@ impl Run {
         !self.replaying.as_ref().is_some_and(Replaying::is_over)
     }
 
-    /// True if the run is a replay.
-    #[must_use]
-    pub fn is_replay(&self) -> bool {
-        self.replaying.is_some()
-    }
-
     /// Captures what `declare` names as the state at `step`, for its fingerprints alone: they are recorded in the
     /// journal, tensor by tensor, once a thread has found them. Unlike with a save, each rank tells of all that it
     /// holds, of what other ranks hold alike too.

@@ -45,6 +45,8 @@ def main() -> None:
     while step < steps:
         for batch in batches:
             step += 1
+            if due("note", step):
+                run.event("note", step)
             rows = torch.tensor([int(index) for index in batch])
             if due("batch", step):
                 rows = (rows + 1) % SIZE

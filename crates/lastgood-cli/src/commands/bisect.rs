@@ -1,9 +1,7 @@
 //! `lastgood bisect`: the first step where two executions part, the tensor, and why.
 
 use anyhow::{Result, bail};
-use lastgood::journal::audit::audit;
 use lastgood::ledger::Ledger;
-use lastgood::replay::Place;
 use lastgood::replay::compare::{Comparison, Difference, Divergence, compare};
 use lastgood::replay::window::Window;
 use lastgood::{Error, Repository, RunName};
@@ -13,7 +11,7 @@ use super::supervise;
 use crate::args::Bisect;
 use crate::exit::Exit;
 use crate::replay::element::{self, Element};
-use crate::replay::{Source, Span, divergence_json, environment, led_to};
+use crate::replay::{Source, Span, divergence_json, environment, led_to, read_record};
 use crate::{output, session};
 
 /// Each execution goes over so many times as many checkpoints as the one before.
@@ -21,12 +19,8 @@ const GROWTH: usize = 4;
 
 pub(super) fn run(args: &Bisect, as_json: bool) -> Result<Exit> {
     let (repository, ledger) = session::ledger(&args.run)?;
-    let mut found = Found::default();
-    let reader = repository.journal(ledger.run())?;
-    let bar = output::spinner("reading the record", as_json);
-    let audited = repository.block_on(audit(&ledger, &reader));
-    bar.finish_and_clear();
-    found.damage = audited?.findings;
+    let damage = read_record(&repository, &ledger, as_json)?.findings;
+    let mut found = Found { damage, ..Found::default() };
     if !found.damage.is_empty() {
         return found.show(as_json);
     }
@@ -88,9 +82,7 @@ impl Found {
             let last = ends.len().min(next + count) - 1;
             let (to, end) = ends[last];
             span = Span { from: span.end, from_step: span.to, to, end, ..span };
-            let folder = tempfile::Builder::new().prefix("lastgood-bisect.").tempdir()?;
-            let into = place(folder.path(), source.ledger.run());
-            let Some(rerun) = source.rerun(&span, &into, false)? else { return Ok(false) };
+            let Some(rerun) = source.rerun_aside(&span, false)? else { return Ok(false) };
             self.executions += 1;
             self.steps += span.to - span.from_step;
             let comparison = &rerun.judged.comparison;
@@ -155,9 +147,7 @@ impl Found {
             return Ok(true);
         };
         let at = Span { to: tensor.step, end: None, ..span.clone() };
-        let folder = tempfile::Builder::new().prefix("lastgood-bisect.").tempdir()?;
-        let into = place(folder.path(), source.ledger.run());
-        let Some(rerun) = source.rerun(&at, &into, true)? else { return Ok(false) };
+        let Some(rerun) = source.rerun_aside(&at, true)? else { return Ok(false) };
         self.executions += 1;
         self.steps += at.to - at.from_step;
         self.element = element::read(&rerun.target, source.ledger.run(), &tensor)?;
@@ -254,8 +244,4 @@ impl Found {
         }
         Ok(exit)
     }
-}
-
-fn place(folder: &std::path::Path, run: &RunName) -> Place {
-    Place { store: folder.display().to_string(), run: run.clone() }
 }

@@ -2,27 +2,22 @@
 
 use anyhow::Result;
 use lastgood::certificate::{Certificate, DigestPair, PrivateKey, Tail};
-use lastgood::journal::audit::{Audit, audit};
+use lastgood::journal::audit::Audit;
 use lastgood::ledger::Ledger;
-use lastgood::replay::Place;
 use lastgood::{Error, Hash, Repository};
 
 use super::certificate::{failed, read};
 use super::supervise;
 use crate::args::Prove;
 use crate::exit::Exit;
-use crate::replay::{Rerun, Source, Span};
+use crate::replay::{Rerun, Source, Span, read_record};
 use crate::{output, session};
 
 pub(super) fn run(args: &Prove, as_json: bool) -> Result<Exit> {
     let named = |error: Error| error.with_object(args.key.display().to_string());
     let key = PrivateKey::from_pem(&read(&args.key)?).map_err(named)?;
     let (repository, ledger) = session::ledger(&args.run)?;
-    let reader = repository.journal(ledger.run())?;
-    let bar = output::spinner("reading the record", as_json);
-    let audited = repository.block_on(audit(&ledger, &reader));
-    bar.finish_and_clear();
-    let audited = audited?;
+    let audited = read_record(&repository, &ledger, as_json)?;
     if !audited.findings.is_empty() {
         for finding in &audited.findings {
             output::note(format_args!("damage: {finding}"));
@@ -41,9 +36,7 @@ pub(super) fn run(args: &Prove, as_json: bool) -> Result<Exit> {
         command: &args.command,
         control: &*supervise::stop_on_signals()?,
     };
-    let folder = tempfile::Builder::new().prefix("lastgood-prove.").tempdir()?;
-    let into = Place { store: folder.path().display().to_string(), run: args.run.run.clone() };
-    let Some(rerun) = source.rerun(&span, &into, false)? else {
+    let Some(rerun) = source.rerun_aside(&span, false)? else {
         output::note("stopped");
         return Ok(Exit::Failed);
     };

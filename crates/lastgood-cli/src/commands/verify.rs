@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use lastgood::journal::audit::audit;
 use lastgood::ledger::{Ledger, Standing, Writer};
 use lastgood::restore::{Selector, VerifiedPacks};
 use lastgood::{Error, ErrorKind, Hash, Repository};
@@ -11,6 +10,7 @@ use serde_json::json;
 
 use crate::args::RunArgs;
 use crate::exit::Exit;
+use crate::replay::read_record;
 use crate::{output, session};
 
 pub(super) fn run(
@@ -75,11 +75,7 @@ pub(super) fn run(
 
 /// Reads every event of the journal, if there are any, and gives what is wrong with them.
 fn journal(repository: &Repository, ledger: &Ledger, as_json: bool) -> anyhow::Result<Vec<Error>> {
-    let reader = repository.journal(ledger.run())?;
-    let bar = output::spinner("journal", as_json);
-    let audit = repository.block_on(audit(ledger, &reader));
-    bar.finish_and_clear();
-    let audit = audit?;
+    let audit = read_record(repository, ledger, as_json)?;
     if as_json {
         output::json(&json!({"journal": {"events": audit.frames, "bytes": audit.bytes,
             "cuts": audit.cuts, "damaged": audit.findings.len(),

@@ -16,12 +16,16 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 pub(crate) use judge::{Judged, divergence_json, environment};
+use lastgood::journal::audit::{Audit, audit};
 use lastgood::ledger::Ledger;
 use lastgood::replay::window::Window;
 use lastgood::replay::{Place, Plan};
 use lastgood::{Error, Repository};
 use lastgood_serve::Control;
 pub(crate) use span::{Span, led_to};
+use tempfile::TempDir;
+
+use crate::output;
 
 /// The run that is replayed, and the command of its job.
 #[derive(Debug)]
@@ -42,9 +46,29 @@ pub(crate) struct Rerun {
     pub(crate) ledger: Ledger,
     pub(crate) recorded: Window,
     pub(crate) judged: Judged,
+    /// Removed with it, if the replay recorded into a folder of its own.
+    _folder: Option<TempDir>,
+}
+
+/// Reads every event of the journal, and tells what is wrong with them.
+pub(crate) fn read_record(repository: &Repository, ledger: &Ledger, quiet: bool) -> Result<Audit> {
+    let reader = repository.journal(ledger.run())?;
+    let bar = output::spinner("journal", quiet);
+    let audited = repository.block_on(audit(ledger, &reader));
+    bar.finish_and_clear();
+    Ok(audited?)
 }
 
 impl Source<'_> {
+    /// As [`Source::rerun`], into a folder that goes with the answer.
+    pub(crate) fn rerun_aside(&self, span: &Span, save: bool) -> Result<Option<Rerun>> {
+        let folder = tempfile::Builder::new().prefix("lastgood-replay.").tempdir()?;
+        let store = folder.path().display().to_string();
+        let into = Place { store, run: self.ledger.run().clone() };
+        let rerun = self.rerun(span, &into, save)?;
+        Ok(rerun.map(|rerun| Rerun { _folder: Some(folder), ..rerun }))
+    }
+
     /// Runs `span` again and compares it with what is recorded. The replay records `into` another repository or run,
     /// and saves its last state there if it is to. `None` if it was told to stop.
     pub(crate) fn rerun(&self, span: &Span, into: &Place, save: bool) -> Result<Option<Rerun>> {
@@ -65,7 +89,7 @@ impl Source<'_> {
         let ledger = target.existing(&into.run)?;
         let replayed = Window::read(&target, &ledger, steps)?;
         let judged = judge::judge(self, span, (&recorded, &replayed))?;
-        Ok(Some(Rerun { target, ledger, recorded, judged }))
+        Ok(Some(Rerun { target, ledger, recorded, judged, _folder: None }))
     }
 }
 

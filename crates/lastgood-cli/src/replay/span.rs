@@ -1,9 +1,8 @@
 //! Which steps are run again.
 
 use anyhow::{Result, bail};
-use lastgood::journal::history::Part;
-use lastgood::ledger::{Checkpoint, History, Ledger, Standing};
-use lastgood::replay::window::parts_to;
+use lastgood::ledger::{Checkpoint, Ledger, Standing};
+use lastgood::replay::window::history_to;
 use lastgood::restore::Selector;
 use lastgood::{Error, Hash, Repository};
 
@@ -87,20 +86,14 @@ pub(crate) fn led_to<'l>(
     ledger: &'l Ledger,
     to: u64,
 ) -> Result<Vec<&'l Checkpoint>> {
-    let parts = repository.block_on(parts_to(repository, ledger, to))?;
+    let (_, parts) = repository.block_on(history_to(repository, ledger, to))?;
     let history = ledger.history();
     let led = |checkpoint: &&Checkpoint| {
         let usable = checkpoint.standing != Standing::Bad && !checkpoint.expired;
-        usable && checkpoint.step <= to && parts.iter().any(|part| is_in(history, part, checkpoint))
+        usable && checkpoint.step <= to && parts.iter().any(|part| part.holds(history, checkpoint))
     };
     let mut led: Vec<&Checkpoint> = history.checkpoints().iter().filter(led).collect();
     led.sort_by_key(|checkpoint| (checkpoint.step, std::cmp::Reverse(checkpoint.entry)));
     led.dedup_by_key(|checkpoint| checkpoint.step);
     Ok(led)
-}
-
-/// True if a checkpoint was saved in this part of the history.
-fn is_in(history: &History, part: &Part, checkpoint: &Checkpoint) -> bool {
-    let last = part.checkpoint.and_then(|id| history.checkpoint(&id));
-    part.attempt == checkpoint.attempt && last.is_none_or(|last| checkpoint.entry <= last.entry)
 }

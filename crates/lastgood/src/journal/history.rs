@@ -9,7 +9,7 @@ use lastgood_format::ledger::Kind;
 use lastgood_format::{Error, Hash, Result};
 
 use super::read::JournalReader;
-use crate::ledger::{Checkpoint, Ledger};
+use crate::ledger::{Checkpoint, History, Ledger};
 use crate::restore::Contents;
 
 /// The part of a history that one attempt wrote.
@@ -23,6 +23,15 @@ pub struct Part {
     pub checkpoint: Option<Hash>,
     /// Where it ends: with the cut of that checkpoint; `None` if all of it counts.
     pub until: Option<Cut>,
+}
+
+impl Part {
+    /// True if `checkpoint` was saved in this part.
+    #[must_use]
+    pub fn holds(&self, history: &History, checkpoint: &Checkpoint) -> bool {
+        let last = self.checkpoint.and_then(|id| history.checkpoint(&id));
+        self.attempt == checkpoint.attempt && last.is_none_or(|last| checkpoint.entry <= last.entry)
+    }
 }
 
 /// The parts that led to the checkpoint `to`, or with `None` to what the newest attempt is doing, oldest first.

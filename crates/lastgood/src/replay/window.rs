@@ -8,7 +8,7 @@ use lastgood_format::{Error, Result};
 
 use super::state::{State, Table};
 use crate::journal::history::{self, Part};
-use crate::journal::read::{Filter, Merged};
+use crate::journal::read::{Filter, JournalReader, Merged};
 use crate::ledger::{Checkpoint, Ledger};
 use crate::repository::Repository;
 
@@ -28,7 +28,7 @@ pub struct Window {
     pub attempts: BTreeMap<u64, u64>,
 }
 
-/// The parts of the history that led to step `to`: those that led to now, if step `to` is one of theirs, and
+/// The journal, and the parts of the history that led to step `to`: those that led to now, if step `to` is one of theirs, and
 /// otherwise those that led to the newest checkpoint of that step.
 ///
 /// What is told of a checkpoint after its capture, such as the digest of its state, stands behind its cut: so the
@@ -36,39 +36,36 @@ pub struct Window {
 ///
 /// # Errors
 /// As [`history::parts`].
-pub async fn parts_to(source: &Repository, ledger: &Ledger, to: u64) -> Result<Vec<Part>> {
+pub async fn history_to(
+    source: &Repository,
+    ledger: &Ledger,
+    to: u64,
+) -> Result<(JournalReader, Vec<Part>)> {
     let reader = source.journal_reader(ledger.run()).await?;
     let usable = |c: &&Checkpoint| c.step == to && !c.expired;
     let checkpoint = ledger.history().checkpoints().iter().rev().find(usable);
     let now = history::parts(ledger, &reader, None).await?;
-    let led = |checkpoint: &Checkpoint| {
-        let mut rest = now.iter().skip_while(|part| part.attempt != checkpoint.attempt);
-        let part = rest.next();
-        // The checkpoint that the next part goes on from.
-        let next = part.and_then(|part| part.checkpoint);
-        let next = next.and_then(|id| ledger.history().checkpoint(&id));
-        part.is_some() && next.is_none_or(|next| checkpoint.entry <= next.entry)
-    };
-    match checkpoint {
+    let led = |checkpoint| now.iter().any(|part| part.holds(ledger.history(), checkpoint));
+    let parts = match checkpoint {
         Some(checkpoint) if !led(checkpoint) => {
-            history::parts(ledger, &reader, Some(&checkpoint.id)).await
+            history::parts(ledger, &reader, Some(&checkpoint.id)).await?
         }
-        _ => Ok(now),
-    }
+        _ => now,
+    };
+    Ok((reader, parts))
 }
 
 /// The events that `filter` wants of the history that led to step `to`.
 ///
 /// # Errors
-/// As [`parts_to`].
+/// As [`history_to`].
 pub async fn events(
     source: &Repository,
     ledger: &Ledger,
     to: u64,
     filter: Filter,
 ) -> Result<Merged> {
-    let parts = parts_to(source, ledger, to).await?;
-    let reader = source.journal_reader(ledger.run()).await?;
+    let (reader, parts) = history_to(source, ledger, to).await?;
     Ok(reader.merged(&parts, filter))
 }
 
@@ -79,8 +76,7 @@ impl Window {
     /// As [`JournalReader`](crate::journal::read::JournalReader); `Corrupt` if an event says what none says.
     pub fn read(source: &Repository, ledger: &Ledger, steps: RangeInclusive<u64>) -> Result<Self> {
         source.block_on(async {
-            let parts = parts_to(source, ledger, *steps.end()).await?;
-            let reader = source.journal_reader(ledger.run()).await?;
+            let (reader, parts) = history_to(source, ledger, *steps.end()).await?;
             let mut window = Self::default();
             let mut table = Table::default();
             // These stand at the beginning of an attempt, wherever in it the steps are.
@@ -90,9 +86,9 @@ impl Window {
                 window.begin(&mut table, &frame)?;
             }
             let kinds = vec![Kind::STEP, Kind::STATE_DIGEST, Kind::EVENT, Kind::EXTERNAL_READ];
-            // A digest is told after its step, when it is ready.
-            let filter =
-                Filter { steps: Some(*steps.start()..=u64::MAX), kinds, ..Filter::default() };
+            // What led to the first step stands behind the one before; a digest is told after its step.
+            let first = steps.start().saturating_sub(1);
+            let filter = Filter { steps: Some(first..=u64::MAX), kinds, ..Filter::default() };
             let mut events = reader.merged(&parts, filter);
             while let Some(frame) = events.next().await? {
                 window.add(&mut table, &steps, &frame)?;
