@@ -73,7 +73,7 @@ impl Window {
     /// What is recorded of `steps` in the history that led to the last of them.
     ///
     /// # Errors
-    /// As [`JournalReader`](crate::journal::read::JournalReader); `Corrupt` if an event says what none says.
+    /// As [`JournalReader`]; `Corrupt` if an event says what none says.
     pub fn read(source: &Repository, ledger: &Ledger, steps: RangeInclusive<u64>) -> Result<Self> {
         source.block_on(async {
             let (reader, parts) = history_to(source, ledger, *steps.end()).await?;
