@@ -273,6 +273,13 @@ pub(crate) struct Supervise {
     /// The number of ranks
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) ranks: u32,
+    /// Go on with fewer ranks when one is lost, instead of replacing it: for a job that comes to the same with any
+    /// number of ranks, and restores on it
+    #[arg(long)]
+    pub(crate) shrink: bool,
+    /// With --shrink, go on with at least this many ranks: who is lost of the last ones is replaced
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "shrink")]
+    pub(crate) min_ranks: u32,
     /// Give up after this many restarts without a new checkpoint between them
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub(crate) restarts: u32,
@@ -430,6 +437,9 @@ pub(crate) struct Demo {
     /// Save every so many steps
     #[arg(long, default_value_t = 5)]
     pub(crate) every: u64,
+    /// Do not replace a rank that is killed: the training goes on with fewer, at least with one
+    #[arg(long)]
+    pub(crate) shrink: bool,
     /// Leave one component out of the saves, to see that the comparison notices it
     #[arg(long, value_enum, value_name = "COMPONENT")]
     pub(crate) forget: Option<Component>,

@@ -27,6 +27,9 @@ pub const RUN: &str = "LASTGOOD_RUN";
 pub const ATTEMPT: &str = "LASTGOOD_ATTEMPT";
 /// The name by which the ranks of one attempt find each other in the ledger.
 pub const INCARNATION: &str = "LASTGOOD_INCARNATION";
+/// The number that this rank's place had in the first attempt. It differs from the rank when lost ranks are not
+/// replaced, whose places stay empty: who takes the device of this number leaves that of a lost rank alone.
+pub const PLACE: &str = "LASTGOOD_PLACE";
 /// The file to which a rank writes the number of finished steps plus 1: eight bytes, little-endian,
 /// at offset 0.
 pub const HEARTBEAT: &str = "LASTGOOD_HEARTBEAT";

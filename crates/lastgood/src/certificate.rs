@@ -3,6 +3,8 @@
 //! A certificate is two lines of JSON: what was found, and the Ed25519 signature (RFC 8032) over the exact bytes of the
 //! first line, with the public key. Keys are PKCS#8 in PEM, as `openssl genpkey -algorithm ed25519` writes them.
 
+use std::collections::BTreeSet;
+
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
@@ -43,8 +45,10 @@ pub struct Certificate {
     pub to: u64,
     /// The checkpoint of the last step, if there is one.
     pub end: Option<Hash>,
-    /// The ranks that the run had, and that the replay had.
+    /// The ranks that the run had at the last step, and that the replay had.
     pub ranks: [u32; 2],
+    /// Every number of ranks that the run had in these steps: several if it went on with fewer or more.
+    pub world_sizes: BTreeSet<u32>,
     /// Records of steps that are equal.
     pub steps: u64,
     /// The states that were compared, with their digests.
@@ -53,7 +57,7 @@ pub struct Certificate {
     pub environment: Vec<[String; 3]>,
     /// Where they part, as text; empty if they do not.
     pub divergences: Vec<String>,
-    /// The determinism level that was asked for: `D2`, or `D3` on other ranks.
+    /// The determinism level that was asked for: `D2`, or `D3` if not all of these steps were done on as many ranks.
     pub claimed: String,
     /// The level that was achieved; null if no state was compared.
     pub achieved: Option<String>,

@@ -23,11 +23,17 @@ pub(super) const RUN: &str = "\
 Examples:
   lastgood run --store /data/ckpt --run llm --ranks 4 -- python train.py
   lastgood run --store s3://bucket/ckpt --run llm --ranks 8 --stall-timeout 10m -- ./train
+  lastgood run --store /data/ckpt --run llm --ranks 8 --shrink --min-ranks 4 -- python train.py
 
 Each rank gets torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,
 MASTER_PORT, TORCHELASTIC_RESTART_COUNT, …) and lastgood's (LASTGOOD_STORE, LASTGOOD_RUN,
-LASTGOOD_ATTEMPT, LASTGOOD_INCARNATION, LASTGOOD_HEARTBEAT). SIGTERM and Ctrl-C are passed on to the ranks
-as SIGTERM; a second one, or the end of the grace time, kills them.
+LASTGOOD_ATTEMPT, LASTGOOD_INCARNATION, LASTGOOD_PLACE, LASTGOOD_HEARTBEAT). SIGTERM and Ctrl-C are
+passed on to the ranks as SIGTERM; a second one, or the end of the grace time, kills them.
+
+With --shrink the next attempt has as many ranks fewer as were lost: ended by a signal, or with a
+code that is not 0 before the others. They are numbered anew; LASTGOOD_PLACE keeps the number of a
+rank's place, so that a job can leave the device of a lost one alone. Nobody is lost by a stall, nor
+by the codes 2, 126 and 127 (the command cannot be run). A restart with fewer counts as any other.
 
 It ends with 0 when every rank ended with 0, and with 1 when restarts do not help or it was stopped.";
 

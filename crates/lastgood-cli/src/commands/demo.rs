@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use lastgood::{Hash, Repository, RunName};
-use lastgood_serve::supervise::{Cause, RankEnvironment};
+use lastgood_serve::supervise::{Cause, RankEnvironment, not_replaced};
 use lastgood_serve::{Control, Event, Job, Outcome, supervise};
 use serde_json::{Value, json};
 
@@ -40,10 +40,12 @@ pub(super) fn run(args: &Demo, as_json: bool) -> Result<Exit> {
     let first = Training::new(args, &path("undisturbed"), Vec::new(), show.restart())?;
     let Some(undisturbed) = first.train(&control)? else { return Ok(stopped()) };
 
+    let fate = if args.shrink { " and not replaced" } else { "" };
     show.text(format_args!(
-        "\n2. The same job; {kills} times a rank is killed by kill -9 (seed {seed})"
+        "\n2. The same job; {kills} times a rank is killed by kill -9{fate} (seed {seed})"
     ));
-    let plan = plan::plan(*seed, *kills, *ranks, *steps, *every);
+    let left = |killed| if args.shrink { plan::left(*ranks, killed) } else { *ranks };
+    let plan = plan::plan(*seed, *kills, left, *steps, *every);
     let url = args.store.clone().unwrap_or_else(|| path("killed"));
     let second = Training::new(args, &url, plan, show.restart())?;
     let Some(killed) = second.train(&control)? else { return Ok(stopped()) };
@@ -185,6 +187,7 @@ impl Training {
             launcher: run_command::launcher()?,
             guard: run_command::guard()?,
             ranks: args.ranks,
+            ranks_min: args.shrink.then_some(1),
             store: url.to_owned(),
             run,
             environment: RankEnvironment(Arc::new(environment)),
@@ -261,8 +264,8 @@ impl<'a> Timeline<'a> {
 
     fn see(&mut self, event: &Event<'_>) {
         match event {
-            Event::Started { attempt, restarts, from, .. } => {
-                self.started(*attempt, *restarts, *from);
+            Event::Started { attempt, restarts, from, pids } => {
+                self.started(*attempt, *restarts, *from, pids.len());
             }
             Event::Step(step) => {
                 self.step = Some(*step);
@@ -280,11 +283,15 @@ impl<'a> Timeline<'a> {
                 }
             },
             Event::Ended { rank, cause } => self.ended(*rank, *cause),
+            Event::Restarting { ranks, gone, .. } if !gone.is_empty() => {
+                let body = json!({"event": "shrunk", "gone": gone, "ranks": ranks});
+                self.training.show.event(self.step, not_replaced(gone, *ranks), body);
+            }
             Event::Failed(_) | Event::Restarting { .. } | Event::Stopping => {}
         }
     }
 
-    fn started(&mut self, attempt: u64, restarts: u32, from: Option<(u64, Hash)>) {
+    fn started(&mut self, attempt: u64, restarts: u32, from: Option<(u64, Hash)>, ranks: usize) {
         self.attempts += 1;
         self.next = self.training.plan.get(restarts as usize).copied();
         let lost = self.step.unwrap_or(0).saturating_sub(from.map_or(0, |(step, _)| step));
@@ -297,7 +304,7 @@ impl<'a> Timeline<'a> {
             None if attempt == 1 => "attempt 1 starts from nothing".into(),
             None => format!("attempt {attempt} starts from nothing: {lost} steps lost"),
         };
-        let body = json!({"event": "started", "attempt": attempt, "lost_steps": lost,
+        let body = json!({"event": "started", "attempt": attempt, "ranks": ranks, "lost_steps": lost,
             "checkpoint": from.map(|(_, id)| id)});
         self.training.show.event(step.or(Some(0)), text, body);
     }

@@ -61,11 +61,10 @@ fn certify(
         replayed: *replayed,
     };
     let has_diverged = !judged.comparison.divergences.is_empty();
-    let claimed = if span.ranks == span.recorded_ranks { "D2" } else { "D3" };
     let (achieved, verdict) = match (has_diverged, judged.states.is_empty()) {
         (true, _) => (Some("D0".to_owned()), "diverged"),
         (false, true) => (None, "unproven"),
-        (false, false) => (Some(claimed.to_owned()), "proven"),
+        (false, false) => (Some(judged.claimed.to_owned()), "proven"),
     };
     Certificate {
         version,
@@ -81,6 +80,7 @@ fn certify(
         to: span.to,
         end: span.end,
         ranks: [span.recorded_ranks, span.ranks],
+        world_sizes: judged.world_sizes.clone(),
         steps: judged.comparison.steps,
         states: judged.states.iter().map(pair).collect(),
         environment: judged
@@ -89,7 +89,7 @@ fn certify(
             .map(|(name, one, other)| [name.clone(), one.clone(), other.clone()])
             .collect(),
         divergences: judged.comparison.divergences.iter().map(ToString::to_string).collect(),
-        claimed: claimed.to_owned(),
+        claimed: judged.claimed.to_owned(),
         achieved,
         verdict: verdict.to_owned(),
     }

@@ -75,21 +75,18 @@ fn show(
     travelled: Option<&(RunName, Hash)>,
     as_json: bool,
 ) -> Result<Exit> {
-    let Judged { comparison, is_proven, environment, root, .. } = outcome;
+    let Judged { comparison, is_proven, world_sizes, claimed, environment, root, .. } = outcome;
     let is_compared = *is_proven || !comparison.states.is_empty();
     let has_diverged = !comparison.divergences.is_empty();
     let is_equal = !has_diverged && is_compared;
-    let level = match (is_equal, span.ranks == span.recorded_ranks) {
-        (true, true) => Some("D2"),
-        (true, false) => Some("D3"),
-        (false, _) => has_diverged.then_some("D0"),
-    };
+    let level = if is_equal { Some(*claimed) } else { has_diverged.then_some("D0") };
     let exit = if has_diverged { Exit::Diverged } else { Exit::Done };
     if as_json {
         let differs = |(name, a, b): &(String, String, String)| json!({"name": name, "recorded": a, "replayed": b});
         output::json(&json!({"from": span.from, "from_step": span.from_step, "to": span.to,
-            "ranks": span.ranks, "recorded_ranks": span.recorded_ranks, "equal": is_equal,
-            "diverged": has_diverged, "level": level, "steps": comparison.steps, "states": comparison.states,
+            "ranks": span.ranks, "recorded_ranks": span.recorded_ranks, "world_sizes": world_sizes,
+            "equal": is_equal, "diverged": has_diverged, "level": level,
+            "steps": comparison.steps, "states": comparison.states,
             "checkpoint": span.end.filter(|_| *is_proven), "digest": root,
             "divergences": comparison.divergences.iter().map(divergence_json).collect::<Vec<_>>(),
             "environment": environment.iter().map(differs).collect::<Vec<_>>(),

@@ -14,7 +14,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use lastgood::Repository;
 use lastgood::restore::choose;
-use lastgood_serve::supervise::{RankEnvironment, Stream, tie_to_parent};
+use lastgood_serve::supervise::{RankEnvironment, Stream, not_replaced, tie_to_parent};
 use lastgood_serve::{Control, Event, Job, Outcome, supervise};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -32,6 +32,7 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
         launcher: launcher()?,
         guard: guard()?,
         ranks: args.ranks,
+        ranks_min: args.shrink.then_some(args.min_ranks),
         store: args.run.store.store.clone(),
         run: args.run.run.clone(),
         environment: RankEnvironment::default(),
@@ -167,7 +168,10 @@ fn show(event: &Event<'_>) {
         Event::Failed(failure) => {
             output::note(format_args!("lastgood: {failure}; ending the other ranks"));
         }
-        Event::Restarting { after, left } => {
+        Event::Restarting { after, left, ranks, gone } => {
+            if !gone.is_empty() {
+                output::note(format_args!("lastgood: {}", not_replaced(gone, *ranks)));
+            }
             let after = after.as_secs();
             output::note(format_args!(
                 "lastgood: starting again in {after} s; {left} more without a new checkpoint"
@@ -196,9 +200,8 @@ fn show_json(event: &Event<'_>) {
         }
         Event::Failed(failure) => json!({"event": "failed", "rank": failure.rank,
             "step": failure.step, "cause": failure.cause.to_string()}),
-        Event::Restarting { after, left } => {
-            json!({"event": "restarting", "after_s": after.as_secs_f64(), "left": left})
-        }
+        Event::Restarting { after, left, ranks, gone } => json!({"event": "restarting",
+            "after_s": after.as_secs_f64(), "left": left, "ranks": ranks, "gone": gone}),
         Event::Stopping => json!({"event": "stopping"}),
     };
     output::line(body);

@@ -37,6 +37,7 @@ pub(super) fn execute(
         launcher: run_command::launcher()?,
         guard: run_command::guard()?,
         ranks: span.ranks,
+        ranks_min: None,
         store: plan.source.store.clone(),
         run: plan.into.run.clone(),
         environment: RankEnvironment(Arc::new(variables)),

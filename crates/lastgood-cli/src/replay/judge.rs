@@ -18,6 +18,10 @@ pub(crate) struct Judged {
     pub(crate) comparison: Comparison,
     /// True if the state at the end was compared with the bytes of a checkpoint.
     pub(crate) is_proven: bool,
+    /// Every number of ranks that the run had in these steps.
+    pub(crate) world_sizes: BTreeSet<u32>,
+    /// The level that equality is: D2 on as many ranks, D3 if not all of these steps were done on as many.
+    pub(crate) claimed: &'static str,
     /// What differs between the environments: name, recorded, re-executed.
     pub(crate) environment: Vec<(String, String, String)>,
     pub(crate) root: Option<Hash>,
@@ -51,8 +55,12 @@ pub(super) fn judge(
         comparison.divergences.sort_by_key(|divergence| divergence.step);
         comparison.divergences.dedup();
     }
+    let world_sizes = recorded.world_sizes(source.ledger.history());
+    let is_same = world_sizes.iter().all(|ranks| *ranks == span.ranks);
     Ok(Judged {
         comparison,
+        claimed: if is_same { "D2" } else { "D3" },
+        world_sizes,
         is_proven: span.end.is_some() && end.is_some(),
         environment: environment(recorded, replayed),
         root: end.map(State::root),

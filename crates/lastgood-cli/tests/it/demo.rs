@@ -37,6 +37,24 @@ fn other_numbers_of_ranks_come_to_the_same_bytes() {
 }
 
 #[test]
+fn who_is_killed_is_not_replaced_and_the_rest_comes_to_the_same_bytes() {
+    let args = ["demo", "--json", "--shrink", "--kills", "4", "--seed", "5", "--steps", "60"];
+    let events = lastgood(&args).exits(0).json();
+    let all = |name: &str, field: &str| -> Vec<u64> {
+        let named = events.iter().filter(|event| event["event"] == name);
+        named.map(|event| event[field].as_u64().unwrap()).collect()
+    };
+    // The undisturbed training, and then one rank fewer after each kill; the last one is replaced.
+    assert_eq!(all("started", "ranks"), [4, 4, 3, 2, 1, 1]);
+    assert_eq!(all("shrunk", "ranks"), [3, 2, 1]);
+    assert_eq!(all("kill", "rank").len(), 4);
+    let digests: Vec<_> =
+        events.iter().filter(|event| event["event"] == "done").map(|e| &e["digest"]).collect();
+    assert_eq!(digests.len(), 2);
+    assert_eq!((digests[0], &events.last().unwrap()["event"]), (digests[1], &"equal".into()));
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     for args in [
         &["demo", "--kills", "59"][..],

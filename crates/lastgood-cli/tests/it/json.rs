@@ -74,7 +74,7 @@ fn events_of_jobs_are_those_of_the_page() {
         keys.remove("event");
         assert_eq!(keys, documented(&section), "{section}");
     }
-    let args = ["demo", "--json", "--kills", "1", "--steps", "20", "--ranks", "2"];
+    let args = ["demo", "--json", "--kills", "1", "--steps", "20", "--ranks", "2", "--shrink"];
     for event in lastgood(&args).exits(0).json() {
         let section = format!("demo: {}", event["event"].as_str().unwrap());
         let mut keys = keys(&event);

@@ -26,6 +26,33 @@ fn lines_carry_their_rank_and_a_failed_rank_is_started_again() {
 }
 
 #[test]
+fn a_job_that_may_shrink_says_who_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"[ "$TORCHELASTIC_RESTART_COUNT" = 1 ] && exec echo "$RANK of $WORLD_SIZE"
+        [ "$RANK" = 1 ] && kill -9 $$; exec sleep 60"#;
+    let args = ["run", "--ranks", "3", "--shrink", "--min-ranks", "2", "--", "sh", "-c", script];
+    let ran = on(folder.path(), &args).exits(0);
+    for part in ["rank 1 is not replaced: 2 ranks go on", "attempt 2: 2 ranks"] {
+        assert!(ran.err.contains(part), "{}", ran.err);
+    }
+    for line in ["[rank 0] 0 of 2", "[rank 1] 1 of 2"] {
+        assert!(ran.out.contains(line), "{}", ran.out);
+    }
+    let log = on(folder.path(), &["log"]).exits(0).out;
+    for part in ["attempt 1 of 3 ranks", "rank 1 is not replaced", "attempt 2 of 2 ranks"] {
+        assert!(log.contains(part), "{log}");
+    }
+    for wrong in [
+        &["--min-ranks", "1"][..],
+        &["--shrink", "--min-ranks", "0"],
+        &["--shrink", "--min-ranks", "4"],
+    ] {
+        let args = [&["run", "--ranks", "3"], wrong, &["--", "true"]].concat();
+        on(folder.path(), &args).exits(2);
+    }
+}
+
+#[test]
 fn a_job_that_cannot_go_on_is_given_up_with_a_verdict() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["run", "--", "sh", "-c", "echo 'no module named torch' >&2; exit 1"];

@@ -9,6 +9,7 @@ use lastgood::{Hash, Result};
 use rustix::process::Signal;
 
 use super::guard::Guard;
+use super::places::Places;
 use super::process::{Message, RankProcess};
 use super::watch::Watch;
 use super::{Cause, Control, Event, Failure, Job, Stream};
@@ -21,6 +22,9 @@ pub(super) const POLL: Duration = Duration::from_millis(20);
 /// that left its group holds the output open.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// Codes by which parsers of arguments and shells say that a command cannot be run.
+const CANNOT_RUN: [i32; 3] = [2, 126, 127];
+
 /// Lines that wait to be printed; more of them make the ranks wait.
 const LINES_MAX: usize = 1024;
 
@@ -28,6 +32,7 @@ const LINES_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
     pub(super) attempt: &'a Attempt,
+    pub(super) places: &'a Places,
     pub(super) from: Option<(u64, Hash)>,
     pub(super) restarts: u32,
     pub(super) port: u16,
@@ -38,7 +43,11 @@ pub(super) struct Launch<'a> {
 pub(super) enum End {
     Finished,
     Stopped,
-    Failed(Failure),
+    Failed {
+        failure: Failure,
+        /// The ranks that the others would have to go on without.
+        lost: Vec<u32>,
+    },
 }
 
 /// Why the ranks are being ended, and until when they may end by themselves.
@@ -55,6 +64,8 @@ struct Running<'a> {
     guard: &'a mut Guard,
     on_event: &'a mut dyn FnMut(Event<'_>),
     ranks: Vec<RankProcess>,
+    /// Those that were killed, and not by this process.
+    killed: Vec<u32>,
     last_words: Vec<Option<String>>,
     watch: Watch,
     ending: Option<Ending>,
@@ -69,9 +80,9 @@ pub(super) fn run(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<End> {
     let (sender, messages) = sync_channel(LINES_MAX);
-    let watch = Watch::new(job.ranks, job.stall_timeout)?;
+    let watch = Watch::new(launch.places.ranks(), job.stall_timeout)?;
     let mut ranks = Vec::new();
-    for rank in 0..job.ranks {
+    for rank in 0..launch.places.ranks() {
         let process = RankProcess::start(command(job, launch, &watch, rank), rank, &sender)?;
         guard.add(process.pid());
         ranks.push(process);
@@ -84,8 +95,17 @@ pub(super) fn run(
         pids: ranks.iter().map(RankProcess::pid).collect(),
     });
     let last_words = vec![None; ranks.len()];
-    let mut running =
-        Running { job, control, guard, on_event, ranks, last_words, watch, ending: None };
+    let mut running = Running {
+        job,
+        control,
+        guard,
+        on_event,
+        ranks,
+        killed: Vec::new(),
+        last_words,
+        watch,
+        ending: None,
+    };
     running.watch_all(&messages)?;
     running.last_lines(&messages);
     Ok(match running.ending {
@@ -93,7 +113,7 @@ pub(super) fn run(
         Some(Ending { failure: None, .. }) => End::Stopped,
         Some(Ending { failure: Some(mut failure), .. }) => {
             failure.last_words = running.last_words[failure.rank as usize].take();
-            End::Failed(failure)
+            End::Failed { lost: lost(&failure, &running.killed), failure }
         }
     })
 }
@@ -102,7 +122,7 @@ fn command(job: &Job, launch: &Launch<'_>, watch: &Watch, rank: u32) -> Command 
     let mut words = job.launcher.iter().chain(&job.command);
     let mut command = Command::new(words.next().cloned().unwrap_or_default());
     let number = rank.to_string();
-    let size = job.ranks.to_string();
+    let size = launch.places.ranks().to_string();
     command
         .args(words)
         .env(rank::RANK, &number)
@@ -119,6 +139,7 @@ fn command(job: &Job, launch: &Launch<'_>, watch: &Watch, rank: u32) -> Command 
         .env(rank::RUN, job.run.as_str())
         .env(rank::ATTEMPT, launch.attempt.number.to_string())
         .env(rank::INCARNATION, &launch.attempt.incarnation)
+        .env(rank::PLACE, launch.places.of(rank).to_string())
         .env(rank::HEARTBEAT, watch.path(rank))
         .envs((job.environment.0)(launch.restarts, rank));
     command
@@ -130,6 +151,24 @@ fn is_blow(cause: Cause) -> bool {
         Cause::Injected => true,
         Cause::Signal(signal) => signal != Signal::TERM.as_raw(),
         Cause::Exit(_) | Cause::Stalled(_) => false,
+    }
+}
+
+/// True if nothing but somebody else's hand ends a rank so, also when it was told to end.
+fn is_kill(cause: Cause) -> bool {
+    matches!(cause, Cause::Injected) || cause == Cause::Signal(Signal::KILL.as_raw())
+}
+
+/// The ranks that are lost: the one that failed first, and those that were killed beside it. After a failure of the
+/// command itself there are none.
+fn lost(failure: &Failure, killed: &[u32]) -> Vec<u32> {
+    match failure.cause {
+        Cause::Stalled(_) => Vec::new(),
+        Cause::Exit(code) if CANNOT_RUN.contains(&code) => Vec::new(),
+        Cause::Exit(_) | Cause::Signal(_) | Cause::Injected => {
+            let others = killed.iter().copied().filter(|rank| *rank != failure.rank);
+            [failure.rank].into_iter().chain(others).collect()
+        }
     }
 }
 
@@ -204,7 +243,11 @@ impl Running<'_> {
     /// The first failure decides; what follows while ranks are being ended is its consequence. But for
     /// one: the others can notice that a rank was killed, and end, before its own end is seen here.
     fn fail(&mut self, rank: u32, cause: Cause) {
-        let failure = Failure { rank, cause, step: self.watch.step(), last_words: None };
+        let ranks = self.ranks.len() as u32;
+        let failure = Failure { rank, ranks, cause, step: self.watch.step(), last_words: None };
+        if is_kill(cause) && !self.ending.as_ref().is_some_and(|ending| ending.killed) {
+            self.killed.push(rank);
+        }
         if let Some(ending) = &mut self.ending {
             if let Some(first) = &mut ending.failure
                 && matches!(first.cause, Cause::Exit(_))

@@ -176,7 +176,9 @@ fn is_same(last: &Failure, failure: &Failure) -> bool {
     };
     // When all ranks end with the same code after the same step, chance decides who is noticed first.
     let all_alike = matches!(failure.cause, Cause::Exit(_)) && failure.step.is_some();
-    cause && place && (last.rank == failure.rank || all_alike)
+    // Another number of ranks gives the same rank other work, and another place.
+    let rank = (last.rank, last.ranks) == (failure.rank, failure.ranks);
+    cause && place && (rank || all_alike)
 }
 
 #[cfg(test)]

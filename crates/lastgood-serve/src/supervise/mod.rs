@@ -12,10 +12,12 @@
 //! | `guard` | ends what ranks have started when the supervisor is killed |
 //! | `watch` | heartbeats, and what counts as a stall |
 //! | `budget` | whether another attempt is worth it |
+//! | `places` | who is not replaced |
 
 mod attempt;
 mod budget;
 mod guard;
+mod places;
 mod process;
 mod watch;
 
@@ -31,8 +33,13 @@ use budget::{Budget, Next};
 use guard::Guard;
 pub use guard::guard;
 use lastgood::attempt::NewAttempt;
-use lastgood::ledger::{Attempt, Ledger, Standing};
+use lastgood::ledger::{Attempt, Decision, Ledger, Standing, Writer};
 use lastgood::{Error, Hash, Repository, Result, RunName, restore};
+use lastgood_format::ledger::Kind;
+use places::Places;
+
+/// Who writes the supervisor's entries of the ledger.
+const ACTOR: &str = "supervisor";
 
 /// A job to keep going.
 #[derive(Clone, Debug)]
@@ -48,6 +55,12 @@ pub struct Job {
     pub guard: Vec<OsString>,
     /// The number of ranks.
     pub ranks: u32,
+    /// A rank that is lost is not replaced, down to so many ranks: the job goes on with fewer, numbered
+    /// anew. `None`: every attempt has all ranks.
+    ///
+    /// Lost is who was ended by a signal, or ended with a code that is not 0 before the others. After a stall,
+    /// and after the codes 2, 126 and 127, which say that the command cannot be run, nobody is.
+    pub ranks_min: Option<u32>,
     /// The URL of the store, for the ranks.
     pub store: String,
     /// The run.
@@ -126,6 +139,10 @@ pub enum Event<'a> {
         after: Duration,
         /// How many more there may be without a new checkpoint.
         left: u32,
+        /// How many ranks it has.
+        ranks: u32,
+        /// The ranks that are lost and not replaced.
+        gone: Vec<u32>,
     },
     /// The ranks were told to end, because this process was.
     Stopping,
@@ -158,6 +175,8 @@ pub enum Cause {
 pub struct Failure {
     /// The rank that ended first, or made no progress.
     pub rank: u32,
+    /// The number of ranks.
+    pub ranks: u32,
     /// How.
     pub cause: Cause,
     /// The finished steps that the ranks had told of.
@@ -219,36 +238,42 @@ pub fn tie_to_parent(parent: u32) -> Result<()> {
 /// Keeps `job` going until it is done, stopped or given up, and tells `on_event` of it.
 ///
 /// # Errors
-/// `Invalid` if the command cannot be started; `Unavailable`, `Denied`, `Corrupt` from the store.
+/// `Invalid` if the command cannot be started, or if there are no ranks or fewer than are to be kept;
+/// `Unavailable`, `Denied`, `Corrupt` from the store.
 pub fn supervise(
     repository: &Repository,
     job: &Job,
     control: &Control,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
-    if job.ranks == 0 {
-        return Err(Error::invalid("a job needs at least one rank"));
-    }
+    let mut places = Places::new(job.ranks, job.ranks_min)?;
     let mut ledger = repository.ledger(&job.run)?;
     let mut budget = Budget::new(job.restarts_max);
     let mut restarts = 0;
     let mut guard = Guard::start(&job.guard)?;
     loop {
-        let attempt = start(repository, &mut ledger, job)?;
+        let attempt = start(repository, &mut ledger, places.ranks())?;
         budget.saw_checkpoint(newest_step(&ledger));
         let from = attempt.from.and_then(|id| Some((ledger.history().checkpoint(&id)?.step, id)));
-        let launch = attempt::Launch { attempt: &attempt, from, restarts, port: port(job)? };
-        let failure = match attempt::run(job, &launch, control, &mut guard, on_event)? {
+        let port = port(job)?;
+        let launch = attempt::Launch { attempt: &attempt, places: &places, from, restarts, port };
+        let (failure, lost) = match attempt::run(job, &launch, control, &mut guard, on_event)? {
             attempt::End::Finished => return Ok(Outcome::Finished { attempts: restarts + 1 }),
             attempt::End::Stopped => return Ok(Outcome::Stopped),
-            attempt::End::Failed(failure) => failure,
+            attempt::End::Failed { failure, lost } => (failure, lost),
         };
         repository.block_on(ledger.refresh())?;
+        let what = failure.to_string();
         let (after, left) = match budget.judge(failure, newest_step(&ledger)) {
             Next::Restart { after, left } => (after, left),
             Next::GiveUp(verdict) => return Ok(Outcome::GaveUp(verdict)),
         };
-        on_event(Event::Restarting { after, left });
+        let gone = places.lose(&lost);
+        if !gone.is_empty() {
+            let reason = format!("{what}; {}", not_replaced(&gone, places.ranks()));
+            tell_incident(repository, &mut ledger, &reason)?;
+        }
+        on_event(Event::Restarting { after, left, ranks: places.ranks(), gone });
         let until = Instant::now() + after;
         while Instant::now() < until {
             if control.stops() > 0 {
@@ -261,15 +286,32 @@ pub fn supervise(
 }
 
 /// Starts the attempt in the ledger, which fences the ones before it.
-fn start(repository: &Repository, ledger: &mut Ledger, job: &Job) -> Result<Attempt> {
+fn start(repository: &Repository, ledger: &mut Ledger, ranks: u32) -> Result<Attempt> {
     repository.block_on(ledger.refresh())?;
     let env = repository.env();
     let new = NewAttempt {
-        world_size: job.ranks,
+        world_size: ranks,
         from: restore::choose(ledger.history()).map(|checkpoint| checkpoint.id),
         incarnation: format!("{:016x}{:016x}", env.random(), env.random()),
     };
-    repository.block_on(lastgood::attempt::start(ledger, "supervisor", &new))
+    repository.block_on(lastgood::attempt::start(ledger, ACTOR, &new))
+}
+
+/// Says in the ledger why the next attempt has fewer ranks.
+fn tell_incident(repository: &Repository, ledger: &mut Ledger, reason: &str) -> Result<()> {
+    let writer = Writer { attempt: 0, actor: ACTOR.to_owned() };
+    let kind = Kind::IncidentOpened { reason: reason.to_owned() };
+    // If it stays unknown whether it is told, it is not told twice: the world size of the attempt says enough.
+    repository.block_on(ledger.append(&writer, |_| Ok(Decision::Append(kind.clone())))).map(drop)
+}
+
+/// That the ranks `gone` are not replaced, and how many go on.
+#[must_use]
+pub fn not_replaced(gone: &[u32], ranks: u32) -> String {
+    let names = gone.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let (plural, are) = if gone.len() == 1 { ("", "is") } else { ("s", "are") };
+    let go = if ranks == 1 { "rank goes" } else { "ranks go" };
+    format!("rank{plural} {names} {are} not replaced: {ranks} {go} on")
 }
 
 /// The step of the furthest checkpoint that is not bad.

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use lastgood::save::Mode;
 use lastgood::state::Durability;
-use lastgood::{Repository, Run, RunOptions};
+use lastgood::{ErrorKind, Repository, Run, RunOptions};
+use lastgood_format::ledger::Kind;
 use lastgood_serve::supervise::{Cause, Stream, Verdict};
 use lastgood_serve::{Control, Event, Job, Outcome, supervise};
 use lastgood_store::{LocalStore, SystemEnv};
@@ -24,6 +25,7 @@ enum Seen {
     Line(u32, Stream, String),
     Ended(u32, Cause),
     Failed(u32, Cause, Option<u64>),
+    Gone(Vec<u32>, u32),
     Stopping,
 }
 
@@ -44,6 +46,7 @@ impl Stage {
             launcher: Vec::new(),
             guard: Vec::new(),
             ranks,
+            ranks_min: None,
             store: folder.to_string(),
             run: "job".parse().unwrap(),
             environment: Default::default(),
@@ -70,6 +73,9 @@ impl Stage {
                 Event::Ended { rank, cause } => Seen::Ended(rank, cause),
                 Event::Failed(f) => Seen::Failed(f.rank, f.cause, f.step),
                 Event::Stopping => Seen::Stopping,
+                Event::Restarting { gone, ranks, .. } if !gone.is_empty() => {
+                    Seen::Gone(gone, ranks)
+                }
                 Event::Step(_) | Event::Restarting { .. } => return,
             });
         };
@@ -95,6 +101,30 @@ impl Stage {
             _ => None,
         });
         attempts.collect()
+    }
+
+    /// The ranks that are lost and not replaced, and how many go on, after each attempt.
+    fn gone(&self) -> Vec<(Vec<u32>, u32)> {
+        let gone = self.seen.iter().filter_map(|seen| match seen {
+            Seen::Gone(gone, ranks) => Some((gone.clone(), *ranks)),
+            _ => None,
+        });
+        gone.collect()
+    }
+
+    /// What the ledger says of world sizes, and why.
+    fn ledger(&self) -> (Vec<u32>, Vec<String>) {
+        let ledger = self.repository.ledger(&"job".parse().unwrap()).unwrap();
+        let (mut sizes, mut incidents) = (Vec::new(), Vec::new());
+        for n in 1..=ledger.history().entries() {
+            let (entry, _) = self.repository.block_on(ledger.read_entry(n)).unwrap().unwrap();
+            match entry.kind {
+                Kind::AttemptStarted { world_size, .. } => sizes.push(world_size),
+                Kind::IncidentOpened { reason } => incidents.push(reason),
+                _ => {}
+            }
+        }
+        (sizes, incidents)
     }
 
     /// Saves a checkpoint of `step`, as a rank would.
@@ -282,6 +312,103 @@ fn kills_on_purpose_do_not_count() {
     };
     assert_eq!(stage.run(&job), Outcome::Finished { attempts: 3 });
     assert!(stage.seen.contains(&Seen::Ended(1, Cause::Injected)));
+}
+
+#[test]
+fn a_lost_rank_is_not_replaced_if_the_job_may_shrink() {
+    let mut stage = Stage::new();
+    let script = format!(
+        r#"echo "$TORCHELASTIC_RESTART_COUNT: $RANK of $WORLD_SIZE at $LASTGOOD_PLACE"
+        {}
+        case $TORCHELASTIC_RESTART_COUNT$RANK in
+            01) sleep 0.3; kill -9 $$ ;;
+            12) sleep 0.3; exit 1 ;;
+            2?) exit 0 ;;
+        esac
+        sleep 60"#,
+        beat(7)
+    );
+    let job = Job { ranks_min: Some(1), ..stage.job(4, &script) };
+    assert_eq!(stage.run(&job), Outcome::Finished { attempts: 3 });
+    assert_eq!(stage.gone(), [(vec![1], 3), (vec![2], 2)]);
+    let expected: Vec<String> =
+        [(0, 4, [0, 1, 2, 3].as_slice()), (1, 3, &[0, 2, 3]), (2, 2, &[0, 2])]
+            .into_iter()
+            .flat_map(|(attempt, size, places)| {
+                (0..).zip(places).map(move |(rank, place): (u32, &u32)| {
+                    format!("{attempt}: {rank} of {size} at {place}")
+                })
+            })
+            .collect();
+    assert_eq!(stage.lines(), expected);
+    let (sizes, incidents) = stage.ledger();
+    assert_eq!(sizes, [4, 3, 2]);
+    assert_eq!(
+        incidents,
+        [
+            "rank 1 was ended by signal 9 (SIGKILL) after step 7; rank 1 is not replaced: 3 ranks go on",
+            "rank 2 ended with code 1 after step 7; rank 2 is not replaced: 2 ranks go on",
+        ]
+    );
+}
+
+#[test]
+fn ranks_that_are_killed_at_once_are_all_lost_down_to_the_least_number() {
+    // Rank 0 is killed as well, but only by who ends the attempt.
+    let script = r#"echo $$ >pid$RANK
+        [ "$TORCHELASTIC_RESTART_COUNT" = 1 ] && exit 0
+        trap '' TERM
+        if [ "$RANK" = 3 ]; then
+            until [ -s pid0 ] && [ -s pid1 ] && [ -s pid2 ]; do sleep 0.02; done
+            kill -9 $(cat pid1) $(cat pid2) $$
+        fi
+        while true; do sleep 0.05; done"#;
+    for (min, left) in [(1, 1), (2, 2), (4, 4)] {
+        let mut stage = Stage::new();
+        let job =
+            Job { ranks_min: Some(min), grace: Duration::from_millis(300), ..stage.job(4, script) };
+        assert_eq!(stage.run(&job), Outcome::Finished { attempts: 2 });
+        assert_eq!(stage.ledger().0, [4, left], "{:?}", stage.seen);
+    }
+}
+
+#[test]
+fn nobody_is_lost_by_a_stall_or_a_command_that_cannot_be_run() {
+    let hangs = format!("{}\nsleep 60", beat(3));
+    for script in [hangs.as_str(), "exit 127", "exit 2"] {
+        let mut stage = Stage::new();
+        let script = format!("[ \"$TORCHELASTIC_RESTART_COUNT\" = 1 ] && exit 0\n{script}");
+        let job = Job {
+            ranks_min: Some(1),
+            stall_timeout: Some(Duration::from_millis(700)),
+            ..stage.job(3, &script)
+        };
+        assert_eq!(stage.run(&job), Outcome::Finished { attempts: 2 }, "{script}");
+        assert_eq!((stage.gone(), stage.ledger().0), (vec![], vec![3, 3]), "{script}");
+    }
+}
+
+#[test]
+fn restarts_with_fewer_ranks_are_counted_as_others() {
+    let mut stage = Stage::new();
+    let job = Job {
+        ranks_min: Some(1),
+        restarts_max: 1,
+        ..stage.job(4, r#"[ "$RANK" = 0 ] && kill -9 $$; sleep 60"#)
+    };
+    let Outcome::GaveUp(verdict) = stage.run(&job) else { panic!("{:?}", stage.seen) };
+    assert!(matches!(verdict, Verdict::NoProgress { restarts: 1, .. }), "{verdict}");
+    assert_eq!(stage.ledger().0, [4, 3]);
+}
+
+#[test]
+fn a_job_that_could_not_keep_enough_ranks_is_refused() {
+    let stage = Stage::new();
+    for ranks_min in [Some(0), Some(3)] {
+        let job = Job { ranks_min, ..stage.job(2, "true") };
+        let error = supervise(&stage.repository, &job, &stage.control, &mut |_| {}).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
 }
 
 #[test]

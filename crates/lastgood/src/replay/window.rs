@@ -1,6 +1,6 @@
 //! What a journal says of some steps of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use lastgood_format::journal::{Frame, Kind, Lane, Value};
@@ -9,7 +9,7 @@ use lastgood_format::{Error, Result};
 use super::state::{State, Table};
 use crate::journal::history::{self, Part};
 use crate::journal::read::{Filter, JournalReader, Merged};
-use crate::ledger::{Checkpoint, Ledger};
+use crate::ledger::{Checkpoint, History, Ledger};
 use crate::repository::Repository;
 
 /// What is recorded of some steps.
@@ -96,6 +96,17 @@ impl Window {
             window.states = table.finish();
             Ok(window)
         })
+    }
+
+    /// Every number of ranks that the attempts had that did these steps.
+    #[must_use]
+    pub fn world_sizes(&self, history: &History) -> BTreeSet<u32> {
+        let attempts: BTreeSet<u64> = self.attempts.values().copied().collect();
+        let newest = history.attempt().map(|attempt| (attempt.number, attempt.world_size));
+        // Of an earlier attempt only what led to a checkpoint of its own is history.
+        let saved = history.checkpoints().iter().map(|c| (c.attempt, c.world_size));
+        let all = saved.chain(newest);
+        all.filter(|(attempt, _)| attempts.contains(attempt)).map(|(_, ranks)| ranks).collect()
     }
 
     fn begin(&mut self, table: &mut Table, frame: &Frame) -> Result<()> {

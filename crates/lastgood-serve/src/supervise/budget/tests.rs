@@ -1,7 +1,7 @@
 use super::*;
 
 fn failure(cause: Cause, step: Option<u64>, words: Option<&str>) -> Failure {
-    Failure { rank: 1, cause, step, last_words: words.map(str::to_owned) }
+    Failure { rank: 1, ranks: 4, cause, step, last_words: words.map(str::to_owned) }
 }
 
 fn restarts(next: &Next) -> bool {
@@ -36,6 +36,7 @@ fn another_step_rank_or_cause_is_another_failure() {
         failure(Cause::Signal(9), Some(58), None),
         failure(Cause::Signal(11), Some(58), None),
         Failure { rank: 2, ..failure(Cause::Signal(11), Some(58), None) },
+        Failure { rank: 2, ranks: 3, ..failure(Cause::Signal(11), Some(58), None) },
     ];
     assert!(restarts(&budget.judge(first, None)));
     for other in others {
