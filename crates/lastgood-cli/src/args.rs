@@ -350,9 +350,12 @@ pub(crate) struct Bisect {
     /// The step to end with, or a checkpoint
     #[arg(long, value_name = "SELECTOR", default_value = "last-good")]
     pub(crate) to: Selector,
-    /// Compare with this run of the same store instead of running anything again
-    #[arg(long, value_name = "NAME", conflicts_with = "command")]
+    /// Compare with this run, by all that both have recorded, instead of running anything again
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["command", "from", "to", "ranks"])]
     pub(crate) against: Option<RunName>,
+    /// The store of that run; the same one unless given
+    #[arg(long, value_name = "URL", requires = "against")]
+    pub(crate) against_store: Option<String>,
     /// The number of ranks; as many as the run had unless given
     #[arg(long, value_name = "N")]
     pub(crate) ranks: Option<u32>,
@@ -460,4 +463,13 @@ pub(crate) struct DemoRank {
     /// Save every so many steps
     #[arg(long)]
     pub(crate) every: u64,
+    /// Digest the state every so many steps, between saves too; 0 for never
+    #[arg(long, default_value_t = 0)]
+    pub(crate) digest_every: u64,
+    /// Rest so many milliseconds in each step
+    #[arg(long)]
+    pub(crate) rest_ms: Option<u64>,
+    /// Flip one bit of a weight after this step, as memory that fails does
+    #[arg(long)]
+    pub(crate) flip: Option<u64>,
 }

@@ -77,10 +77,16 @@ Examples:
   lastgood bisect --store /data/ckpt --run llm -- python train.py
   lastgood bisect --store /data/ckpt --run llm --from 20000 --to 30000 -- python train.py
   lastgood bisect --store /data/ckpt --run llm --against llm-second-try
+  lastgood bisect --store /data/ckpt --run llm --against llm --against-store s3://bucket/ckpt
 
-First the record is read: events that are missing, edited or of another run are named. Then the steps are run again from one
-checkpoint to the next, over four times as many of them each time, until something differs: few executions, and no step is
-run twice. Each goes on from a checkpoint that was found equal. If one element alone differs, its step is run once more.
+First the record is read: events that are missing, edited or of another run are named. Then the
+steps are run again from one checkpoint to the next, over four times as many of them each time,
+until something differs. Each execution goes on from a checkpoint that was found equal, and none
+does the steps of another. If one element alone differs, its step is run once more. All together
+there are at most log2(steps) executions, rounded up (two, of four steps or fewer).
+
+With --against nothing is run: the steps that both runs have recorded are compared, and the states
+that both have digested.
 
 It exits with 0 if nothing differs, with 3 if the record is damaged, and with 6 if it found where they part.";
 

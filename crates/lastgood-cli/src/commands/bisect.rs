@@ -1,31 +1,31 @@
 //! `lastgood bisect`: the first step where two executions part, the tensor, and why.
 
+mod against;
+
+use against::Other;
 use anyhow::{Result, bail};
-use lastgood::ledger::Ledger;
-use lastgood::replay::compare::{Comparison, Difference, Divergence, compare};
+use lastgood::Error;
+use lastgood::replay::compare::{Comparison, Difference, Divergence};
 use lastgood::replay::window::Window;
-use lastgood::{Error, Repository, RunName};
 use serde_json::json;
 
 use super::supervise;
 use crate::args::Bisect;
 use crate::exit::Exit;
 use crate::replay::element::{self, Element};
-use crate::replay::{Source, Span, divergence_json, environment, led_to, read_record};
+use crate::replay::{Source, Span, divergence_json, led_to, read_record, search};
 use crate::{output, session};
 
-/// Each execution goes over so many times as many checkpoints as the one before.
-const GROWTH: usize = 4;
-
 pub(super) fn run(args: &Bisect, as_json: bool) -> Result<Exit> {
+    let other = Other::open(args)?;
     let (repository, ledger) = session::ledger(&args.run)?;
     let damage = read_record(&repository, &ledger, as_json)?.findings;
     let mut found = Found { damage, ..Found::default() };
     if !found.damage.is_empty() {
         return found.show(as_json);
     }
-    if let Some(other) = &args.against {
-        found.against(&repository, &ledger, other)?;
+    if let Some(other) = &other {
+        found.against((&repository, &ledger), other, as_json)?;
         return found.show(as_json);
     }
     if args.command.is_empty() {
@@ -54,9 +54,13 @@ pub(super) fn run(args: &Bisect, as_json: bool) -> Result<Exit> {
 struct Found {
     /// What is wrong with the record.
     damage: Vec<Error>,
+    /// `NAME has`, if the second one of two values is another run's; otherwise it was re-executed.
+    other: Option<String>,
     executions: u32,
     /// Steps that were run again.
     steps: u64,
+    /// Records of steps, and states, that both runs have.
+    compared: (u64, usize),
     /// The last step of which everything is equal.
     equal_to: u64,
     divergences: Vec<Divergence>,
@@ -77,10 +81,8 @@ impl Found {
             ends.push((whole.to, None));
         }
         let mut span = Span { to: whole.from_step, end: whole.from, ..whole.clone() };
-        let (mut next, mut count) = (0, 1);
-        while next < ends.len() {
-            let last = ends.len().min(next + count) - 1;
-            let (to, end) = ends[last];
+        for last in search::ends(ends.len(), whole.to - whole.from_step) {
+            let (to, end) = ends[last - 1];
             span = Span { from: span.end, from_step: span.to, to, end, ..span };
             let Some(rerun) = source.rerun_aside(&span, false)? else { return Ok(false) };
             self.executions += 1;
@@ -101,32 +103,8 @@ impl Found {
                 return self.look(source, &span);
             }
             self.equal_to = span.to;
-            (next, count) = (last + 1, count * GROWTH);
         }
         Ok(true)
-    }
-
-    /// Compares with another run, by what both have recorded.
-    fn against(&mut self, repository: &Repository, ledger: &Ledger, other: &RunName) -> Result<()> {
-        let others = repository.existing(other)?;
-        let one = Window::read(repository, ledger, 1..=u64::MAX)?;
-        let two = Window::read(repository, &others, 1..=u64::MAX)?;
-        let last = |window: &Window| window.steps.keys().map(|(step, _)| *step).max();
-        let both = last(&one).min(last(&two)).unwrap_or(0);
-        let cut = |mut window: Window| {
-            window.steps.retain(|(step, _), _| *step <= both);
-            window.events.retain(|(step, _), _| *step <= both);
-            window.states.retain(|step, _| *step <= both);
-            window
-        };
-        let (one, two) = (cut(one), cut(two));
-        let comparison = compare(&one, &two);
-        self.equal_to = both;
-        if !comparison.divergences.is_empty() {
-            self.part(&comparison);
-            self.explain(&environment(&one, &two), &one);
-        }
-        Ok(())
     }
 
     fn part(&mut self, comparison: &Comparison) {
@@ -151,9 +129,7 @@ impl Found {
         self.executions += 1;
         self.steps += at.to - at.from_step;
         self.element = element::read(&rerun.target, source.ledger.run(), &tensor)?;
-        if let Some(element) = &self.element
-            && element.bits == 1
-        {
+        if self.element.as_ref().is_some_and(Element::is_flip) {
             let rank = tensor.rank.map_or_else(String::new, |rank| format!(" of rank {rank}"));
             self.causes.insert(
                 0,
@@ -215,30 +191,41 @@ impl Found {
         for error in &self.damage {
             output::line(format_args!("record      {error}"));
         }
-        let executions = output::count(self.executions as usize, "execution");
+        let work = match self.other {
+            Some(_) => {
+                let states = output::count(self.compared.1, "state");
+                format!("{} step records and {states} of both", self.compared.0)
+            }
+            None => {
+                let executions = output::count(self.executions as usize, "execution");
+                format!("{executions} of {} steps", self.steps)
+            }
+        };
+        let second = self.other.as_deref();
+        let told = |divergence: &Divergence| divergence.told(second.unwrap_or("re-executed"));
         match first {
             _ if !self.damage.is_empty() => output::line(format_args!(
                 "DAMAGE      {} in the record: what follows from it is not looked at",
                 self.damage.len()
             )),
-            None => output::line(format_args!(
-                "equal       to step {}, in {executions} of {} steps",
-                self.equal_to, self.steps
-            )),
+            None => output::line(format_args!("equal       to step {}, in {work}", self.equal_to)),
             Some(first) => {
-                output::line(format_args!("differs     {first}"));
+                output::line(format_args!("differs     {}", told(first)));
                 if let Some(tensor) = self.tensor().filter(|tensor| *tensor != first) {
-                    output::line(format_args!("tensor      {tensor}"));
+                    output::line(format_args!("tensor      {}", told(tensor)));
                 }
                 if let Some(element) = &self.element {
-                    output::line(format_args!("element     {element}"));
+                    output::line(format_args!(
+                        "element     {}",
+                        element.told(second.unwrap_or("would be"))
+                    ));
                 }
                 for cause in &self.causes {
                     output::line(format_args!("cause       {cause}"));
                 }
                 output::line(format_args!(
-                    "DIVERGED    first at step {}: {}; the state is equal to step {} ({executions} of {} steps)",
-                    first.step, first.what, self.equal_to, self.steps
+                    "DIVERGED    first at step {}: {}; the state is equal to step {} ({work})",
+                    first.step, first.what, self.equal_to
                 ));
             }
         }

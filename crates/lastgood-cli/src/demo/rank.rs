@@ -33,11 +33,15 @@ const OWNER: &str = "demo";
 
 /// Trains to the end.
 pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
-    let config = JobConfig { steps: args.steps, ..JobConfig::default() };
+    let default = JobConfig::default();
+    let step_delay_ms = args.rest_ms.unwrap_or(default.step_delay_ms);
+    let config = JobConfig { steps: args.steps, step_delay_ms, ..default };
     let place = Rank::from_env()?;
     let repository = repository(place.store.as_deref().context("no store is given")?)?;
     let name = place.run.context("no run is given")?;
-    let save = SaveOptions { in_flight_max: 2, ..SaveOptions::default() };
+    // A digest that was asked for is not left out because the next one comes.
+    let in_flight_max = if args.digest_every > 0 { 1 } else { 2 };
+    let save = SaveOptions { in_flight_max, ..SaveOptions::default() };
     let world = place.options.world;
     let mut job = Job::new(&config, world.rank, world.size)?;
     let journal = place
@@ -64,11 +68,16 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
     while !job.is_finished() && run.goes_on() {
         let report = job.train_step(&mut collective)?;
         loss = Some(report.loss);
+        if args.flip == Some(job.step()) {
+            job.flip_bit();
+        }
         run.step(record(&report));
         let is_due = run.due(job.step()) != Due::Nothing;
         if job.step().is_multiple_of(args.every) || job.is_finished() || is_due {
             let mode = if job.is_finished() { Mode::Sync } else { Mode::Async };
             saves.under_way.push(run.save(job.step(), mode, |c| known.capture(job.state(), c))?);
+        } else if args.digest_every > 0 && job.step().is_multiple_of(args.digest_every) {
+            run.digest(job.step(), |c| known.capture(job.state(), c))?;
         }
         saves.look()?;
     }

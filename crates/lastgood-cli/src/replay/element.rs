@@ -1,7 +1,5 @@
 //! The one element of a tensor that differs.
 
-use std::fmt;
-
 use lastgood::replay::compare::Divergence;
 use lastgood::{Dtype, Repository, Result, RunName};
 use serde_json::json;
@@ -96,17 +94,21 @@ fn show(dtype: Dtype, bytes: &[u8]) -> String {
 }
 
 impl Element {
+    /// True if one bit alone differs.
+    pub(crate) fn is_flip(&self) -> bool {
+        self.bits == 1
+    }
+
     /// As the page describes it.
     pub(crate) fn json(&self) -> serde_json::Value {
         json!({"tensor": self.tensor, "index": self.index, "recorded": self.recorded,
             "replayed": self.replayed, "bits": self.bits})
     }
-}
 
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The text of it, where the second value is introduced by `second`.
+    pub(crate) fn told(&self, second: &str) -> String {
         let Self { tensor, index, recorded, replayed, bits } = self;
         let plural = if *bits == 1 { "bit differs" } else { "bits differ" };
-        write!(f, "{tensor} {index:?} was {recorded} and would be {replayed}: {bits} {plural}")
+        format!("{tensor} {index:?} was {recorded} and {second} {replayed}: {bits} {plural}")
     }
 }

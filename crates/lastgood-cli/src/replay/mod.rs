@@ -6,10 +6,12 @@
 //! | [`execute`] | the job under the supervisor, told what to do |
 //! | [`judge`] | what was recorded beside what came out |
 //! | [`element`] | the one element that differs |
+//! | [`search`] | how far each execution of a bisection goes |
 
 pub(crate) mod element;
 mod execute;
 mod judge;
+pub(crate) mod search;
 mod span;
 
 use std::ffi::OsString;

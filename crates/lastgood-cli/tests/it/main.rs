@@ -1,6 +1,7 @@
 //! The command, as a person or a script runs it.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod bisect;
 mod demo;
 mod doctor;
 mod everywhere;

@@ -61,20 +61,25 @@ pub struct Divergence {
     pub change: Option<Change>,
 }
 
+impl Divergence {
+    /// The text of it, where what the second execution says is introduced by `second`.
+    #[must_use]
+    pub fn told(&self, second: &str) -> String {
+        let Self { difference, step, rank, what, expected, actual, change } = self;
+        let code = difference.code();
+        let rank = rank.map_or_else(String::new, |rank| format!(", rank {rank}"));
+        let change = change.map_or_else(String::new, |Change { word, delta }| {
+            let bytes = word.saturating_mul(8);
+            let (sign, by) = (if delta < 0 { "-" } else { "" }, delta.unsigned_abs());
+            format!("; one word alone differs, at byte {bytes}, by {sign}{by:#x}")
+        });
+        format!("{code}: step {step}{rank}: {what}: recorded {expected}, {second} {actual}{change}")
+    }
+}
+
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { difference, step, rank, what, expected, actual, change } = self;
-        write!(f, "{}: step {step}", difference.code())?;
-        if let Some(rank) = rank {
-            write!(f, ", rank {rank}")?;
-        }
-        write!(f, ": {what}: recorded {expected}, re-executed {actual}")?;
-        if let Some(Change { word, delta }) = change {
-            let bytes = word.saturating_mul(8);
-            let (sign, by) = (if *delta < 0 { "-" } else { "" }, delta.unsigned_abs());
-            write!(f, "; one word alone differs, at byte {bytes}, by {sign}{by:#x}")?;
-        }
-        Ok(())
+        f.write_str(&self.told("re-executed"))
     }
 }
 
