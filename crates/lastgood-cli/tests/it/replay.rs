@@ -20,11 +20,10 @@ fn replay(folder: &Path, options: &[&str], steps: &str, code: i32) -> Value {
     on(folder, &args).exits(code).json().pop().unwrap()
 }
 
-/// The last step before `to` that was saved: where the machine is busy, a save makes way for the next one.
-fn saved_before(folder: &Path, to: u64) -> u64 {
+/// The steps that were saved: where the machine is busy, a save makes way for the next one.
+fn saved(folder: &Path) -> impl Iterator<Item = u64> {
     let listed = on(folder, &["ls", "--json", "--run", "demo"]).exits(0).json();
-    let steps = listed.iter().map(|checkpoint| checkpoint["step"].as_u64().unwrap());
-    steps.filter(|step| *step < to).max().unwrap()
+    listed.into_iter().map(|checkpoint| checkpoint["step"].as_u64().unwrap())
 }
 
 #[test]
@@ -32,7 +31,7 @@ fn a_killed_run_is_proven_on_any_number_of_ranks() {
     let folder = tempfile::tempdir().unwrap();
     killed(folder.path());
     let last = replay(folder.path(), &[], "60", 0);
-    let from = saved_before(folder.path(), 60);
+    let from = saved(folder.path()).filter(|step| *step < 60).max().unwrap();
     assert_eq!(
         (&last["level"], &last["from_step"], &last["to"]),
         (&"D2".into(), &from.into(), &60.into())
@@ -69,7 +68,8 @@ fn another_schedule_is_found_at_the_first_step() {
     let all = said["divergences"].as_array().unwrap();
     // The schedule is part of the state, and the first save tells it.
     let first = &all[0];
-    assert_eq!((&first["step"], &first["code"]), (&5.into(), &"LG-ND-001".into()), "{first}");
+    let step = saved(folder.path()).min().unwrap();
+    assert_eq!((&first["step"], &first["code"]), (&step.into(), &"LG-ND-001".into()), "{first}");
     assert_eq!(first["what"], "control/control");
     // The learning rate rises to the same, and falls to another last step.
     let rate = all.iter().find(|one| one["what"] == "lr").unwrap();
@@ -88,7 +88,7 @@ fn travel_makes_a_checkpoint_of_any_step() {
     let folder = tempfile::tempdir().unwrap();
     killed(folder.path());
     let made = replay(folder.path(), &["--mode", "travel", "--to", "33"], "60", 0);
-    let from = saved_before(folder.path(), 33);
+    let from = saved(folder.path()).filter(|step| *step < 33).max().unwrap();
     assert_eq!((&made["branch"], &made["from_step"]), (&"demo-at-33".into(), &from.into()));
     assert_eq!((&made["equal"], &made["diverged"]), (&false.into(), &false.into()), "{made}");
     let shown = on(folder.path(), &["show", "--json", "--run", "demo-at-33"]).exits(0).json();
@@ -169,17 +169,19 @@ fn a_run_that_shrank_is_certified() {
 
 fn certificate_is_refused(folder: &Path, certificate: &str) {
     let signed = std::fs::read(certificate).unwrap();
-    let verify = |bytes: &[u8], code: i32| {
+    let verify = |bytes: &[u8]| {
         std::fs::write(certificate, bytes).unwrap();
-        on(folder, &["certificate", "verify", certificate]).exits(code)
+        on(folder, &["certificate", "verify", certificate])
     };
     for at in (0..signed.len()).step_by(signed.len() / 40) {
         let mut changed = signed.clone();
         changed[at] ^= 1;
-        verify(&changed, 3);
+        // Of another algorithm nobody knows whether it is damage.
+        let ran = verify(&changed);
+        assert!(ran.code == 3 || ran.code == 5 && ran.err.contains("algorithm"), "{}", ran.err);
     }
-    verify(&signed[..signed.len() - 1], 3);
-    verify(&signed, 0);
+    verify(&signed[..signed.len() - 1]).exits(3);
+    verify(&signed).exits(0);
     let other = folder.join("other.pem").display().to_string();
     on(folder, &["key", "new", "--to", &other]).exits(0);
     let public = format!("{other}.pub");
