@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lastgood::Error;
+use lastgood::branch::Origin;
 use serde::Serialize;
 use serde_json::json;
 
@@ -157,6 +158,16 @@ fn cell(text: &str) -> String {
 /// `1 rank`, `2 ranks` and the like.
 pub(crate) fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Where a branch comes from.
+pub(crate) fn origin(origin: &Origin) -> String {
+    let Origin { run, from, from_step, step, .. } = origin;
+    let from = match from {
+        Some(id) => format!("from step {from_step} ({})", id.short()),
+        None => "from the beginning".to_owned(),
+    };
+    format!("step {step} of run {run}, re-executed {from}")
 }
 
 /// `1.5 GB` and the like, in powers of ten.

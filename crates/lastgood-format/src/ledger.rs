@@ -37,6 +37,20 @@ pub enum Kind {
     /// The first entry: the run exists.
     #[serde(rename = "run.created")]
     RunCreated {},
+    /// The run is a branch: it begins with a state of another run, which was re-executed. Entry 2, or not at all.
+    #[serde(rename = "branch.created")]
+    BranchCreated {
+        /// The id of the repository of the other run.
+        repository: String,
+        /// The other run.
+        source: RunName,
+        /// Its checkpoint that the re-execution began with; `None` for a fresh start.
+        from: Option<Hash>,
+        /// The step of that checkpoint; 0 without one.
+        from_step: u64,
+        /// The step whose state the branch begins with.
+        step: u64,
+    },
     /// Attempt `attempt` begins and fences every lower one.
     #[serde(rename = "attempt.started")]
     AttemptStarted {
@@ -135,6 +149,7 @@ impl Kind {
     pub fn name(&self) -> &str {
         match self {
             Self::RunCreated {} => "run.created",
+            Self::BranchCreated { .. } => "branch.created",
             Self::AttemptStarted { .. } => "attempt.started",
             Self::CheckpointCommitted { .. } => "checkpoint.committed",
             Self::CheckpointVerified { .. } => "checkpoint.verified",
@@ -274,6 +289,7 @@ fn decode_kind(body: Value, must_understand: bool, n: u64) -> Result<Kind> {
 
 const KNOWN: &[&str] = &[
     "run.created",
+    "branch.created",
     "attempt.started",
     "checkpoint.committed",
     "checkpoint.verified",

@@ -20,6 +20,7 @@
 //! [`Repository`] and [`Run`] put them together.
 
 pub mod attempt;
+pub mod branch;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod certificate;

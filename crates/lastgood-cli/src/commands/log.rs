@@ -1,5 +1,6 @@
 //! `lastgood log`: the ledger, readable.
 
+use lastgood::branch::Origin;
 use lastgood_format::ledger::{Entry, Kind};
 use serde_json::json;
 
@@ -47,6 +48,16 @@ fn unknown(body: &serde_json::Value) -> String {
 
 fn detail(entry: &Entry) -> String {
     match &entry.kind {
+        Kind::BranchCreated { repository, source, from, from_step, step } => {
+            let origin = Origin {
+                repository: repository.clone(),
+                run: source.clone(),
+                from: *from,
+                from_step: *from_step,
+                step: *step,
+            };
+            output::origin(&origin)
+        }
         Kind::AttemptStarted { number, world_size, from, .. } => {
             let from = from.map_or_else(|| "fresh".into(), |id| format!("from {}", id.short()));
             let ranks = output::count(*world_size as usize, "rank");

@@ -1,5 +1,6 @@
 //! `lastgood ls`: runs, or the checkpoints of one.
 
+use lastgood::branch;
 use lastgood::ledger::Checkpoint;
 use lastgood::restore::choose;
 use serde_json::json;
@@ -17,20 +18,23 @@ pub(super) fn runs(store: &StoreArgs, last: Option<usize>, as_json: bool) -> any
         let ledger = repository.ledger(&run)?;
         let history = ledger.history();
         let good = choose(history);
+        let created = repository.block_on(branch::created(&ledger))?;
         if as_json {
             output::json(&json!({"run": run, "attempts": history.newest_attempt(),
                 "checkpoints": history.checkpoints().len(),
-                "last_good_step": good.map(|c| c.step), "last_good": good.map(|c| c.id)}))?;
+                "last_good_step": good.map(|c| c.step), "last_good": good.map(|c| c.id),
+                "origin": created}))?;
         }
         rows.push(vec![
             run.to_string(),
             history.newest_attempt().to_string(),
             history.checkpoints().len().to_string(),
             good.map_or_else(|| "-".into(), |c| format!("step {} ({})", c.step, c.id.short())),
+            created.map_or_else(|| "-".into(), |created| output::origin(&created.origin)),
         ]);
     }
     if !as_json {
-        output::table(&["RUN", "ATTEMPTS", "CHECKPOINTS", "LAST GOOD"], &rows);
+        output::table(&["RUN", "ATTEMPTS", "CHECKPOINTS", "LAST GOOD", "ORIGIN"], &rows);
     }
     Ok(Exit::Done)
 }

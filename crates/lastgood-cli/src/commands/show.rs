@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lastgood::branch;
 use lastgood::restore::{Contents, Selector, choose};
 use serde_json::json;
 
@@ -20,9 +21,11 @@ pub(super) fn run(
     let checkpoint = session::checkpoint(ledger.history(), at)?;
     let contents = repository.contents(&ledger, &checkpoint.id)?;
     let is_last_good = choose(ledger.history()).is_some_and(|c| c.id == checkpoint.id);
+    let created = repository.block_on(branch::created(&ledger))?;
     if as_json {
         let mut value = ls::as_value(checkpoint, is_last_good);
         value["run"] = json!(args.run);
+        value["origin"] = json!(created);
         value["reuses"] = json!(contents.manifest().reuses);
         value["components"] = components_json(&contents, tensors);
         value["metadata"] = json!(contents.metadata());
@@ -32,6 +35,10 @@ pub(super) fn run(
     let manifest = contents.manifest();
     output::line(format!("checkpoint  {}", checkpoint.id));
     output::line(format!("run         {}, attempt {}", args.run, checkpoint.attempt));
+    if let Some(created) = created {
+        let (origin, actor, at) = (output::origin(&created.origin), created.actor, created.at);
+        output::line(format!("origin      {origin}, by {actor} at {at}"));
+    }
     output::line(format!(
         "step        {}, saved by {}",
         checkpoint.step,

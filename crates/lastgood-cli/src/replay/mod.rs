@@ -18,6 +18,7 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 pub(crate) use judge::{Judged, divergence_json, environment};
+use lastgood::branch::{self, Origin};
 use lastgood::journal::audit::{Audit, audit};
 use lastgood::ledger::Ledger;
 use lastgood::replay::window::Window;
@@ -85,6 +86,9 @@ impl Source<'_> {
         plan.save = save;
         let target = crate::session::create_repository(&into.store)?;
         check_vacant(&target, into)?;
+        if save {
+            self.create_branch(&target, into, span)?;
+        }
         if !execute::execute(&target, self, span, &plan)? {
             return Ok(None);
         }
@@ -92,6 +96,19 @@ impl Source<'_> {
         let replayed = Window::read(&target, &ledger, steps)?;
         let judged = judge::judge(self, span, (&recorded, &replayed))?;
         Ok(Some(Rerun { target, ledger, recorded, judged, _folder: None }))
+    }
+
+    /// Says in the ledger of `into` where the state comes from that will be saved there.
+    fn create_branch(&self, target: &Repository, into: &Place, span: &Span) -> Result<()> {
+        let origin = Origin {
+            repository: self.repository.id().to_owned(),
+            run: self.ledger.run().clone(),
+            from: span.from,
+            from_step: span.from_step,
+            step: span.to,
+        };
+        let mut ledger = target.ledger(&into.run)?;
+        Ok(target.block_on(branch::create(&mut ledger, "lastgood replay", &origin))?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the vectors say: one small repository with a run, two checkpoints and a ledger of every kind.
+//! What the vectors say: one small repository with a run, two checkpoints and a ledger of every kind, and a branch of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,11 @@ use crate::draft::{CHUNK_BYTES, Draft, DraftTensor, Stored, component};
 
 pub(crate) fn run() -> RunName {
     "demo".parse().unwrap()
+}
+
+/// The run that begins with a state of [`run`].
+pub(crate) fn branch() -> RunName {
+    "demo-at-6".parse().unwrap()
 }
 
 pub(crate) fn descriptor() -> Descriptor {
@@ -122,6 +127,7 @@ pub(crate) struct Corpus {
     /// Each pack, by its name inside the run.
     pub(crate) packs: Vec<(String, Vec<u8>)>,
     pub(crate) manifests: Vec<Manifest>,
+    /// Those of the run, then those of the branch.
     pub(crate) entries: Vec<Entry>,
     /// The stored objects by key.
     pub(crate) objects: BTreeMap<String, Vec<u8>>,
@@ -161,7 +167,7 @@ pub(crate) fn corpus() -> Corpus {
     objects.extend(journal());
     let entries = entries(&manifests);
     for entry in &entries {
-        objects.insert(key::ledger_entry(&run(), entry.n), entry.encode().unwrap());
+        objects.insert(key::ledger_entry(&entry.run, entry.n), entry.encode().unwrap());
     }
     Corpus { indexes, packs, manifests, entries, objects }
 }
@@ -236,7 +242,7 @@ fn commit(manifest: &Manifest) -> Kind {
     }
 }
 
-/// A ledger with every kind, and one that no version knows.
+/// A ledger with every kind but one, and one that no version knows; and the ledger of the branch, with that kind.
 fn entries(manifests: &[Manifest]) -> Vec<Entry> {
     let [a, b] = [0, 1].map(|i| manifests[i].encode().unwrap().1);
     let started = |number, world_size, from| Kind::AttemptStarted {
@@ -260,12 +266,26 @@ fn entries(manifests: &[Manifest]) -> Vec<Entry> {
         (0, Kind::CheckpointExpired { checkpoint: b, reason: "bad".into() }),
         (0, Kind::Unknown { name: "moon.landed".into(), body: future }),
     ];
+    let created = Kind::BranchCreated {
+        repository: descriptor().repository.clone(),
+        source: run(),
+        from: Some(a),
+        from_step: 5,
+        step: 6,
+    };
+    let mut entries = chain(&run(), kinds);
+    entries.extend(chain(&branch(), vec![(0, Kind::RunCreated {}), (0, created)]));
+    entries
+}
+
+/// The ledger of `run`.
+fn chain(run: &RunName, kinds: Vec<(u64, Kind)>) -> Vec<Entry> {
     let mut prev = None;
     let mut entries = Vec::new();
     for ((attempt, kind), n) in kinds.into_iter().zip(1u64..) {
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_000 + n);
         let (write_id, actor) = (u128::from(n) << 100 | 0xabcdef, format!("test {n}"));
-        let entry = Entry { run: run(), n, prev, write_id, attempt, at, actor, kind };
+        let entry = Entry { run: run.clone(), n, prev, write_id, attempt, at, actor, kind };
         prev = Some(Hash::of(&entry.encode().unwrap()));
         entries.push(entry);
     }

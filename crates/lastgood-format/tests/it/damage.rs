@@ -21,9 +21,10 @@ pub(crate) fn sealed_objects() -> Vec<(String, Vec<u8>, Reader)> {
     let run = corpus::run();
     let mut found: Vec<(String, Reader)> = Vec::new();
     found.push((key::DESCRIPTOR.into(), Box::new(|bytes| Descriptor::decode(bytes).map(|_| ()))));
-    for n in entries.iter().map(|entry| entry.n) {
-        let reader = move |bytes: &[u8]| Entry::decode(bytes, &corpus::run(), n).map(|_| ());
-        found.push((key::ledger_entry(&run, n), Box::new(reader)));
+    for (run, n) in entries.iter().map(|entry| (entry.run.clone(), entry.n)) {
+        let object = key::ledger_entry(&run, n);
+        let reader = move |bytes: &[u8]| Entry::decode(bytes, &run, n).map(|_| ());
+        found.push((object, Box::new(reader)));
     }
     for index in &indexes {
         let object = key::index_in_run(&index.save, index.rank);

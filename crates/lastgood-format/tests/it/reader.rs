@@ -144,6 +144,9 @@ fn the_second_reader_restores_the_newest_good_checkpoint() {
     assert_eq!(descriptor["kind"], "lastgood");
     assert_eq!(descriptor["repository"], "0123456789abcdef0011223344556677");
     let id = ledger::newest_good(&objects, "demo").unwrap();
+    let origin = ledger::origin(&objects, "demo-at-6").unwrap();
+    assert_eq!(origin, ("demo".to_owned(), 6, id.clone(), 5));
+    assert_eq!(ledger::origin(&objects, "demo"), None);
     let corpus = corpus::corpus();
     assert_eq!(id, corpus.manifests[0].encode().unwrap().1.to_string());
     let tensors = restore(&objects, "demo", &id);

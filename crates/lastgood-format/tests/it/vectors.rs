@@ -72,8 +72,8 @@ fn decoders_read_the_committed_values() {
     let run = corpus::run();
     assert_eq!(Descriptor::decode(&committed[key::DESCRIPTOR]).unwrap(), corpus::descriptor());
     for entry in &corpus.entries {
-        let stored = &committed[&key::ledger_entry(&run, entry.n)];
-        assert_eq!(Entry::decode(stored, &run, entry.n).unwrap(), *entry);
+        let stored = &committed[&key::ledger_entry(&entry.run, entry.n)];
+        assert_eq!(Entry::decode(stored, &entry.run, entry.n).unwrap(), *entry);
     }
     for index in &corpus.indexes {
         let object = key::index_in_run(&index.save, index.rank);

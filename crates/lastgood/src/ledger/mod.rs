@@ -17,7 +17,7 @@ pub use history::{Attempt, Checkpoint, History, Standing};
 use lastgood_format::{Result, RunName};
 use lastgood_store::{Env, Store};
 pub(crate) use rules::fenced;
-pub use rules::{Rules, Strict, admit_attempt, admit_commit};
+pub use rules::{Rules, Strict, admit_attempt, admit_branch, admit_commit};
 
 /// A reader and writer of one run's ledger.
 ///

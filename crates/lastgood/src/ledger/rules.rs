@@ -18,6 +18,7 @@ pub trait Rules: fmt::Debug + Send + Sync + 'static {
     /// `Fenced` if a newer attempt exists; `Conflict` if the decision contradicts the history.
     fn admit(&self, history: &History, writer: &Writer, kind: &Kind) -> Result<()> {
         admit_attempt(history, writer, kind)?;
+        admit_branch(history, kind)?;
         admit_commit(history, kind)
     }
 
@@ -65,6 +66,22 @@ pub(crate) fn fenced(attempt: u64, newest: u64) -> Error {
         format!("attempt {attempt} was fenced: attempt {newest} owns the run now"),
     )
     .with_remedy("stop this process; nothing that it writes will be committed")
+}
+
+/// Refuses to say of a run that has begun that it begins with the state of another.
+///
+/// # Errors
+/// `Conflict` if the entry would not be the second one.
+pub fn admit_branch(history: &History, kind: &Kind) -> Result<()> {
+    if !matches!(kind, Kind::BranchCreated { .. }) || history.entries() == 1 {
+        return Ok(());
+    }
+    let (run, entries) = (history.run(), history.entries());
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("run {run} has {entries} entries: it does not begin with a state of another run"),
+    )
+    .with_remedy("give the branch a name that no run has"))
 }
 
 /// Refuses a commit of a save that is abandoned or reuses chunks of what is expired, bad or unknown.

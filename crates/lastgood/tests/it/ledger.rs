@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lastgood::branch::{self, Origin};
 use lastgood::ledger::{Appended, Decision, Ledger, Standing, Writer};
 use lastgood::{Error, ErrorKind, Hash, Repository, Result, attempt};
 use lastgood_format::ledger::{Entry, Kind};
@@ -344,4 +345,52 @@ fn in_memory_and_in_a_folder() {
     check_on(Arc::new(store));
     let (folder, _) = in_folder();
     check_on(Arc::new(lastgood_store::LocalStore::open(folder.path()).unwrap()));
+}
+
+#[test]
+fn a_branch_says_where_it_comes_from_in_its_second_entry_and_nowhere_else() {
+    let (_store, repository) = in_memory();
+    let mut ledger = open(&repository).unwrap();
+    let created = |ledger: &Ledger| repository.block_on(branch::created(ledger)).unwrap();
+    assert_eq!(created(&ledger), None);
+    let source = "source".parse().unwrap();
+    let id = repository.id().to_owned();
+    let from = Some(Hash::of(b"checkpoint"));
+    let origin = Origin { repository: id.clone(), run: source, from, from_step: 30, step: 33 };
+    repository.block_on(branch::create(&mut ledger, "test", &origin)).unwrap();
+    for i in 0..70 {
+        drop(append(&repository, &mut ledger, &incident(i)).unwrap());
+    }
+    // A head summarises the entries by now, and says nothing of it.
+    let found = created(&open(&repository).unwrap()).unwrap();
+    assert_eq!((&found.origin, found.actor.as_str()), (&origin, "test"));
+
+    let again = repository.block_on(branch::create(&mut ledger, "test", &origin)).unwrap_err();
+    let late = Kind::BranchCreated {
+        repository: id,
+        source: origin.run.clone(),
+        from,
+        from_step: 30,
+        step: 33,
+    };
+    let late = append(&repository, &mut ledger, &late).unwrap_err();
+    for error in [again, late] {
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    }
+    assert_eq!(ledger.history().entries(), 72);
+    drop(open_alone(&repository, "next"));
+}
+
+#[test]
+fn a_run_that_is_no_branch_has_no_origin_and_does_not_become_one() {
+    let (_store, repository) = in_memory();
+    save_bytes(&mut open_alone(&repository, "a"), 1, &[1]).unwrap();
+    let mut ledger = open(&repository).unwrap();
+    assert_eq!(repository.block_on(branch::created(&ledger)).unwrap(), None);
+    let source = "source".parse().unwrap();
+    let id = repository.id().to_owned();
+    let origin = Origin { repository: id, run: source, from: None, from_step: 0, step: 1 };
+    let error = repository.block_on(branch::create(&mut ledger, "test", &origin)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("a name that no run has"), "{error}");
 }

@@ -4,6 +4,19 @@ use std::collections::BTreeMap;
 
 use super::{Objects, hex, unseal};
 
+/// The run that `run` is a branch of, the step that it begins with, and the checkpoint and its step from which that was
+/// re-executed.
+pub(super) fn origin(objects: &Objects, run: &str) -> Option<(String, u64, String, u64)> {
+    let entry = unseal(objects.get(&format!("runs/{run}/ledger/{:020}.json", 2))?);
+    if entry["kind"] != "branch.created" {
+        return None;
+    }
+    assert_eq!(entry["repository"].as_str().map(str::len), Some(32));
+    let text = |name: &str| entry[name].as_str().unwrap().to_owned();
+    let number = |name: &str| entry[name].as_u64().unwrap();
+    Some((text("source"), number("step"), text("from"), number("from_step")))
+}
+
 /// The id of the newest checkpoint that is good.
 pub(super) fn newest_good(objects: &Objects, run: &str) -> Option<String> {
     let mut standing: BTreeMap<String, &str> = BTreeMap::new();
@@ -32,6 +45,7 @@ pub(super) fn newest_good(objects: &Objects, run: &str) -> Option<String> {
             }
             "checkpoint.expired" => order.retain(|other| *other != id),
             "run.created"
+            | "branch.created"
             | "attempt.started"
             | "checkpoint.verified"
             | "save.abandoned"
