@@ -97,3 +97,6 @@ pub(crate) fn led_to<'l>(
     led.dedup_by_key(|checkpoint| checkpoint.step);
     Ok(led)
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,3 +79,37 @@ fn a_branch_tells_where_it_comes_from_and_its_source_is_only_read() {
     // It is a run like any other: verified, and its own record is whole.
     on(folder, &["verify", "--run", "small-at-13"]).exits(0);
 }
+
+/// Some steps of 1 to `last` that follow from a seed.
+fn some(count: usize, last: u64) -> BTreeSet<u64> {
+    let mut seed = 20_261_128_u64;
+    let mut steps = BTreeSet::new();
+    while steps.len() < count {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        steps.insert(1 + (seed >> 33) % last);
+    }
+    steps
+}
+
+/// Five of the thousand steps; fifty if more is asked for.
+#[test]
+fn any_of_a_thousand_steps_comes_to_its_recorded_state_within_one_interval() {
+    const STEPS: u64 = 1000;
+    const EVERY: u64 = 50;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let job = job("1000", "50");
+    train(folder, "1", &job);
+    let is_slow = std::env::var("LASTGOOD_SLOW").is_ok_and(|slow| slow == "1");
+    for step in some(if is_slow { 50 } else { 5 }, STEPS) {
+        let made = travel(folder, step, &job);
+        let from = made["from_step"].as_u64().unwrap();
+        assert!(from < step && step - from <= EVERY, "step {step} from {from}");
+        assert_eq!((&made["equal"], &made["level"]), (&true.into(), &"D2".into()), "{made}");
+        let states: Vec<u64> = (from + 1..=step).collect();
+        assert_eq!(made["states"], json!(states), "each state on the way, and step {step} itself");
+        let branch = made["branch"].as_str().unwrap();
+        let shown = on(folder, &["show", "--json", "--run", branch]).exits(0).json();
+        assert_eq!((&shown[0]["step"], &shown[0]["id"]), (&step.into(), &made["saved"]));
+    }
+}
