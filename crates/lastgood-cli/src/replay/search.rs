@@ -10,9 +10,9 @@ pub(crate) fn executions_max(steps: u64) -> u32 {
     halvings.max(2)
 }
 
-/// Divides `checkpoints` that end `steps` steps into executions: behind how many of them each one ends. The first goes to
-/// the first checkpoint, the others further and further, and the last one that is allowed to the end: what parts early
-/// is found at little cost, and what parts late by few executions.
+/// Divides `checkpoints`, the last of which ends `steps` steps, into executions: behind how many of them each one
+/// ends. The first goes to the first checkpoint, the others further and further, and the last one that is allowed to
+/// the end: what parts early is found at little cost, and what parts late by few executions.
 pub(crate) fn ends(checkpoints: usize, steps: u64) -> Vec<usize> {
     let allowed = executions_max(steps) - 1;
     let mut ends = Vec::new();

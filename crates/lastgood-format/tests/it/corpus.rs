@@ -1,4 +1,4 @@
-//! What the vectors say: one small repository with a run, two checkpoints and a ledger of every kind, and a branch of it.
+//! What the vectors say: one small repository with a run, two checkpoints and a ledger of every kind, and a branch.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
