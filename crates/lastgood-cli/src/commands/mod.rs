@@ -10,6 +10,7 @@ mod journal;
 mod log;
 mod ls;
 mod mark;
+mod preflight;
 mod prove;
 mod replay;
 mod show;
@@ -62,6 +63,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Done)
         }
+        Command::Preflight(args) => preflight::run(&args, as_json),
         Command::Prove(args) => prove::run(&args, as_json),
         Command::Key { command: KeyCommand::New { to } } => certificate::new_key(&to, as_json),
         Command::Certificate { command: CertificateCommand::Verify { file, key } } => {

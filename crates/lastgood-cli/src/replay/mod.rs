@@ -8,7 +8,7 @@
 //! | [`element`] | the one element that differs |
 
 pub(crate) mod element;
-mod execute;
+pub(crate) mod execute;
 mod judge;
 mod span;
 
