@@ -169,6 +169,24 @@ pub(crate) enum Command {
     /// Recover, run the last steps again, compare, and sign what came out: without a person
     #[command(after_help = examples::PROVE)]
     Prove(Prove),
+    /// Write what is known of an incident to one HTML file: timeline, checkpoint, steps, certificate
+    #[command(after_help = examples::POSTMORTEM)]
+    Postmortem {
+        #[command(flatten)]
+        run: RunArgs,
+        /// The attempt that ended; the newest one that was followed by another unless given
+        #[arg(long, value_name = "N")]
+        attempt: Option<u64>,
+        /// A certificate of the run to put into it, as `lastgood prove` makes them
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
+        /// The file
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Replace the file if it is there
+        #[arg(long)]
+        force: bool,
+    },
     /// Keys that sign certificates
     #[command(after_help = examples::KEY)]
     Key {

@@ -67,6 +67,15 @@ What is accepted is accepted for the two values that were found, and with --alwa
 if nothing stands against the restore, 3 if data is damaged or missing, and 5 if something differs that breaks
 equal bytes or safety and was not accepted.";
 
+pub(super) const POSTMORTEM: &str = "\
+Examples:
+  lastgood postmortem --store /data/ckpt --run llm --to incident.html
+  lastgood postmortem --store /data/ckpt --run llm --attempt 3 --certificate llm.json --to incident.html
+
+The page needs nothing beside it: what happened and when, which checkpoint was taken and why, which steps were
+lost and done again and whether they came out equal, what the ranks found before they restored, and the
+certificate.";
+
 pub(super) const REPLAY: &str = "\
 Examples:
   lastgood replay --store /data/ckpt --run llm -- python train.py

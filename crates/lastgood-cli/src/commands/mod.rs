@@ -10,6 +10,7 @@ mod journal;
 mod log;
 mod ls;
 mod mark;
+mod postmortem;
 mod preflight;
 mod prove;
 mod replay;
@@ -62,6 +63,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
                 false => output::line(script.trim_end()),
             }
             Ok(Exit::Done)
+        }
+        Command::Postmortem { run, attempt, certificate, to, force } => {
+            postmortem::run(&postmortem::Request { run, attempt, certificate, to, force }, as_json)
         }
         Command::Preflight(args) => preflight::run(&args, as_json),
         Command::Prove(args) => prove::run(&args, as_json),

@@ -7,6 +7,7 @@ mod everywhere;
 mod export;
 mod json;
 mod output;
+mod postmortem;
 mod preflight;
 mod replay;
 mod run;
