@@ -40,7 +40,7 @@ from lastgood._lastgood import (
     __version__,
 )
 from lastgood._policy import Policy
-from lastgood._restore import Report
+from lastgood._preflight import Finding, Report
 from lastgood._run import Run, open, runs
 from lastgood._tree import register
 
@@ -64,6 +64,7 @@ __all__ = [
     "Diverged",
     "Durable",
     "Fenced",
+    "Finding",
     "Incompatible",
     "Internal",
     "Invalid",

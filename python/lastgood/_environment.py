@@ -3,7 +3,7 @@
 `collect` is a flat map of dotted keys to text, the same for two processes that compute alike, so that a restore can
 say before the first step what will differ. It asks only what is imported already, takes milliseconds, and leaves out
 what it cannot find out. A process that has imported more than another one has more keys. `effect_of` tells what it
-means that the values of a key differ; `EFFECTS` is the whole table.
+means that the values of a key differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from lastgood import _lastgood
 
 #: ``numerics``: equal bytes cannot be promised. ``safety``: a restore may put state where it does not belong.
 #: ``information``: neither.
@@ -58,31 +60,6 @@ LAYOUTS = (
     "accelerate", "deepspeed", "flax", "grain", "lightning", "megatron.core", "optax", "pytorch_lightning",
     "streaming", "torch", "torchdata", "transformer_engine", "transformers",
 )  # fmt: skip
-
-#: What a difference means: of a key, or of a family, which ends with a dot. The longest that fits decides.
-EFFECTS: dict[str, Effect] = {
-    "python.": "numerics",
-    "os.": "information",
-    # The mathematical functions of C.
-    "libc": "numerics",
-    "host.": "information",
-    "cpu.": "numerics",
-    # All flags of the kernel, which names more of them with every release; `cpu.isa` has those that compute.
-    "cpu.flags": "information",
-    "package.": "numerics",
-    "package.lastgood": "information",
-    **{f"package.{name}.major": "safety" for name in LAYOUTS},
-    "torch.": "numerics",
-    "numpy.": "numerics",
-    "jax.": "numerics",
-    "env.": "numerics",
-    "env.CUDA_VISIBLE_DEVICES": "information",
-    "gpu.": "information",
-    "code.": "numerics",
-    "code.main": "information",
-    # What should be installed; `package.` says what is.
-    "code.lock.": "information",
-}
 
 #: ``torch.NAME``: getters of torch._C without arguments, by what follows ``_get_``.
 TORCH_FLAGS = (
@@ -190,13 +167,7 @@ def effect_of(key: str) -> Effect:
         >>> effect_of("env.OMP_NUM_THREADS"), effect_of("package.torch.major"), effect_of("host.name")
         ('numerics', 'safety', 'information')
     """
-    name = key
-    while name:
-        if name in EFFECTS:
-            return EFFECTS[name]
-        name = name.rstrip(".")
-        name = name[: name.rfind(".") + 1]
-    return "numerics"
+    return cast(Effect, _lastgood.effect_of(key))
 
 
 _Items = Iterator[tuple[str, Any]]

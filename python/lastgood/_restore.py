@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from lastgood import _lastgood, _memory, _state, _tree
+from lastgood import _lastgood, _memory, _preflight, _state, _tree
 from lastgood._lastgood import Incompatible, NotFound
+from lastgood._preflight import Report
 from lastgood._state import Adapter, Loading, Mismatch, Saved, SavedTensor, World
 
 Components = dict[str, tuple["_state.Declared", "Adapter | None"]]
-
-
-@dataclass
-class Report:
-    """What a restore would do: from `Run.preflight`. ``problems`` is empty if it would succeed. ``bytes`` and
-    ``memory_needed`` are bytes of this rank; ``memory_available`` is what the system has left, or None.
-
-    Example:
-        >>> import lastgood as lg, tempfile
-        >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}) as run:
-        ...     _ = run.save(5, block=True)
-        ...     print(str(run.preflight()).splitlines()[1])
-        ranks         1 saved it, 1 restore it
-    """
-
-    checkpoint: str
-    step: int
-    saved_by: int
-    restored_by: int
-    bytes: int
-    memory_needed: int
-    memory_available: int | None
-    problems: list[str] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """True if nothing stands against the restore."""
-        return not self.problems
-
-    def __str__(self) -> str:
-        lines = [
-            f"checkpoint    {self.checkpoint[:16]} of step {self.step}",
-            f"ranks         {self.saved_by} saved it, {self.restored_by} restore it",
-            f"bytes         {self.bytes} for this rank",
-            f"memory        {self.memory_needed} needed, {self.memory_available or 'unknown'} available",
-        ]
-        lines += [f"problem       {problem}" for problem in self.problems]
-        lines += [f"notice        {notice}" for notice in self.notices]
-        return "\n".join(lines)
 
 
 class Plan:
@@ -202,25 +163,15 @@ class Plan:
             if after is not None:
                 after()
 
-    def report(self) -> Report:
-        """What the restore would do."""
-        needed = sum(t.memory.bytes for loading in self.loadings for t in loading.targets)
-        available = _available_memory()
-        problems = list(self.problems)
+    def needs(self) -> tuple[int, int, list[str]]:
+        """The bytes that are read, those of memory, and what does not fit."""
         # The memory of the targets is there already, but most of it was never touched.
-        if available is not None and needed > available:
-            problems.append(f"{needed} bytes of memory are needed, {available} are available")
-        return Report(
-            self.checkpoint.id,
-            self.checkpoint.step,
-            self.checkpoint.world_size,
-            self.world.size,
-            needed,
-            needed,
-            available,
-            problems,
-            list(self.notices),
-        )
+        needed = sum(t.memory.bytes for loading in self.loadings for t in loading.targets)
+        return needed, needed, self.problems
+
+    def report(self, found: Mapping[str, Any], objects: tuple[int, int, int, float]) -> Report:
+        """What the restore would do."""
+        return _preflight.report_of(self.checkpoint.id, found, objects, list(self.notices))
 
 
 def _absent(trees: list[Any]) -> list[str]:
@@ -243,14 +194,3 @@ def _take_back(done: list[Loading]) -> list[str]:
         except Exception as error:
             stuck.append(f"{type(error).__name__}: {error}")
     return stuck
-
-
-def _available_memory() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import Any
 
-from lastgood import _environment, _journal, _lastgood, _rng, _state, _world
+from lastgood import _environment, _journal, _lastgood, _preflight, _rng, _state, _world
 from lastgood._handle import SaveHandle
 from lastgood._heartbeat import heartbeat
 from lastgood._history import Checkpoint as Checkpoint
@@ -22,7 +22,8 @@ from lastgood._history import Restored as Restored
 from lastgood._history import SaveWarning as SaveWarning
 from lastgood._lastgood import Closed, Corrupt, Invalid, LastgoodError, NotFound
 from lastgood._policy import as_policy
-from lastgood._restore import Plan, Report
+from lastgood._preflight import Report
+from lastgood._restore import Plan
 from lastgood._state import World
 
 _open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -39,6 +40,8 @@ def open(
     failures_max: int | None = None,
     incarnation: str | None = None,
     journal: bool | Mapping[str, Any] = True,
+    preflight: str | None = None,
+    accept: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Run:
     """Opens a run in ``store`` as this process's rank, and fences every earlier attempt of it.
@@ -62,6 +65,11 @@ def open(
             ``logical`` (first, and behind last, of the logical ranks of this process), ``digests`` (False: no
             fingerprints of the state with each save) and ``digest_every`` (so many steps, between saves too; each
             costs a copy of the state in the call).
+        preflight: what `Run.restore` does if this process computes otherwise than the one that saved (libraries,
+            settings, threads, code …): ``refuse`` it, ``warn`` and go on, or ``off``; default ``LASTGOOD_PREFLIGHT``, else
+            ``refuse``.
+        accept: differences to go on with, each with its reason, which is recorded in the run's ledger: a key such as
+            ``package.torch``, or with a dot at its end all that begin so, such as ``code.``.
         settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``
             (``off``, ``auto``, ``zstd:LEVEL``).
 
@@ -108,6 +116,8 @@ def open(
             recorded and {name: recorded[name] for name in recorded if name != "digest_every"},
             _environment.collect() if recorded is not None else {},
             replay,
+            _preflight.mode_of(preflight),
+            _preflight.acceptance_of(accept),
         ),
         {} if state is None else state,
         world,
@@ -476,6 +486,11 @@ class Run:
 
     def _restore_from(self, checkpoint: Any, only: Iterable[str] | None, notices: list[str]) -> int:
         plan = self._plan(checkpoint, only)
+        found = self._native.preflight(checkpoint, plan.needs())
+        if self._native.only_looks():
+            self.close()
+            raise SystemExit(0)
+        notices += _preflight.notices_of(found)
         plan.check()
         placed, _ = plan.read()
         plan.apply()
@@ -500,13 +515,27 @@ class Run:
             components = {k: v for k, v in components.items() if k in wanted}
         return Plan(self._native, checkpoint, components, self._world, partial=only is not None)
 
-    def preflight(self, at: str | int | None = None) -> Report:
+    def preflight(
+        self,
+        at: str | int | None = None,
+        *,
+        data: str = "size",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Report:
         """Says whether a restore would succeed, and what it would do, and changes nothing: what is missing, left
-        over, reshaped or retyped, the bytes to read, and the memory that it needs.
+        over, reshaped or retyped, what of this process computes otherwise than the one that saved, whether every
+        object is there, the bytes to read, and the memory that it needs.
+
+        Args:
+            at: as of `restore`.
+            data: ``size``: each object is there and has its size; ``sample``: some are read, which also says how long
+                reading takes; ``full``: every byte is read.
+            progress: is called with the bytes read so far and in all.
 
         Raises:
             NotFound: if there is no checkpoint.
-            Corrupt, Unavailable, Denied: if its tables cannot be read.
+            Corrupt: if an object is damaged or missing.
+            Unavailable, Denied: if it cannot be read.
 
         Example:
             >>> import lastgood as lg, tempfile
@@ -517,7 +546,10 @@ class Run:
             (True, 5)
         """
         selector = "last-good" if at is None else str(at)
-        return self._plan(self._native.find(selector), None).report()
+        checkpoint = self._native.find(selector)
+        plan = self._plan(checkpoint, None)
+        objects = self._native.check_objects(checkpoint, data, progress)
+        return plan.report(self._native.look(checkpoint, plan.needs()), objects)
 
     def verify(
         self, at: str | int = "last-good", *, progress: Callable[[int, int], None] | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lastgood import _environment
+from lastgood import _environment, _lastgood
 
 PROGRAM = """
 import json, sys
@@ -342,6 +342,8 @@ def test_what_a_difference_means() -> None:
         "package.megatron.core.major": "safety",
         "code.commit": "numerics",
         "code.main": "information",
+        "code.argv": "information",
+        "cpu.count": "information",
         "code.main.sha256": "numerics",
         "code.lock.uv.lock": "information",
         "cpu.flags": "information",
@@ -352,7 +354,7 @@ def test_what_a_difference_means() -> None:
         "of.a.later.version": "numerics",
     }.items():
         assert _environment.effect_of(key) == effect, key
-    families = {re.sub(r"\..*", ".", key) for key in _environment.EFFECTS}
+    families = {re.sub(r"\..*", ".", key) for key in _lastgood.effects()}
     assert {re.sub(r"\..*", ".", key) for key in _environment.collect()} <= families
 
 

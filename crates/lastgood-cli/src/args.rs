@@ -10,6 +10,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lastgood::RunName;
 use lastgood::journal::{Kind, Lane};
+use lastgood::preflight::Acceptance;
 use lastgood::restore::Selector;
 
 /// Keeps the state of training and serving jobs recoverable: atomic, verified checkpoints on any
@@ -156,6 +157,9 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Say whether a restore would succeed and compute as before: environment, data, space, memory, time
+    #[command(after_help = examples::PREFLIGHT)]
+    Preflight(Preflight),
     /// Run a part of a run again beside what was recorded of it, and compare; or make the state of any step
     #[command(after_help = examples::REPLAY)]
     Replay(Replay),
@@ -165,6 +169,24 @@ pub(crate) enum Command {
     /// Recover, run the last steps again, compare, and sign what came out: without a person
     #[command(after_help = examples::PROVE)]
     Prove(Prove),
+    /// Write what is known of an incident to one HTML file: timeline, checkpoint, steps, certificate
+    #[command(after_help = examples::POSTMORTEM)]
+    Postmortem {
+        #[command(flatten)]
+        run: RunArgs,
+        /// The attempt that ended; the newest one that was followed by another unless given
+        #[arg(long, value_name = "N")]
+        attempt: Option<u64>,
+        /// A certificate of the run to put into it, as `lastgood prove` makes them
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
+        /// The file
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Replace the file if it is there
+        #[arg(long)]
+        force: bool,
+    },
     /// Keys that sign certificates
     #[command(after_help = examples::KEY)]
     Key {
@@ -292,11 +314,61 @@ pub(crate) struct Supervise {
     #[arg(long, default_value = "30s", value_name = "DURATION",
           value_parser = humantime::parse_duration)]
     pub(crate) grace: std::time::Duration,
+    /// What is done if a restore would compute otherwise than the process that saved: refuse, warn or off
+    #[arg(long, value_name = "MODE", value_parser = ["refuse", "warn", "off"])]
+    pub(crate) preflight: Option<String>,
+    #[command(flatten)]
+    pub(crate) accept: Accept,
     /// The port of MASTER_PORT; a free one for each attempt unless given
     #[arg(long, value_name = "PORT")]
     pub(crate) master_port: Option<u16>,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What of a difference is accepted.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Accept {
+    /// Go on although this differs: a key of the environment, or with a dot at its end all keys that begin
+    /// so; may be repeated
+    #[arg(long = "accept", value_name = "KEY", requires = "reason")]
+    pub(crate) keys: Vec<String>,
+    /// Why; recorded in the ledger
+    #[arg(long, value_name = "TEXT", requires = "keys")]
+    pub(crate) reason: Option<String>,
+    /// Accept it whatever the values are, and from now on
+    #[arg(long, requires = "keys")]
+    pub(crate) always: bool,
+}
+
+impl Accept {
+    /// What was given, if anything was.
+    pub(crate) fn acceptance(&self) -> Option<Acceptance> {
+        let keys = self.keys.iter().cloned().collect();
+        let reason = self.reason.clone()?;
+        Some(Acceptance { keys, reason, always: self.always })
+    }
+}
+
+/// Arguments of `lastgood preflight`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Preflight {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// How much of the data is read: none, but every object is there and has its size; some packs, chosen
+    /// by chance; or every byte
+    #[arg(long, value_name = "DEPTH", default_value = "sample", value_parser = ["size", "sample", "full"])]
+    pub(crate) data: String,
+    /// The number of ranks that are to restore; as many as saved it unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) ranks: Option<u32>,
+    #[command(flatten)]
+    pub(crate) accept: Accept,
+    /// The command of the job: it comes as far as its restore, looks, changes nothing, and ends
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -7,6 +7,7 @@ mod doctor;
 mod exit;
 mod interrupt;
 mod output;
+mod postmortem;
 mod program;
 mod replay;
 mod session;

@@ -133,6 +133,14 @@ pub enum Kind {
         /// What happened, to whom, at which step.
         reason: String,
     },
+    /// A person lets restores go on despite what a preflight refuses.
+    #[serde(rename = "preflight.accepted")]
+    PreflightAccepted {
+        /// What is let go, in order.
+        differences: Vec<Accepted>,
+        /// Why.
+        reason: String,
+    },
     /// A kind that this version does not know, kept as it was read.
     #[serde(skip)]
     Unknown {
@@ -158,9 +166,24 @@ impl Kind {
             Self::CheckpointExpired { .. } => "checkpoint.expired",
             Self::SaveAbandoned { .. } => "save.abandoned",
             Self::IncidentOpened { .. } => "incident.opened",
+            Self::PreflightAccepted { .. } => "preflight.accepted",
             Self::Unknown { name, .. } => name,
         }
     }
+}
+
+/// What a restore may differ in from the process that saved.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The key of what differs; with a dot at its end, all keys that begin so.
+    pub key: String,
+    /// The value of the process that saved, `None` if it had none.
+    pub recorded: Option<String>,
+    /// The value of the process that restores, `None` if it has none.
+    pub found: Option<String>,
+    /// Any two values.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub always: bool,
 }
 
 /// The last second of the year 9999.
@@ -298,4 +321,5 @@ const KNOWN: &[&str] = &[
     "checkpoint.expired",
     "save.abandoned",
     "incident.opened",
+    "preflight.accepted",
 ];

@@ -52,6 +52,27 @@ mod _lastgood {
         crate::run::save_options(&settings)?.check().or_raise()
     }
 
+    /// What it means that two processes differ in `key`: safety, numerics or information.
+    #[pyfunction]
+    fn effect_of(key: &str) -> &'static str {
+        lastgood::preflight::environment::effect_of(key).name()
+    }
+
+    /// What differences mean, by key or by family, which ends with a dot.
+    #[pyfunction]
+    fn effects() -> BTreeMap<&'static str, &'static str> {
+        let all = lastgood::preflight::environment::EFFECTS.iter();
+        all.map(|(key, effect)| (*key, effect.name())).collect()
+    }
+
+    /// The bytes of memory that can be had, and those of space below `path`; None if the system does not say.
+    #[pyfunction]
+    fn available(path: Option<std::path::PathBuf>) -> (Option<u64>, Option<u64>) {
+        use lastgood::preflight::machine;
+        let space = path.and_then(|path| machine::space_available(&path));
+        (machine::memory_available(), space)
+    }
+
     /// The names of the runs in the store `url`, sorted.
     #[pyfunction]
     fn runs(py: Python<'_>, url: &str, options: BTreeMap<String, String>) -> PyResult<Vec<String>> {

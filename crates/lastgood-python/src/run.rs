@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use lastgood::journal::{JournalOptions, StepRecord};
 use lastgood::ledger::Standing;
+use lastgood::preflight::objects::Depth;
+use lastgood::preflight::{Acceptance, Needs, PreflightOptions};
 use lastgood::replay::{Due, Plan, Replay};
 use lastgood::restore::Selector;
 use lastgood::save::{Compression, Mode, SaveOptions};
@@ -123,7 +125,7 @@ impl Run {
     #[new]
     #[pyo3(signature = (
         url, options, run, rank, world_size, incarnation, settings, journal=None,
-        environment=None, replay=None,
+        environment=None, replay=None, preflight="refuse", accept=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
     fn new(
@@ -138,14 +140,28 @@ impl Run {
         journal: Option<BTreeMap<String, Bound<'_, PyAny>>>,
         environment: Option<BTreeMap<String, String>>,
         replay: Option<&str>,
+        preflight: &str,
+        accept: Option<&str>,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
         let world = World { rank, size: world_size };
         let journal = journal.as_ref().map(journal_options).transpose()?;
         let environment = environment.unwrap_or_default();
-        let options_of_run =
-            RunOptions { world, incarnation, save, journal, environment, ..RunOptions::default() };
+        let accept = accept.map(Acceptance::decode).transpose().or_raise()?;
+        let preflight = PreflightOptions {
+            mode: preflight.parse().or_raise()?,
+            accept: accept.unwrap_or_default(),
+        };
+        let options_of_run = RunOptions {
+            world,
+            incarnation,
+            save,
+            journal,
+            environment,
+            preflight,
+            ..RunOptions::default()
+        };
         py.detach(|| {
             let replay = replay.map(|plan| open_replay(plan, &options)).transpose()?;
             let repository = match &replay {
@@ -187,6 +203,60 @@ impl Run {
         py.detach(|| self.with(|run| run.reject(&id, Error::corrupt(reason), &mut notices)))
             .or_raise()?;
         Ok(notices)
+    }
+
+    /// Looks whether a checkpoint can be restored here, and raises what stands against it. Gives what it found;
+    /// `needs` are the bytes that are read, those of memory, and what does not fit.
+    fn preflight(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        needs: (u64, u64, Vec<String>),
+    ) -> PyResult<Py<PyAny>> {
+        let contents = checkpoint.contents();
+        let needs = needs_of(needs);
+        let report = py.detach(|| self.with(|run| run.preflight(&contents, &needs))).or_raise()?;
+        to_python(py, &report.to_value())
+    }
+
+    /// As `preflight`, but nothing is refused and nothing recorded.
+    fn look(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        needs: (u64, u64, Vec<String>),
+    ) -> PyResult<Py<PyAny>> {
+        let contents = checkpoint.contents();
+        let needs = needs_of(needs);
+        let report = py.detach(|| self.with(|run| run.look(&contents, &needs))).or_raise()?;
+        to_python(py, &report.to_value())
+    }
+
+    /// True if the process ends once it has looked whether it could restore.
+    fn only_looks(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.with(|run| Ok(run.only_looks()))).or_raise()
+    }
+
+    /// Looks whether every object of a checkpoint is there: of its `size`, or of a `sample` or the `full` bytes. Gives
+    /// the number of packs, their bytes, the bytes that were read, and the seconds that took.
+    #[pyo3(signature = (checkpoint, depth, progress=None))]
+    fn check_objects(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        depth: &str,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<(u64, u64, u64, f64)> {
+        let depth: Depth = depth.parse().or_raise()?;
+        let repository = self.repository.clone();
+        let contents = checkpoint.contents();
+        interruptible(py, move || {
+            let found = repository.check_objects(&contents, depth, &|done, all| {
+                let Some(progress) = &progress else { return };
+                Python::attach(|py| progress.call1(py, (done, all)).map(drop).ok());
+            })?;
+            Ok((found.packs, found.bytes, found.read, found.took.as_secs_f64()))
+        })
     }
 
     /// Reads into `targets`, and gives the bytes that were placed and those that were read.
@@ -375,6 +445,10 @@ impl Run {
             run.map_or(Ok(()), lastgood::Run::close)
         })
     }
+}
+
+fn needs_of((bytes, memory, problems): (u64, u64, Vec<String>)) -> Needs {
+    Needs { bytes, memory, problems }
 }
 
 impl Run {

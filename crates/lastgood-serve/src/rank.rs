@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use lastgood::journal::JournalOptions;
+use lastgood::preflight::{Acceptance, PreflightOptions};
 use lastgood::replay::{Plan, Replay};
 use lastgood::state::World;
 use lastgood::{Error, Heartbeat, Repository, Result, RunName, RunOptions};
@@ -40,6 +41,12 @@ pub const JOURNAL: &str = "LASTGOOD_JOURNAL";
 
 /// The [plan](lastgood::replay::Plan) of a replay, as JSON: the process replays instead of doing what it would.
 pub const REPLAY: &str = "LASTGOOD_REPLAY";
+
+/// What a preflight does with what it finds: `refuse`, which is the default, `warn` or `off`.
+pub const PREFLIGHT: &str = "LASTGOOD_PREFLIGHT";
+
+/// What a preflight [accepts](lastgood::preflight::Acceptance), as JSON.
+pub const ACCEPT: &str = "LASTGOOD_ACCEPT";
 
 /// The prefixes of variables that stores take credentials and endpoints from.
 pub const STORE_VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
@@ -73,7 +80,7 @@ pub struct Rank {
     pub store: Option<String>,
     /// The run, if it was given.
     pub run: Option<RunName>,
-    /// World, incarnation, heartbeat and journal, to open the run with; everything else is the default.
+    /// World, incarnation, heartbeat, journal and preflight, to open the run with; everything else is the default.
     pub options: RunOptions,
 }
 
@@ -115,12 +122,18 @@ impl Rank {
         let store = variable(STORE);
         let folder = journal_folder(store.as_deref(), &variable);
         let journal = Some(JournalOptions { folder, ..JournalOptions::default() });
+        let accept = variable(ACCEPT).map(|text| Acceptance::decode(&text)).transpose()?;
+        let preflight = PreflightOptions {
+            mode: parse(PREFLIGHT, variable(PREFLIGHT))?.unwrap_or_default(),
+            accept: accept.unwrap_or_default(),
+        };
         let replay = variable(REPLAY).map(|plan| open_replay(&plan, &store_options()));
         let options = RunOptions {
             world,
             incarnation,
             heartbeat,
             journal,
+            preflight,
             replay: replay.transpose()?,
             ..RunOptions::default()
         };

@@ -12,6 +12,7 @@
 //! | [`attempt`] | starts incarnations of a run and fences the old ones |
 //! | [`journal`] | the run's events, for replay |
 //! | [`replay`] | re-executing a part of a run beside what was recorded of it |
+//! | [`preflight`] | whether a restore would succeed, and compute as before |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
 //! | [`certificate`] | what a replay came to, signed |
 //! | [`safetensors`] | files of tensors in and out |
@@ -30,6 +31,7 @@ pub mod journal;
 pub mod ledger;
 #[doc(hidden)]
 pub mod objects;
+pub mod preflight;
 mod process;
 pub mod replay;
 mod repository;

@@ -2,12 +2,13 @@
 
 mod mark;
 mod options;
+mod recover;
 
 use std::fmt;
 use std::sync::Arc;
 
 use lastgood_format::ledger::Kind;
-use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
+use lastgood_format::{Error, Hash, Result, RunName};
 pub use mark::mark;
 pub use options::{Heartbeat, RunOptions};
 
@@ -16,12 +17,13 @@ use crate::io::StoreIo;
 use crate::journal::rank::{self, RankJournal};
 use crate::journal::{Journal, JournalOptions, StepRecord, Value};
 use crate::ledger::{Attempt, Decision, History, Ledger, Standing, Writer};
+use crate::preflight::{Environment, PreflightOptions};
 use crate::replay::Due;
 use crate::replay::mode::Replaying;
 use crate::repository::Repository;
-use crate::restore::{self, Contents, Restored, Selector};
-use crate::save::{Base, Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
-use crate::state::{Capture, Targets, World};
+use crate::restore;
+use crate::save::{Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
+use crate::state::{Capture, World};
 
 /// One rank of one attempt of a run.
 ///
@@ -29,6 +31,7 @@ use crate::state::{Capture, Targets, World};
 #[derive(Debug)]
 pub struct Run {
     io: StoreIo,
+    repository: Repository,
     ledger: Ledger,
     attempt: Attempt,
     /// What the next restore begins with: the attempt's checkpoint, until it is found damaged.
@@ -36,6 +39,8 @@ pub struct Run {
     writer: Writer,
     world: World,
     heartbeat: OptionalHeartbeat,
+    environment: Environment,
+    preflight: PreflightOptions,
     saver: Saver,
     // After the saver: what it still saves is recorded.
     journal: Option<RankJournal>,
@@ -58,27 +63,15 @@ impl Run {
     /// ranks have no incarnation, or if an option is out of its range; `Incompatible` if the attempt has another world size.
     pub fn open(repository: &Repository, run: &RunName, options: RunOptions) -> Result<Self> {
         let world = options.world;
-        if world.rank >= world.size {
-            return Err(Error::invalid(format!("rank {} of {}", world.rank, world.size)));
-        }
-        if world.size > 1 && options.incarnation.is_none() {
-            return Err(Error::invalid(format!("{} ranks and no incarnation", world.size)).with_remedy(
-                "give all ranks of one start the same name, new for every start: each would fence the \
-                 others otherwise",
-            ));
-        }
-        options.save.check()?;
-        options.journal.as_ref().map_or(Ok(()), |journal| journal.check(world))?;
+        check(&options)?;
         let replaying = options.replay.as_ref().map(Replaying::open).transpose()?;
         // A replay reads its source, and writes only where it is told to.
         let (repository, run) = match &options.replay {
             Some(replay) => (&replay.into, &replay.plan.into.run),
             None => (repository, run),
         };
-        let journal = options
-            .journal
-            .clone()
-            .or_else(|| options.replay.is_some().then(JournalOptions::default));
+        let wanted =
+            options.journal.or_else(|| options.replay.is_some().then(JournalOptions::default));
         let io = repository.io().clone();
         let mut ledger = repository.ledger(run)?;
         let actor = format!("rank {}", world.rank);
@@ -92,14 +85,20 @@ impl Run {
         };
         let attempt = io.block_on(attempt::start(&mut ledger, &actor, &new))?;
         let writer = Writer { attempt: attempt.number, actor };
-        let wants_digests = journal.as_ref().is_some_and(|journal| journal.digests);
-        let journal = match &journal {
+        let journal = match &wanted {
             Some(journal) => {
                 let who = (world, &attempt);
                 Some(RankJournal::open(repository, run, who, journal, &options.environment)?)
             }
             None => None,
         };
+        let recording = journal.as_ref().map(|journal| Recording {
+            journal: journal.journal().clone(),
+            lane: journal.own(),
+            digests: wanted.as_ref().is_some_and(|wanted| wanted.digests),
+            teller: Teller::default(),
+            before: None,
+        });
         let worker = Worker {
             shared: Arc::new(Shared::new(&options.save)),
             io: io.clone(),
@@ -108,18 +107,26 @@ impl Run {
             world,
             options: options.save.clone(),
             sink_speed: None,
-            journal: journal.as_ref().map(|journal| Recording {
-                journal: journal.journal().clone(),
-                lane: journal.own(),
-                digests: wants_digests,
-                teller: Teller::default(),
-                before: None,
-            }),
+            journal: recording,
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
         let next = attempt.from;
-        Ok(Self { io, ledger, attempt, next, writer, world, heartbeat, saver, journal, replaying })
+        Ok(Self {
+            io,
+            repository: repository.clone(),
+            ledger,
+            attempt,
+            next,
+            writer,
+            world,
+            heartbeat,
+            environment: options.environment,
+            preflight: options.preflight,
+            saver,
+            journal,
+            replaying,
+        })
     }
 
     /// The attempt that this process is part of.
@@ -138,192 +145,6 @@ impl Run {
     #[must_use]
     pub fn history(&self) -> &History {
         self.ledger.history()
-    }
-
-    /// Restores the attempt's checkpoint into what `declare` names, and gives what was restored, or
-    /// `None` for a fresh run. All ranks of an attempt restore the same one; a rank alone the newest.
-    ///
-    /// If it is damaged, it is marked bad. A rank alone then goes back to the next one by itself; a
-    /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
-    /// go back together. So it is with one that was marked bad or expired since the attempt started.
-    ///
-    /// # Errors
-    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, also if the run has
-    /// checkpoints and all are bad: it is not fresh; `Unavailable`; `Denied`. The memory of the targets is unspecified after an error.
-    pub fn restore<S: ?Sized>(
-        &mut self,
-        state: &mut S,
-        declare: impl for<'a> Fn(&'a mut S, &mut Targets<'a>) -> Result<()>,
-    ) -> Result<Option<Restored>> {
-        let mut notices = Vec::new();
-        while let Some(contents) = self.candidate(&mut notices)? {
-            let mut targets = Targets::new(self.world);
-            declare(state, &mut targets)?;
-            match self.read(&contents, targets) {
-                Ok(restored) => {
-                    self.build_on(&contents);
-                    return Ok(Some(Restored { notices, ..restored }));
-                }
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    self.reject(&contents.id(), error, &mut notices)?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    /// The checkpoint that [`Run::restore`] would take now, for a caller that must look into it before it can
-    /// name targets; `None` for a fresh run. Its targets are filled by [`Run::read`]; if that finds it
-    /// damaged, [`Run::reject`] comes before the next call. `notices` is told what a person should know.
-    ///
-    /// # Errors
-    /// As [`Run::restore`], but for those of the targets.
-    pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
-        if let Some(replaying) = &self.replaying {
-            return replaying.contents();
-        }
-        self.io.block_on(self.ledger.refresh())?;
-        let stands = self.next.is_none_or(|id| self.refusal(&id).is_none());
-        if self.world.size == 1 && stands {
-            // Nobody has to agree: what was committed since the attempt began counts too.
-            self.next = restore::choose_id(self.ledger.history()).or(self.next);
-        }
-        while let Some(id) = self.next {
-            let error = match self.refusal(&id) {
-                Some(error) => error,
-                None => match self.io.block_on(Contents::load(&self.ledger, &id)) {
-                    Ok(contents) => {
-                        self.note_standing(&id, notices);
-                        return Ok(Some(contents));
-                    }
-                    Err(error) if error.kind() == ErrorKind::Corrupt => {
-                        self.mark_bad(&id, error)?
-                    }
-                    Err(error) => return Err(error),
-                },
-            };
-            self.go_back(&id, error, notices)?;
-        }
-        self.check_fresh(notices)?;
-        Ok(None)
-    }
-
-    /// Reads what `contents` tells of into `targets`. Damage is an error and changes no standing.
-    ///
-    /// # Errors
-    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, `Unavailable`, `Denied`. The
-    /// memory of the targets is unspecified after an error.
-    pub fn read(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
-        let io = self.replaying.as_ref().map_or(&self.io, Replaying::io);
-        restore::restore_from(io, contents, targets)
-    }
-
-    /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.
-    ///
-    /// # Errors
-    /// `error` itself if there are several ranks, which go back together in the next attempt; as [`mark`].
-    pub fn reject(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
-        if self.replaying.is_some() {
-            return Err(error.context("the checkpoint that the replay begins with"));
-        }
-        let error = self.mark_bad(id, error)?;
-        self.go_back(id, error, notices)
-    }
-
-    /// The state is that of `contents` now: the next save may reuse its chunks, and names it its parent.
-    pub fn build_on(&self, contents: &Contents) {
-        // The chunks of a replay's source are in another repository.
-        if self.replaying.is_none() {
-            self.saver.set_base(base_of(contents));
-        }
-        if let Some(journal) = &self.journal {
-            rank::tell(journal, journal.restored(&contents.id(), contents.manifest().step));
-        }
-    }
-
-    fn mark_bad(&mut self, id: &Hash, error: Error) -> Result<Error> {
-        self.mark(id, Standing::Bad, &error.to_string())?;
-        Ok(error.context(format!("checkpoint {id} is marked bad")))
-    }
-
-    fn go_back(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
-        if self.world.size > 1 {
-            return Err(error.with_remedy(
-                "start the next attempt: all ranks go back to the checkpoint before it together",
-            ));
-        }
-        notices.push(format!("skipped checkpoint {}: {error}", id.short()));
-        self.next = restore::choose_id(self.ledger.history());
-        Ok(())
-    }
-
-    /// Why a checkpoint that was there when the attempt started is none to restore any more.
-    fn refusal(&self, id: &Hash) -> Option<Error> {
-        let found = self.ledger.history().checkpoint(id)?;
-        if found.standing == Standing::Bad {
-            let reason = found.reason.as_deref().unwrap_or("for no reason that was given");
-            return Some(Error::corrupt(format!("checkpoint {id} was marked bad: {reason}")));
-        }
-        found.expired.then(|| Error::corrupt(format!("checkpoint {id} has expired")))
-    }
-
-    /// A run that has checkpoints, none of which can be restored, must not begin again as if it never
-    /// had any.
-    fn check_fresh(&self, notices: &[String]) -> Result<()> {
-        let history = self.ledger.history();
-        if notices.is_empty()
-            && (history.checkpoints().is_empty() || restore::choose_id(history).is_some())
-        {
-            return Ok(());
-        }
-        let lost: Vec<String> = history
-            .checkpoints()
-            .iter()
-            .rev()
-            .map(|checkpoint| match &checkpoint.reason {
-                Some(reason) => format!("{}: {reason}", checkpoint.id.short()),
-                None => checkpoint.id.short().to_string(),
-            })
-            .collect();
-        Err(Error::corrupt(format!("no checkpoint is left to restore: {}", lost.join("; ")))
-            .with_remedy("`lastgood mark` overrules a bad one; a new run name begins afresh"))
-    }
-
-    /// Restores the checkpoint that `selector` names, whatever the attempt began with. Damage is an
-    /// error here: nothing else was asked for.
-    ///
-    /// # Errors
-    /// As [`Run::restore`]; `NotFound` if there is no such checkpoint.
-    pub fn restore_at(&mut self, selector: &Selector, targets: Targets<'_>) -> Result<Restored> {
-        let contents = self.find(selector)?;
-        let restored = self.read(&contents, targets)?;
-        self.build_on(&contents);
-        Ok(restored)
-    }
-
-    /// The checkpoint that `selector` names.
-    ///
-    /// # Errors
-    /// `NotFound` if there is no such checkpoint; those of [`Contents::load`].
-    pub fn find(&mut self, selector: &Selector) -> Result<Contents> {
-        if let Some(replaying) = &self.replaying
-            && let Some(contents) = replaying.contents()?
-        {
-            return Ok(contents);
-        }
-        self.io.block_on(self.ledger.refresh())?;
-        let id = restore::resolve(self.ledger.history(), selector)?.id;
-        self.io.block_on(Contents::load(&self.ledger, &id))
-    }
-
-    fn note_standing(&self, id: &Hash, notices: &mut Vec<String>) {
-        if let Some(checkpoint) = self.ledger.history().checkpoint(id)
-            && checkpoint.standing == Standing::Verified
-            && !self.ledger.history().checkpoints().iter().any(|c| c.standing == Standing::Good)
-        {
-            notices.push(format!("no checkpoint is marked good; took verified {}", id.short()));
-        }
     }
 
     /// Captures what `declare` names as the state at `step`, and saves it. With [`Mode::Async`] it
@@ -515,7 +336,18 @@ impl Run {
     }
 }
 
-/// Every chunk of the restored checkpoint may be reused, whichever rank wrote it.
-fn base_of(contents: &Contents) -> Base {
-    Base::new(contents.id(), contents.indexes())
+fn check(options: &RunOptions) -> Result<()> {
+    let world = options.world;
+    if world.rank >= world.size {
+        return Err(Error::invalid(format!("rank {} of {}", world.rank, world.size)));
+    }
+    if world.size > 1 && options.incarnation.is_none() {
+        return Err(Error::invalid(format!("{} ranks and no incarnation", world.size)).with_remedy(
+            "give all ranks of one start the same name, new for every start: each would fence the \
+             others otherwise",
+        ));
+    }
+    options.save.check()?;
+    options.preflight.accept.check()?;
+    options.journal.as_ref().map_or(Ok(()), |journal| journal.check(world))
 }

@@ -59,6 +59,29 @@ Examples:
 The journal is what is sealed in the store: of a run that goes on, all but the last steps. Events are in the
 order of attempt, step and rank.";
 
+pub(super) const PREFLIGHT: &str = "\
+Examples:
+  lastgood preflight --store /data/ckpt --run llm
+  lastgood preflight --store /data/ckpt --run llm --data full --ranks 8 -- python train.py
+  lastgood preflight --store /data/ckpt --run llm --accept code. --reason 'the loader was mended'
+
+With the command of the job, the job itself is asked: it starts, opens its run without starting an attempt,
+builds its state, and where it would restore it compares its environment with that of the process that saved,
+and its state with the checkpoint. Without, what the newest attempt found before its restore is told.
+
+What is accepted is accepted for the two values that were found, and with --always for any. It exits with 0
+if nothing stands against the restore, 3 if data is damaged or missing, and 5 if something differs that breaks
+equal bytes or safety and was not accepted.";
+
+pub(super) const POSTMORTEM: &str = "\
+Examples:
+  lastgood postmortem --store /data/ckpt --run llm --to incident.html
+  lastgood postmortem --store /data/ckpt --run llm --attempt 3 --certificate llm.json --to incident.html
+
+The page needs nothing beside it: what happened and when, which checkpoint was taken and why, which steps were
+lost and done again and whether they came out equal, what the ranks found before they restored, and the
+certificate.";
+
 pub(super) const REPLAY: &str = "\
 Examples:
   lastgood replay --store /data/ckpt --run llm -- python train.py

@@ -79,6 +79,10 @@ fn detail(entry: &Entry) -> String {
             format!("step {step} of attempt {saved_by}: {reason}")
         }
         Kind::IncidentOpened { reason } => reason.clone(),
+        Kind::PreflightAccepted { differences, reason } => {
+            let keys: Vec<&str> = differences.iter().map(|d| d.key.as_str()).collect();
+            format!("{}: {reason}", keys.join(", "))
+        }
         Kind::RunCreated {} => "the run exists".into(),
         Kind::Unknown { body, .. } => unknown(body),
         // A kind that is newer than this command: what it says is better than nothing.

@@ -10,6 +10,8 @@ mod journal;
 mod log;
 mod ls;
 mod mark;
+mod postmortem;
+mod preflight;
 mod prove;
 mod replay;
 mod show;
@@ -62,6 +64,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Done)
         }
+        Command::Postmortem { run, attempt, certificate, to, force } => {
+            postmortem::run(&postmortem::Request { run, attempt, certificate, to, force }, as_json)
+        }
+        Command::Preflight(args) => preflight::run(&args, as_json),
         Command::Prove(args) => prove::run(&args, as_json),
         Command::Key { command: KeyCommand::New { to } } => certificate::new_key(&to, as_json),
         Command::Certificate { command: CertificateCommand::Verify { file, key } } => {

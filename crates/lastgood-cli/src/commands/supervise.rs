@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use lastgood::Repository;
 use lastgood::restore::choose;
 use lastgood_serve::supervise::{RankEnvironment, Stream, not_replaced, tie_to_parent};
-use lastgood_serve::{Control, Event, Job, Outcome, supervise};
+use lastgood_serve::{Control, Event, Job, Outcome, rank, supervise};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -35,7 +35,7 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
         ranks_min: args.shrink.then_some(args.min_ranks),
         store: args.run.store.store.clone(),
         run: args.run.run.clone(),
-        environment: RankEnvironment::default(),
+        environment: preflight(args)?,
         restarts_max: args.restarts,
         stall_timeout: (!args.stall_timeout.is_zero()).then_some(args.stall_timeout),
         grace: args.grace,
@@ -66,6 +66,18 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
         }
     }
     Ok(exit)
+}
+
+/// What ranks are told of their preflights.
+fn preflight(args: &Supervise) -> Result<RankEnvironment> {
+    let mut variables = Vec::new();
+    if let Some(mode) = &args.preflight {
+        variables.push((rank::PREFLIGHT.to_owned(), mode.clone()));
+    }
+    if let Some(acceptance) = args.accept.acceptance() {
+        variables.push((rank::ACCEPT.to_owned(), acceptance.encode()?));
+    }
+    Ok(RankEnvironment(Arc::new(move |_, _| variables.clone())))
 }
 
 /// Says from where the next start would go on, and how to go back further.

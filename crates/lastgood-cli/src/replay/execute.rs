@@ -21,7 +21,7 @@ const STALL: Duration = Duration::from_secs(30 * 60);
 const LINES_MAX: usize = 30;
 
 /// Runs the job as the plan says; false if it was told to stop.
-pub(super) fn execute(
+pub(crate) fn execute(
     target: &Repository,
     source: &Source<'_>,
     span: &Span,

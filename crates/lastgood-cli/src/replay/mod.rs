@@ -9,7 +9,7 @@
 //! | [`search`] | how far each execution of a bisection goes |
 
 pub(crate) mod element;
-mod execute;
+pub(crate) mod execute;
 mod judge;
 pub(crate) mod search;
 mod span;

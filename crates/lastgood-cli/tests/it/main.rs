@@ -8,6 +8,8 @@ mod everywhere;
 mod export;
 mod json;
 mod output;
+mod postmortem;
+mod preflight;
 mod replay;
 mod run;
 mod s3;

@@ -240,6 +240,10 @@ impl<'de> Deserialize<'de> for LaneName {
 /// The key of the metadata of a shard index that holds its [`Cut`].
 pub const CUT: &str = "lastgood.journal";
 
+/// The key of the metadata of a shard index that holds the hash of its process's environment: of the payload of its
+/// `environment` event.
+pub const ENVIRONMENT: &str = "lastgood.environment";
+
 impl Cut {
     /// As it stands in the metadata.
     ///

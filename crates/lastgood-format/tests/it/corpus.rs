@@ -8,7 +8,7 @@ use lastgood_format::index::{Durability, ShardIndex};
 use lastgood_format::journal::{self, Frame, Lane, Position, Segment};
 use lastgood_format::key::{self, SaveKey};
 use lastgood_format::layout::NdBox;
-use lastgood_format::ledger::{Entry, Kind};
+use lastgood_format::ledger::{Accepted, Entry, Kind};
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{Dtype, Hash, RunName, pack, sealed};
 use serde::Serialize;
@@ -242,6 +242,21 @@ fn commit(manifest: &Manifest) -> Kind {
     }
 }
 
+fn accepted() -> Kind {
+    let of = |key: &str, recorded: Option<&str>, found: Option<&str>| Accepted {
+        key: key.into(),
+        recorded: recorded.map(Into::into),
+        found: found.map(Into::into),
+        always: false,
+    };
+    let differences = vec![
+        of("env.OMP_NUM_THREADS", Some("2"), None),
+        of("package.torch", Some("2.11.0"), Some("2.12.1")),
+        Accepted { always: true, ..of("cpu.", None, None) },
+    ];
+    Kind::PreflightAccepted { differences, reason: "a new image".into() }
+}
+
 /// A ledger with every kind but one, and one that no version knows; and the ledger of the branch, with that kind.
 fn entries(manifests: &[Manifest]) -> Vec<Entry> {
     let [a, b] = [0, 1].map(|i| manifests[i].encode().unwrap().1);
@@ -265,6 +280,7 @@ fn entries(manifests: &[Manifest]) -> Vec<Entry> {
         (2, Kind::CheckpointBad { checkpoint: b, reason: "loss \"NaN\"".into() }),
         (0, Kind::CheckpointExpired { checkpoint: b, reason: "bad".into() }),
         (0, Kind::Unknown { name: "moon.landed".into(), body: future }),
+        (0, accepted()),
     ];
     let created = Kind::BranchCreated {
         repository: descriptor().repository.clone(),
@@ -313,6 +329,7 @@ pub(crate) fn head() -> Vec<u8> {
             "expired": false,
         }],
         "abandoned": [[1, 6, 0]],
+        "accepted": [{"key": "cpu.", "recorded": null, "found": null, "always": true}],
     });
     sealed::seal(&Head { format: 1, kind: "ledger.head", history }).unwrap()
 }

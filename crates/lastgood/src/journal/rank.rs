@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lastgood_format::journal::tail::Owner;
-use lastgood_format::journal::{CUT, Cut, Kind, Lane, Value};
+use lastgood_format::journal::{CUT, Cut, ENVIRONMENT, Kind, Lane, Value};
 use lastgood_format::key::SaveKey;
 use lastgood_format::{Error, Hash, Result, RunName};
 
@@ -13,6 +13,7 @@ use super::lanes::Event;
 use super::record::StepRecord;
 use super::writer::{Journal, Ticket};
 use crate::ledger::Attempt;
+use crate::preflight::{Environment, Report, environment};
 use crate::repository::Repository;
 use crate::state::World;
 
@@ -25,6 +26,8 @@ pub(crate) struct RankJournal {
     /// True if it writes the control lane too.
     leads: bool,
     wait: bool,
+    /// The hash of the environment of this process, if it was given.
+    environment: Option<Hash>,
     /// How often the state was restored or a step recorded.
     happened: AtomicU64,
 }
@@ -36,7 +39,7 @@ impl RankJournal {
         run: &RunName,
         (world, attempt): (World, &Attempt),
         options: &JournalOptions,
-        environment: &BTreeMap<String, String>,
+        environment: &Environment,
     ) -> Result<Self> {
         let logical = options.logical(world)?;
         let folder = options.folder(repository, run.as_str())?;
@@ -51,7 +54,10 @@ impl RankJournal {
         let io = repository.io().clone();
         let journal = Journal::start(io, owner, all, folder, options.seal_after)?;
         let happened = AtomicU64::new(0);
-        let this = Self { journal, lanes, leads, wait: options.wait, happened };
+        let value = environment::value(environment);
+        let given = (!environment.is_empty()).then(|| environment::digest(environment));
+        let environment = given.transpose()?;
+        let this = Self { journal, lanes, leads, wait: options.wait, environment, happened };
         let from = attempt.from.map_or(Value::Null, |id| hash(&id));
         this.everywhere(
             Kind::ATTEMPT_BEGUN,
@@ -63,8 +69,7 @@ impl RankJournal {
                 ("from", from),
             ]),
         )?;
-        let fields = environment.iter().map(|(name, text)| (name.as_str(), text.as_str().into()));
-        this.append(this.own(), Kind::ENVIRONMENT, Value::map(fields))?;
+        this.append(this.own(), Kind::ENVIRONMENT, value)?;
         Ok(this)
     }
 
@@ -127,13 +132,20 @@ impl RankJournal {
         self.append(self.own(), Kind::EXTERNAL_READ, value).map(drop)
     }
 
-    /// The cut that a save includes, as the metadata of its shard index.
-    pub(crate) fn captured(&self, save: &SaveKey) -> Result<(String, String)> {
+    /// What a preflight found.
+    pub(crate) fn preflight(&self, report: &Report) -> Result<()> {
+        self.append(self.own(), Kind::PREFLIGHT, report.to_value()).map(drop)
+    }
+
+    /// The cut that a save includes, and the hash of the environment that it is made in, as the metadata of its
+    /// shard index.
+    pub(crate) fn captured(&self, save: &SaveKey) -> Result<BTreeMap<String, String>> {
         let cut = self.journal.cut();
         let value =
             Value::map([("step", save.step.into()), ("generation", save.generation.into())]);
         self.append(self.own(), Kind::SAVE_CAPTURED, value)?;
-        Ok((CUT.to_owned(), cut.encode()?))
+        let environment = self.environment.map(|hash| (ENVIRONMENT.to_owned(), hash.to_string()));
+        Ok([(CUT.to_owned(), cut.encode()?)].into_iter().chain(environment).collect())
     }
 }
 

@@ -96,19 +96,10 @@ impl JournalReader {
     /// The frames of one lane from its beginning; none if nothing of it is sealed.
     #[must_use]
     pub fn lane(&self, attempt: u64, lane: Lane) -> LaneReader {
-        let head = genesis(&self.repository, &self.run, attempt, lane);
+        let store = Arc::clone(&self.store);
+        let first = LaneReader::first(store, &self.repository, &self.run, (attempt, lane));
         let firsts = self.lanes.get(&(attempt, lane)).map(|found| found.firsts.clone());
-        LaneReader {
-            store: Arc::clone(&self.store),
-            run: self.run.clone(),
-            attempt,
-            lane,
-            segments: firsts.unwrap_or_default().into(),
-            frames: VecDeque::new(),
-            position: Position { next: 0, head },
-            steps: None,
-            rewinds_skipped: 0,
-        }
+        LaneReader { segments: firsts.unwrap_or_default().into(), ..first }
     }
 
     /// The frames of `parts` that `filter` wants, in the canonical order: part by part, and in each by step,
@@ -138,6 +129,27 @@ pub struct LaneReader {
 }
 
 impl LaneReader {
+    /// The frames of the first segment of a lane, which nothing is listed for.
+    pub(crate) fn first(
+        store: Arc<dyn Store>,
+        repository: &str,
+        run: &RunName,
+        (attempt, lane): (u64, Lane),
+    ) -> Self {
+        let head = genesis(repository, run, attempt, lane);
+        Self {
+            store,
+            run: run.clone(),
+            attempt,
+            lane,
+            segments: VecDeque::from([0]),
+            frames: VecDeque::new(),
+            position: Position { next: 0, head },
+            steps: None,
+            rewinds_skipped: 0,
+        }
+    }
+
     /// Behind the last frame that was read.
     #[must_use]
     pub fn position(&self) -> Position {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-use lastgood_format::ledger::{Entry, Kind};
+use lastgood_format::ledger::{Accepted, Entry, Kind};
 use lastgood_format::{Error, Hash, Result, RunName};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct History {
     incarnations: BTreeMap<String, u64>,
     checkpoints: Vec<Checkpoint>,
     abandoned: BTreeSet<(u64, u64, u32)>,
+    /// What restores may differ in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    accepted: BTreeSet<Accepted>,
 }
 
 /// One incarnation of a run.
@@ -138,6 +141,7 @@ impl History {
             incarnations: BTreeMap::new(),
             checkpoints: Vec::new(),
             abandoned: BTreeSet::new(),
+            accepted: BTreeSet::new(),
         }
     }
 
@@ -204,6 +208,12 @@ impl History {
         self.abandoned.contains(&(attempt, step, generation))
     }
 
+    /// What a person accepted that restores differ in.
+    #[must_use]
+    pub fn accepted(&self) -> &BTreeSet<Accepted> {
+        &self.accepted
+    }
+
     /// Adds the next entry, whose stored bytes hash to `hash`.
     ///
     /// # Errors
@@ -253,6 +263,9 @@ impl History {
             }
             Kind::SaveAbandoned { saved_by, step, generation, .. } => {
                 self.abandoned.insert((*saved_by, *step, *generation));
+            }
+            Kind::PreflightAccepted { differences, .. } => {
+                self.accepted.extend(differences.iter().cloned());
             }
             _ => {}
         }

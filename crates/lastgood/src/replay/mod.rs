@@ -59,6 +59,9 @@ pub struct Plan {
     pub digests: BTreeSet<u64>,
     /// Whether the state after the last step is saved.
     pub save: bool,
+    /// It does nothing but look whether it could restore, records what it found, and ends.
+    #[serde(default)]
+    pub preflight: bool,
 }
 
 impl Plan {
@@ -74,7 +77,14 @@ impl Plan {
             to,
             digests: BTreeSet::new(),
             save: false,
+            preflight: false,
         }
+    }
+
+    /// A plan to look whether the checkpoint `from` could be restored.
+    #[must_use]
+    pub fn to_look(source: Place, into: Place, from: (Hash, u64)) -> Self {
+        Self { preflight: true, ..Self::new(source, into, Some(from), from.1) }
     }
 
     /// The plan as a process is given it.
@@ -100,7 +110,7 @@ impl Plan {
             ))
             .with_remedy("replay with the lastgood that the program uses"));
         }
-        if plan.to <= plan.from_step {
+        if plan.to <= plan.from_step && !plan.preflight {
             return Err(Error::invalid(format!(
                 "a replay from step {} to step {} has nothing to do",
                 plan.from_step, plan.to

@@ -11,6 +11,7 @@ use crate::io::StoreIo;
 use crate::journal::read::Filter;
 use crate::ledger::Ledger;
 use crate::replay::window;
+use crate::repository::Repository;
 use crate::restore::Contents;
 
 /// What is due after a step of a replay.
@@ -28,7 +29,7 @@ pub enum Due {
 #[derive(Debug)]
 pub(crate) struct Replaying {
     plan: Plan,
-    io: StoreIo,
+    source: Repository,
     ledger: Ledger,
     /// What was read from outside, by lane and key.
     external: Mutex<BTreeMap<(Lane, String), Reads>>,
@@ -54,7 +55,6 @@ impl Replaying {
     pub(crate) fn open(replay: &Replay) -> Result<Self> {
         let Replay { plan, source, .. } = replay;
         let ledger = source.existing(&plan.source.run)?;
-        let io = source.io().clone();
         let external = source.block_on(async {
             let kinds = vec![Kind::EXTERNAL_READ];
             let filter = Filter { steps: Some(0..=plan.to), kinds, ..Filter::default() };
@@ -77,7 +77,7 @@ impl Replaying {
         let progress = Progress { step: plan.from_step, digested: BTreeSet::new() };
         Ok(Self {
             plan: plan.clone(),
-            io,
+            source: source.clone(),
             ledger,
             external: Mutex::new(external),
             progress: Mutex::new(progress),
@@ -86,12 +86,27 @@ impl Replaying {
 
     /// The way to the source's store.
     pub(crate) fn io(&self) -> &StoreIo {
-        &self.io
+        self.source.io()
+    }
+
+    /// The source.
+    pub(crate) fn source(&self) -> &Repository {
+        &self.source
+    }
+
+    /// The source's ledger.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// True if it ends once it has looked whether it could restore.
+    pub(crate) fn only_looks(&self) -> bool {
+        self.plan.preflight
     }
 
     /// The checkpoint that the replay begins with.
     pub(crate) fn contents(&self) -> Result<Option<Contents>> {
-        let load = |id: Hash| self.io.block_on(Contents::load(&self.ledger, &id));
+        let load = |id: Hash| self.source.block_on(Contents::load(&self.ledger, &id));
         self.plan.from.map(load).transpose()
     }
 
@@ -143,6 +158,7 @@ impl Replaying {
 
     /// True once the last step is done.
     pub(crate) fn is_over(&self) -> bool {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).step >= self.plan.to
+        self.only_looks()
+            || self.progress.lock().unwrap_or_else(PoisonError::into_inner).step >= self.plan.to
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use lastgood_format::journal::{Frame, Kind, Lane, Value};
-use lastgood_format::{Error, Result};
+use lastgood_format::{Error, Result, RunName};
 
 use super::state::{State, Table};
-use crate::journal::history::{self, Part};
+use crate::journal::history::{self, Part, everything};
 use crate::journal::read::{Filter, JournalReader, Merged};
 use crate::ledger::{Checkpoint, History, Ledger};
 use crate::repository::Repository;
@@ -77,24 +77,7 @@ impl Window {
     pub fn read(source: &Repository, ledger: &Ledger, steps: RangeInclusive<u64>) -> Result<Self> {
         source.block_on(async {
             let (reader, parts) = history_to(source, ledger, *steps.end()).await?;
-            let mut window = Self::default();
-            let mut table = Table::default();
-            // These stand at the beginning of an attempt, wherever in it the steps are.
-            let kinds = vec![Kind::ATTEMPT_BEGUN, Kind::ENVIRONMENT, Kind::STATE_LAYOUT];
-            let mut beginnings = reader.merged(&parts, Filter { kinds, ..Filter::default() });
-            while let Some(frame) = beginnings.next().await? {
-                window.begin(&mut table, &frame)?;
-            }
-            let kinds = vec![Kind::STEP, Kind::STATE_DIGEST, Kind::EVENT, Kind::EXTERNAL_READ];
-            // What led to the first step stands behind the one before; a digest is told after its step.
-            let first = steps.start().saturating_sub(1);
-            let filter = Filter { steps: Some(first..=u64::MAX), kinds, ..Filter::default() };
-            let mut events = reader.merged(&parts, filter);
-            while let Some(frame) = events.next().await? {
-                window.add(&mut table, &steps, &frame)?;
-            }
-            window.states = table.finish();
-            Ok(window)
+            Self::of_parts(&reader, &parts, steps).await
         })
     }
 
@@ -107,6 +90,47 @@ impl Window {
         let saved = history.checkpoints().iter().map(|c| (c.attempt, c.world_size));
         let all = saved.chain(newest);
         all.filter(|(attempt, _)| attempts.contains(attempt)).map(|(_, ranks)| ranks).collect()
+    }
+
+    /// What attempt `attempt` recorded of `steps`, whether it is part of the history or was overtaken.
+    ///
+    /// # Errors
+    /// As [`Window::read`].
+    pub fn of_attempt(
+        source: &Repository,
+        run: &RunName,
+        attempt: u64,
+        steps: RangeInclusive<u64>,
+    ) -> Result<Self> {
+        source.block_on(async {
+            let reader = source.journal_reader(run).await?;
+            Self::of_parts(&reader, &everything([attempt]), steps).await
+        })
+    }
+
+    async fn of_parts(
+        reader: &JournalReader,
+        parts: &[Part],
+        steps: RangeInclusive<u64>,
+    ) -> Result<Self> {
+        let mut window = Self::default();
+        let mut table = Table::default();
+        // These stand at the beginning of an attempt, wherever in it the steps are.
+        let kinds = vec![Kind::ATTEMPT_BEGUN, Kind::ENVIRONMENT, Kind::STATE_LAYOUT];
+        let mut beginnings = reader.merged(parts, Filter { kinds, ..Filter::default() });
+        while let Some(frame) = beginnings.next().await? {
+            window.begin(&mut table, &frame)?;
+        }
+        let kinds = vec![Kind::STEP, Kind::STATE_DIGEST, Kind::EVENT, Kind::EXTERNAL_READ];
+        // What led to the first step stands behind the one before; a digest is told after its step.
+        let first = steps.start().saturating_sub(1);
+        let filter = Filter { steps: Some(first..=u64::MAX), kinds, ..Filter::default() };
+        let mut events = reader.merged(parts, filter);
+        while let Some(frame) = events.next().await? {
+            window.add(&mut table, &steps, &frame)?;
+        }
+        window.states = table.finish();
+        Ok(window)
     }
 
     fn begin(&mut self, table: &mut Table, frame: &Frame) -> Result<()> {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use lastgood_format::index::{Component, Shard, ShardIndex, Tensor, check_agreement};
-use lastgood_format::journal::CUT;
+use lastgood_format::journal::{CUT, ENVIRONMENT};
+use lastgood_format::layout::{NdBox, check_cover};
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, key};
 
@@ -110,8 +111,20 @@ impl Contents {
     pub fn metadata(&self) -> BTreeMap<&str, &str> {
         let all = self.indexes.iter().rev().flat_map(|index| &index.metadata);
         all.map(|(key, value)| (key.as_str(), value.as_str()))
-            .filter(|(key, _)| ![ALIKE, CUT].contains(key))
+            .filter(|(key, _)| ![ALIKE, CUT, ENVIRONMENT].contains(key))
             .collect()
+    }
+
+    /// The tensors of which no rank saved some part: whoever asks for the whole of one is refused.
+    #[must_use]
+    pub fn incomplete(&self) -> Vec<(&str, &str)> {
+        let has_gap = |info: &TensorInfo| {
+            let whole = NdBox { offsets: vec![0; info.shape.len()], sizes: info.shape.clone() };
+            let shards = info.shards.iter().map(|at| self.shard(*at).1.extent.clone());
+            info.tied_to.is_none() && check_cover(&whole, &shards.collect::<Vec<_>>()).is_err()
+        };
+        let found = self.tensors.iter().filter(|(_, info)| has_gap(info));
+        found.map(|((component, name), _)| (component.as_str(), name.as_str())).collect()
     }
 
     /// The run's folder in the store.

@@ -13,7 +13,7 @@ pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
 use lastgood_format::{Hash, Result};
 pub use verify::VerifiedPacks;
-pub(crate) use verify::{verify_all, verify_one};
+pub(crate) use verify::{check_sizes, verify_all, verify_one};
 
 use crate::io::Io;
 use crate::state::Targets;

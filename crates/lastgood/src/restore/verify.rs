@@ -78,6 +78,27 @@ pub(crate) fn verify_all(
     Ok(total)
 }
 
+/// Looks whether every pack of the checkpoint is there with its size, and gives how many they are and their bytes.
+pub(crate) fn check_sizes(io: &dyn Io, contents: &Contents) -> Result<(u64, u64)> {
+    let packs = packs(contents)?;
+    let (count, total) = (packs.len() as u64, packs.values().map(|(bytes, _)| bytes).sum());
+    // Questions wait for the store and not for this machine: many at once even if there is little to read.
+    each(packs.into_iter().collect(), u64::MAX, |(object, (bytes, _)), _| {
+        let object = format!("{}{object}", contents.folder());
+        check_size(io, &object, bytes).map_err(|error| error.with_object(object))
+    })?;
+    Ok((count, total))
+}
+
+fn check_size(io: &dyn Io, object: &str, bytes: u64) -> Result<()> {
+    let found = io.size(object)?;
+    if found != Some(bytes) || bytes > PACK_BYTES_MAX {
+        let found = found.map_or_else(|| "no such object".into(), |found| format!("{found} bytes"));
+        return Err(Error::corrupt(format!("pack: expected {bytes} bytes, found {found}")));
+    }
+    Ok(())
+}
+
 /// Reads the pack `object` as [`verify_all`] does.
 pub(crate) fn verify_one(io: &dyn Io, contents: &Contents, object: &str) -> Result<u64> {
     let mut packs = packs(contents)?;
@@ -114,11 +135,7 @@ fn read_pack(
     bytes: u64,
     scratch: &mut Scratch,
 ) -> Result<Vec<PackedChunk>> {
-    let found = io.size(object)?;
-    if found != Some(bytes) || bytes > PACK_BYTES_MAX {
-        let found = found.map_or_else(|| "no such object".into(), |found| format!("{found} bytes"));
-        return Err(Error::corrupt(format!("pack: expected {bytes} bytes, found {found}")));
-    }
+    check_size(io, object, bytes)?;
     let Scratch { stored, decoded } = scratch;
     stored.resize(bytes as usize, 0);
     let table = twice(|| {

@@ -1,10 +1,10 @@
 //! How a rank takes part in a run.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::journal::JournalOptions;
+use crate::preflight::{Environment, PreflightOptions};
 use crate::replay::Replay;
 use crate::save::SaveOptions;
 use crate::state::World;
@@ -26,8 +26,11 @@ pub struct RunOptions {
     pub heartbeat: Option<Heartbeat>,
     /// How the journal is written. Default none.
     pub journal: Option<JournalOptions>,
-    /// The environment and numerics fingerprint of this process, which the journal records.
-    pub environment: BTreeMap<String, String>,
+    /// The environment and numerics fingerprint of this process, which the journal records, and which a restore
+    /// compares with that of the process that saved.
+    pub environment: Environment,
+    /// What is done if they differ.
+    pub preflight: PreflightOptions,
     /// What to do instead of what the program asks for, if it is to replay. Default none.
     pub replay: Option<Replay>,
 }
@@ -40,7 +43,8 @@ impl Default for RunOptions {
             save: SaveOptions::default(),
             heartbeat: None,
             journal: None,
-            environment: BTreeMap::new(),
+            environment: Environment::new(),
+            preflight: PreflightOptions::default(),
             replay: None,
         }
     }

@@ -254,7 +254,7 @@ impl Saver {
         let mut metadata = capture.metadata.clone();
         if let Some(journal) = journal {
             match journal.captured(&handle.save()) {
-                Ok((key, cut)) => drop(metadata.insert(key, cut)),
+                Ok(more) => metadata.extend(more),
                 // A checkpoint without a cut is better than none.
                 Err(error) => journal.journal().tell(error),
             }

@@ -17,6 +17,7 @@ mod journal;
 mod ledger;
 mod memory;
 mod names;
+mod preflight;
 mod resharding;
 mod reuse;
 mod round_trip;

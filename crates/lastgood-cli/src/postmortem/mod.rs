@@ -1,0 +1,13 @@
+//! What is known of one incident: an attempt that ended before its work was done, and the one that went on.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`facts`] | reads them from the ledger and the journal |
+//! | [`page`] | one HTML file of them, which needs nothing else |
+
+mod facts;
+mod page;
+mod timeline;
+
+pub(crate) use facts::Facts;
+pub(crate) use page::page;

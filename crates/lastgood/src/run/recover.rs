@@ -1,0 +1,343 @@
+//! Going back to a checkpoint: which one, whether it fits here, and reading it.
+
+use lastgood_format::{Error, ErrorKind, Hash, Result};
+
+use super::Run;
+use crate::journal::rank;
+use crate::ledger::Standing;
+use crate::preflight::recorded::{self, Recorded};
+use crate::preflight::{
+    self, Compared, Effect, Finding, Mode, Needs, Report, environment, machine, objects,
+};
+use crate::replay::mode::Replaying;
+use crate::restore::{self, Contents, Restored, Selector};
+use crate::save::Base;
+use crate::state::Targets;
+
+impl Run {
+    /// Restores the attempt's checkpoint into what `declare` names, and gives what was restored, or
+    /// `None` for a fresh run. All ranks of an attempt restore the same one; a rank alone the newest.
+    ///
+    /// If it is damaged, it is marked bad. A rank alone then goes back to the next one by itself; a
+    /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
+    /// go back together. So it is with one that was marked bad or expired since the attempt started.
+    ///
+    /// # Errors
+    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, also if the run has
+    /// checkpoints and all are bad: it is not fresh; `Unavailable`; `Denied`. The memory of the targets is unspecified after an error.
+    pub fn restore<S: ?Sized>(
+        &mut self,
+        state: &mut S,
+        declare: impl for<'a> Fn(&'a mut S, &mut Targets<'a>) -> Result<()>,
+    ) -> Result<Option<Restored>> {
+        let mut notices = Vec::new();
+        while let Some(contents) = self.candidate(&mut notices)? {
+            let mut targets = Targets::new(self.world);
+            declare(state, &mut targets)?;
+            match self.look_and_read(&contents, targets, &mut notices) {
+                Ok(restored) => {
+                    self.build_on(&contents);
+                    return Ok(Some(Restored { notices, ..restored }));
+                }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    self.reject(&contents.id(), error, &mut notices)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The checkpoint that [`Run::restore`] would take now, for a caller that must look into it before it can
+    /// name targets; `None` for a fresh run. Its targets are filled by [`Run::read`]; if that finds it
+    /// damaged, [`Run::reject`] comes before the next call. `notices` is told what a person should know.
+    ///
+    /// # Errors
+    /// As [`Run::restore`], but for those of the targets.
+    pub fn candidate(&mut self, notices: &mut Vec<String>) -> Result<Option<Contents>> {
+        if let Some(replaying) = &self.replaying {
+            return replaying.contents();
+        }
+        self.io.block_on(self.ledger.refresh())?;
+        let stands = self.next.is_none_or(|id| self.refusal(&id).is_none());
+        if self.world.size == 1 && stands {
+            // Nobody has to agree: what was committed since the attempt began counts too.
+            self.next = restore::choose_id(self.ledger.history()).or(self.next);
+        }
+        while let Some(id) = self.next {
+            let error = match self.refusal(&id) {
+                Some(error) => error,
+                None => match self.io.block_on(Contents::load(&self.ledger, &id)) {
+                    Ok(contents) => {
+                        self.note_standing(&id, notices);
+                        return Ok(Some(contents));
+                    }
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        self.mark_bad(&id, error)?
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            self.go_back(&id, error, notices)?;
+        }
+        self.check_fresh(notices)?;
+        Ok(None)
+    }
+
+    /// Reads what `contents` tells of into `targets`. Damage is an error and changes no standing.
+    ///
+    /// # Errors
+    /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, `Unavailable`, `Denied`. The
+    /// memory of the targets is unspecified after an error.
+    pub fn read(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
+        let io = self.replaying.as_ref().map_or(&self.io, Replaying::io);
+        restore::restore_from(io, contents, targets)
+    }
+
+    /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.
+    ///
+    /// # Errors
+    /// `error` itself if there are several ranks, which go back together in the next attempt; as [`mark`].
+    pub fn reject(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
+        if self.replaying.is_some() {
+            return Err(error.context("the checkpoint that the replay begins with"));
+        }
+        let error = self.mark_bad(id, error)?;
+        self.go_back(id, error, notices)
+    }
+
+    /// The state is that of `contents` now: the next save may reuse its chunks, and names it its parent.
+    pub fn build_on(&self, contents: &Contents) {
+        // The chunks of a replay's source are in another repository.
+        if self.replaying.is_none() {
+            self.saver.set_base(base_of(contents));
+        }
+        if let Some(journal) = &self.journal {
+            rank::tell(journal, journal.restored(&contents.id(), contents.manifest().step));
+        }
+    }
+
+    fn mark_bad(&mut self, id: &Hash, error: Error) -> Result<Error> {
+        self.mark(id, Standing::Bad, &error.to_string())?;
+        Ok(error.context(format!("checkpoint {id} is marked bad")))
+    }
+
+    fn go_back(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
+        if self.world.size > 1 {
+            return Err(error.with_remedy(
+                "start the next attempt: all ranks go back to the checkpoint before it together",
+            ));
+        }
+        notices.push(format!("skipped checkpoint {}: {error}", id.short()));
+        self.next = restore::choose_id(self.ledger.history());
+        Ok(())
+    }
+
+    /// Why a checkpoint that was there when the attempt started is none to restore any more.
+    fn refusal(&self, id: &Hash) -> Option<Error> {
+        let found = self.ledger.history().checkpoint(id)?;
+        if found.standing == Standing::Bad {
+            let reason = found.reason.as_deref().unwrap_or("for no reason that was given");
+            return Some(Error::corrupt(format!("checkpoint {id} was marked bad: {reason}")));
+        }
+        found.expired.then(|| Error::corrupt(format!("checkpoint {id} has expired")))
+    }
+
+    /// A run that has checkpoints, none of which can be restored, must not begin again as if it never
+    /// had any.
+    fn check_fresh(&self, notices: &[String]) -> Result<()> {
+        let history = self.ledger.history();
+        if notices.is_empty()
+            && (history.checkpoints().is_empty() || restore::choose_id(history).is_some())
+        {
+            return Ok(());
+        }
+        let lost: Vec<String> = history
+            .checkpoints()
+            .iter()
+            .rev()
+            .map(|checkpoint| match &checkpoint.reason {
+                Some(reason) => format!("{}: {reason}", checkpoint.id.short()),
+                None => checkpoint.id.short().to_string(),
+            })
+            .collect();
+        Err(Error::corrupt(format!("no checkpoint is left to restore: {}", lost.join("; ")))
+            .with_remedy("`lastgood mark` overrules a bad one; a new run name begins afresh"))
+    }
+
+    /// Restores the checkpoint that `selector` names, whatever the attempt began with. Damage is an
+    /// error here: nothing else was asked for.
+    ///
+    /// # Errors
+    /// As [`Run::restore`]; `NotFound` if there is no such checkpoint.
+    pub fn restore_at(&mut self, selector: &Selector, targets: Targets<'_>) -> Result<Restored> {
+        let contents = self.find(selector)?;
+        let mut notices = Vec::new();
+        let restored = self.look_and_read(&contents, targets, &mut notices)?;
+        self.build_on(&contents);
+        Ok(Restored { notices, ..restored })
+    }
+
+    /// Reads `contents` into `targets` unless a preflight stands against it.
+    fn look_and_read(
+        &mut self,
+        contents: &Contents,
+        targets: Targets<'_>,
+        notices: &mut Vec<String>,
+    ) -> Result<Restored> {
+        let report = self.preflight(contents, &Needs::default())?;
+        notices.extend(report.refused().map(|finding| format!("it goes on although {finding}")));
+        self.read(contents, targets)
+    }
+
+    /// Looks whether `contents` can be restored here, as [`Run::look`] does, and, on rank 0, whether every object is
+    /// there. What is found is recorded in the journal; what [`RunOptions::preflight`](crate::RunOptions::preflight)
+    /// accepts of it, in the ledger. [`Run::restore`] does so by itself. In a replay it does nothing.
+    ///
+    /// # Errors
+    /// `Incompatible` if something stands against it that nobody accepted, and [`Mode::Refuse`] is set; `Corrupt` if an
+    /// object is missing or of another size; `Unavailable`, `Denied`.
+    pub fn preflight(&mut self, contents: &Contents, needs: &Needs) -> Result<Report> {
+        let report = self.look(contents, needs)?;
+        // A replay is to say itself where it parts from what was recorded.
+        let is_replay = self.replaying.is_some();
+        if self.preflight.mode == Mode::Off || is_replay && !self.only_looks() {
+            return Ok(report);
+        }
+        if let Some(journal) = &self.journal {
+            rank::tell(journal, journal.preflight(&report));
+        }
+        if is_replay {
+            return Ok(report);
+        }
+        self.record_accepted(&report)?;
+        if self.world.rank == 0 {
+            objects::check_sizes(&self.io, contents)?;
+        }
+        let refused = preflight::refusal(&report, self.ledger.run().as_str());
+        match refused.filter(|_| self.preflight.mode == Mode::Refuse) {
+            Some(error) => Err(error),
+            None => Ok(report),
+        }
+    }
+
+    /// Says whether `contents` can be restored here: whether this process computes as the one that saved it, and
+    /// whether what the caller `needs` is there. It changes nothing, and refuses nothing.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`.
+    pub fn look(&self, contents: &Contents, needs: &Needs) -> Result<Report> {
+        let memory_available = machine::memory_available();
+        let mut report = Report {
+            checkpoint: contents.id(),
+            step: contents.manifest().step,
+            saved_by: contents.manifest().world_size,
+            restored_by: self.world.size,
+            environment: Compared::NotGiven,
+            findings: Vec::new(),
+            problems: needs.problems.clone(),
+            bytes: needs.bytes,
+            memory_needed: needs.memory,
+            memory_available,
+        };
+        self.compare(contents, &mut report)?;
+        if memory_available.is_some_and(|available| needs.memory > available) {
+            report.findings.push(Finding {
+                key: "memory".into(),
+                effect: Effect::Safety,
+                recorded: Some(format!("{} bytes to restore", needs.memory)),
+                found: memory_available.map(|bytes| format!("{bytes} bytes left")),
+                accepted: None,
+            });
+        }
+        self.note_accepted(&mut report);
+        Ok(report)
+    }
+
+    /// True if this process ends once it has looked whether it could restore.
+    #[must_use]
+    pub fn only_looks(&self) -> bool {
+        self.replaying.as_ref().is_some_and(Replaying::only_looks)
+    }
+
+    /// Compares the environment of this process with that of the one that saved.
+    fn compare(&self, contents: &Contents, report: &mut Report) -> Result<()> {
+        if self.environment.is_empty() || self.preflight.mode == Mode::Off {
+            return Ok(());
+        }
+        let source = self.replaying.as_ref().map_or(&self.repository, Replaying::source);
+        let rank = self.world.rank;
+        let recorded = recorded::recorded(source, contents, rank, &self.environment);
+        report.environment = match self.io.block_on(recorded)? {
+            Recorded::Alike => Compared::Alike,
+            Recorded::Nothing => Compared::NotRecorded,
+            Recorded::Other(recorded) => {
+                report.findings = environment::differences(&recorded, &self.environment);
+                Compared::Differs
+            }
+            Recorded::Lost(why) => {
+                report.findings.push(Finding {
+                    key: "environment".into(),
+                    effect: Effect::Numerics,
+                    recorded: Some(format!("another one, and it cannot be read: {why}")),
+                    found: Some("this one".into()),
+                    accepted: None,
+                });
+                Compared::Differs
+            }
+        };
+        Ok(())
+    }
+
+    /// Notes what of the findings is accepted, by the ledger or by what this process was given.
+    fn note_accepted(&self, report: &mut Report) {
+        let ledger = self.replaying.as_ref().map_or(&self.ledger, Replaying::ledger);
+        let recorded = ledger.history().accepted();
+        for finding in report.findings.iter_mut().filter(|finding| finding.is_refused()) {
+            if recorded.iter().any(|accepted| preflight::lets_go(accepted, finding)) {
+                finding.accepted = Some("as the ledger says".into());
+            }
+        }
+        self.preflight.accept.note(&mut report.findings);
+    }
+
+    /// Tells the ledger what this process was given to accept, and had to.
+    fn record_accepted(&mut self, report: &Report) -> Result<()> {
+        let given = self.preflight.accept.of(&report.findings);
+        if given.is_empty() {
+            return Ok(());
+        }
+        let reason = self.preflight.accept.reason.clone();
+        let Self { io, ledger, writer, .. } = self;
+        io.block_on(preflight::record(ledger, writer, given, reason))
+    }
+
+    /// The checkpoint that `selector` names.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such checkpoint; those of [`Contents::load`].
+    pub fn find(&mut self, selector: &Selector) -> Result<Contents> {
+        if let Some(replaying) = &self.replaying
+            && let Some(contents) = replaying.contents()?
+        {
+            return Ok(contents);
+        }
+        self.io.block_on(self.ledger.refresh())?;
+        let id = restore::resolve(self.ledger.history(), selector)?.id;
+        self.io.block_on(Contents::load(&self.ledger, &id))
+    }
+
+    fn note_standing(&self, id: &Hash, notices: &mut Vec<String>) {
+        if let Some(checkpoint) = self.ledger.history().checkpoint(id)
+            && checkpoint.standing == Standing::Verified
+            && !self.ledger.history().checkpoints().iter().any(|c| c.standing == Standing::Good)
+        {
+            notices.push(format!("no checkpoint is marked good; took verified {}", id.short()));
+        }
+    }
+}
+
+/// Every chunk of the restored checkpoint may be reused, whichever rank wrote it.
+fn base_of(contents: &Contents) -> Base {
+    Base::new(contents.id(), contents.indexes())
+}
