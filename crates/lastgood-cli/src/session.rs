@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use lastgood::ledger::{Checkpoint, History, Ledger};
-use lastgood::restore::{Selector, resolve};
+use lastgood::ledger::Ledger;
 use lastgood::{Error, Repository, Result};
 use lastgood_serve::rank::store_options;
 use lastgood_store::{Env, Store, SystemEnv};
@@ -44,20 +43,4 @@ pub(crate) fn ledger(args: &RunArgs) -> Result<(Repository, Ledger)> {
             count => format!("it has {count} runs; `lastgood ls` without --run lists them"),
         },
     ))
-}
-
-/// The checkpoint that `selector` names. An error tells what there is near it.
-pub(crate) fn checkpoint<'h>(history: &'h History, selector: &Selector) -> Result<&'h Checkpoint> {
-    resolve(history, selector).map_err(|error| {
-        let Selector::Step(wanted) = selector else { return error };
-        let steps = history.checkpoints().iter().filter(|c| !c.expired).map(|c| c.step);
-        let before = steps.clone().filter(|step| step < wanted).max();
-        let after = steps.filter(|step| step > wanted).min();
-        let near = match (before, after) {
-            (Some(before), Some(after)) => format!("the nearest are of steps {before} and {after}"),
-            (Some(only), None) | (None, Some(only)) => format!("the nearest is of step {only}"),
-            (None, None) => return error,
-        };
-        Error::new(error.kind(), error.message()).with_remedy(near)
-    })
 }

@@ -6,6 +6,7 @@ use against::Other;
 use anyhow::{Result, bail};
 use lastgood::Error;
 use lastgood::replay::compare::{Comparison, Difference, Divergence};
+use lastgood::replay::span::{Span, led_to};
 use lastgood::replay::window::Window;
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use super::supervise;
 use crate::args::Bisect;
 use crate::exit::Exit;
 use crate::replay::element::{self, Element};
-use crate::replay::{Source, Span, divergence_json, led_to, read_record, search};
+use crate::replay::{Source, divergence_json, read_record, search};
 use crate::{output, session};
 
 pub(super) fn run(args: &Bisect, as_json: bool) -> Result<Exit> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lastgood::Repository;
-use lastgood::restore::{Contents, Selector};
+use lastgood::restore::{Contents, Selector, resolve};
 use lastgood::safetensors::{Content, Export};
 use lastgood_format::Hash;
 use serde_json::json;
@@ -34,7 +34,7 @@ pub(super) struct Request {
 
 pub(super) fn run(request: &Request, as_json: bool) -> Result<Exit> {
     let (repository, ledger) = session::ledger(&request.run)?;
-    let checkpoint = session::checkpoint(ledger.history(), &request.at)?;
+    let checkpoint = resolve(ledger.history(), &request.at)?;
     let (id, step) = (checkpoint.id, checkpoint.step);
     let target = Target::new(&request.to, &repository.store().location(), request.force)?;
     let contents = repository.contents(&ledger, &id)?;

@@ -1,7 +1,7 @@
 //! `lastgood mark`: gives a checkpoint a standing.
 
 use lastgood::ledger::{Standing, Writer};
-use lastgood::restore::Selector;
+use lastgood::restore::{Selector, resolve};
 use serde_json::json;
 
 use crate::args::{Mark, RunArgs};
@@ -17,7 +17,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Exit> {
     let (repository, mut ledger) = session::ledger(args)?;
     let (id, step) = {
-        let checkpoint = session::checkpoint(ledger.history(), at)?;
+        let checkpoint = resolve(ledger.history(), at)?;
         (checkpoint.id, checkpoint.step)
     };
     let standing = match standing {

@@ -9,16 +9,16 @@ use lastgood::journal::Lane;
 use lastgood::ledger::{Checkpoint, Ledger, Writer};
 use lastgood::preflight::objects::{Depth, Objects};
 use lastgood::preflight::{Acceptance, Compared, Finding, Report, machine};
-use lastgood::replay::{Place, Plan};
-use lastgood::restore::Contents;
+use lastgood::replay::{Place, Plan, Span};
+use lastgood::restore::{Contents, resolve};
 use lastgood::{Error, ErrorKind, Repository};
 use serde_json::{Value, json};
 
 use super::supervise;
 use crate::args::Preflight;
 use crate::exit::Exit;
+use crate::replay::Source;
 use crate::replay::execute::execute;
-use crate::replay::{Source, Span};
 use crate::{output, session};
 
 /// What came of one check.
@@ -65,7 +65,7 @@ impl Check {
 
 pub(super) fn run(args: &Preflight, as_json: bool) -> Result<Exit> {
     let (repository, mut ledger) = session::ledger(&args.run)?;
-    let checkpoint = session::checkpoint(ledger.history(), &args.at.at)?.clone();
+    let checkpoint = resolve(ledger.history(), &args.at.at)?.clone();
     let contents = repository.contents(&ledger, &checkpoint.id)?;
     let ranks = args.ranks.unwrap_or(checkpoint.world_size);
     let depth: Depth = args.data.parse()?;

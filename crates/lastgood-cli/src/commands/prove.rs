@@ -4,13 +4,14 @@ use anyhow::Result;
 use lastgood::certificate::{Certificate, DigestPair, PrivateKey, Tail};
 use lastgood::journal::audit::Audit;
 use lastgood::ledger::Ledger;
+use lastgood::replay::Span;
 use lastgood::{Error, Hash, Repository};
 
 use super::certificate::{failed, read};
 use super::supervise;
 use crate::args::Prove;
 use crate::exit::Exit;
-use crate::replay::{Rerun, Source, Span, read_record};
+use crate::replay::{Rerun, Source, read_record};
 use crate::{output, session};
 
 pub(super) fn run(args: &Prove, as_json: bool) -> Result<Exit> {

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use lastgood::replay::Place;
+use lastgood::replay::judge::Judged;
+use lastgood::replay::{Place, Span};
 use lastgood::{Error, Hash, RunName};
 use serde_json::json;
 
 use super::{supervise, verify};
 use crate::args::{Replay, ReplayMode};
 use crate::exit::Exit;
-use crate::replay::{Judged, Source, Span, divergence_json};
+use crate::replay::{Source, divergence_json};
 use crate::{output, session};
 
 pub(super) fn run(args: &Replay, as_json: bool) -> Result<Exit> {

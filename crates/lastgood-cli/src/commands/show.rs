@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lastgood::branch;
-use lastgood::restore::{Contents, Selector, choose};
+use lastgood::restore::{Contents, Selector, choose, resolve};
 use serde_json::json;
 
 use crate::args::RunArgs;
@@ -18,7 +18,7 @@ pub(super) fn run(
     as_json: bool,
 ) -> anyhow::Result<Exit> {
     let (repository, ledger) = session::ledger(args)?;
-    let checkpoint = session::checkpoint(ledger.history(), at)?;
+    let checkpoint = resolve(ledger.history(), at)?;
     let contents = repository.contents(&ledger, &checkpoint.id)?;
     let is_last_good = choose(ledger.history()).is_some_and(|c| c.id == checkpoint.id);
     let created = repository.block_on(branch::created(&ledger))?;

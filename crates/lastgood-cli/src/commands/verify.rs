@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lastgood::ledger::{Ledger, Standing, Writer};
-use lastgood::restore::{Selector, VerifiedPacks};
+use lastgood::restore::{Selector, VerifiedPacks, resolve};
 use lastgood::{Error, ErrorKind, Hash, Repository};
 use lastgood_format::key;
 use serde_json::json;
@@ -31,7 +31,7 @@ pub(super) fn run(
     };
     let chosen: Vec<(Hash, u64)> = match at {
         Some(selector) => {
-            let checkpoint = session::checkpoint(ledger.history(), selector)?;
+            let checkpoint = resolve(ledger.history(), selector)?;
             vec![(checkpoint.id, checkpoint.step)]
         }
         None => ledger

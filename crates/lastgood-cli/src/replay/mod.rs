@@ -2,30 +2,26 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`span`] | which steps, from which checkpoint |
 //! | [`execute`] | the job under the supervisor, told what to do |
-//! | [`judge`] | what was recorded beside what came out |
 //! | [`element`] | the one element that differs |
 //! | [`search`] | how far each execution of a bisection goes |
 
 pub(crate) mod element;
 pub(crate) mod execute;
-mod judge;
 pub(crate) mod search;
-mod span;
 
 use std::ffi::OsString;
 
-use anyhow::{Result, bail};
-pub(crate) use judge::{Judged, divergence_json, environment};
-use lastgood::branch::{self, Origin};
+use anyhow::Result;
+use lastgood::Repository;
 use lastgood::journal::audit::{Audit, audit};
 use lastgood::ledger::Ledger;
+use lastgood::replay::compare::Divergence;
+use lastgood::replay::judge::{Judged, judge};
 use lastgood::replay::window::Window;
-use lastgood::replay::{Place, Plan};
-use lastgood::{Error, Repository};
+use lastgood::replay::{Place, Prepared, Span, prepare};
 use lastgood_serve::Control;
-pub(crate) use span::{Span, led_to};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::output;
@@ -75,70 +71,22 @@ impl Source<'_> {
     /// Runs `span` again and compares it with what is recorded. The replay records `into` another repository or run,
     /// and saves its last state there if it is to. `None` if it was told to stop.
     pub(crate) fn rerun(&self, span: &Span, into: &Place, save: bool) -> Result<Option<Rerun>> {
-        let steps = span.from_step + 1..=span.to;
-        let recorded = Window::read(self.repository, self.ledger, steps.clone())?;
-        check_recorded(&recorded, span)?;
-        let run = self.ledger.run().clone();
-        let source = Place { store: self.store.to_owned(), run };
-        let from = span.from.map(|id| (id, span.from_step));
-        let mut plan = Plan::new(source, into.clone(), from, span.to);
-        plan.digests = recorded.states.keys().copied().collect();
-        plan.save = save;
         let target = crate::session::create_repository(&into.store)?;
-        check_vacant(&target, into)?;
-        if save {
-            self.create_branch(&target, into, span)?;
-        }
+        let source = (self.repository, self.ledger, self.store);
+        let Prepared { plan, recorded } = prepare(source, span, (&target, into), save)?;
         if !execute::execute(&target, self, span, &plan)? {
             return Ok(None);
         }
         let ledger = target.existing(&into.run)?;
-        let replayed = Window::read(&target, &ledger, steps)?;
-        let judged = judge::judge(self, span, (&recorded, &replayed))?;
+        let replayed = Window::read(&target, &ledger, span.from_step + 1..=span.to)?;
+        let judged = judge((self.repository, self.ledger), span, (&recorded, &replayed))?;
         Ok(Some(Rerun { target, ledger, recorded, judged, _folder: None }))
     }
-
-    /// Says in the ledger of `into` where the state comes from that will be saved there.
-    fn create_branch(&self, target: &Repository, into: &Place, span: &Span) -> Result<()> {
-        let origin = Origin {
-            repository: self.repository.id().to_owned(),
-            run: self.ledger.run().clone(),
-            from: span.from,
-            from_step: span.from_step,
-            step: span.to,
-        };
-        let mut ledger = target.ledger(&into.run)?;
-        Ok(target.block_on(branch::create(&mut ledger, "lastgood replay", &origin))?)
-    }
 }
 
-fn check_recorded(recorded: &Window, span: &Span) -> Result<()> {
-    let last = recorded.steps.keys().map(|(step, _)| *step).max();
-    if last == Some(span.to) {
-        return Ok(());
-    }
-    let what = match last {
-        Some(last) => format!("the journal of these steps ends with step {last}"),
-        None => match span.from {
-            Some(_) => format!("the journal ends with step {} or before", span.from_step),
-            None => "nothing is recorded of them".to_owned(),
-        },
-    };
-    Err(Error::not_found(format!("steps {} to {}: {what}", span.from_step + 1, span.to))
-        .with_remedy(
-            "`lastgood log --journal --count` says what is recorded; the job must open the run with \
-             a journal and call step",
-        )
-        .into())
-}
-
-fn check_vacant(target: &Repository, into: &Place) -> Result<()> {
-    if target.ledger(&into.run)?.history().entries() == 0 {
-        return Ok(());
-    }
-    let message = format!("{} holds a run {} already", into.store, into.run);
-    bail!(
-        Error::new(lastgood::ErrorKind::Conflict, message)
-            .with_remedy("name another --branch, or another folder to --keep")
-    )
+/// A divergence as the pages describe it.
+pub(crate) fn divergence_json(d: &Divergence) -> serde_json::Value {
+    json!({"code": d.difference.code(), "step": d.step, "rank": d.rank, "what": d.what,
+        "expected": d.expected, "actual": d.actual,
+        "word": d.change.map(|c| c.word), "delta": d.change.map(|c| c.delta.to_string())})
 }

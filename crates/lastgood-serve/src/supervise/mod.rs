@@ -266,13 +266,17 @@ pub fn supervise(
         let what = failure.to_string();
         let (after, left) = match budget.judge(failure, newest_step(&ledger)) {
             Next::Restart { after, left } => (after, left),
-            Next::GiveUp(verdict) => return Ok(Outcome::GaveUp(verdict)),
+            Next::GiveUp(verdict) => {
+                tell_incident(repository, &mut ledger, &what)?;
+                return Ok(Outcome::GaveUp(verdict));
+            }
         };
         let gone = places.lose(&lost);
-        if !gone.is_empty() {
-            let reason = format!("{what}; {}", not_replaced(&gone, places.ranks()));
-            tell_incident(repository, &mut ledger, &reason)?;
-        }
+        let reason = match gone.is_empty() {
+            true => what,
+            false => format!("{what}; {}", not_replaced(&gone, places.ranks())),
+        };
+        tell_incident(repository, &mut ledger, &reason)?;
         on_event(Event::Restarting { after, left, ranks: places.ranks(), gone });
         let until = Instant::now() + after;
         while Instant::now() < until {
@@ -297,11 +301,11 @@ fn start(repository: &Repository, ledger: &mut Ledger, ranks: u32) -> Result<Att
     repository.block_on(lastgood::attempt::start(ledger, ACTOR, &new))
 }
 
-/// Says in the ledger why the next attempt has fewer ranks.
+/// Says in the ledger how an attempt ended, and why the next one has fewer ranks.
 fn tell_incident(repository: &Repository, ledger: &mut Ledger, reason: &str) -> Result<()> {
     let writer = Writer { attempt: 0, actor: ACTOR.to_owned() };
     let kind = Kind::IncidentOpened { reason: reason.to_owned() };
-    // If it stays unknown whether it is told, it is not told twice: the world size of the attempt says enough.
+    // If it stays unknown whether it is told, it is not told twice.
     repository.block_on(ledger.append(&writer, |_| Ok(Decision::Append(kind.clone())))).map(drop)
 }
 

@@ -9,22 +9,30 @@
 //! |---|---|
 //! | [`Plan`] | what a replaying process is told |
 //! | `mode` | what a [`Run`](crate::Run) does differently in a replay |
+//! | [`span`] | which steps, from which checkpoint |
+//! | [`judge`] | what was recorded beside what came out |
 //! | [`window`] | what a journal says of some steps |
 //! | [`state`] | fingerprints of a whole state, from the journal or from a checkpoint |
 //! | [`compare`] | the first place where two windows part |
 
 pub mod compare;
+pub mod judge;
 pub(crate) mod mode;
+pub mod span;
 pub mod state;
 pub mod window;
 
 use std::collections::BTreeSet;
 
-use lastgood_format::{Error, Hash, Result, RunName};
+use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
 pub use mode::Due;
 use serde::{Deserialize, Serialize};
+pub use span::Span;
 
+use crate::branch::{self, Origin};
+use crate::ledger::Ledger;
 use crate::repository::Repository;
+use window::Window;
 
 /// The version of [`Plan`] that this library understands.
 const VERSION: u32 = 1;
@@ -129,4 +137,51 @@ pub struct Replay {
     pub source: Repository,
     /// Where the replay records.
     pub into: Repository,
+}
+
+/// What a replay is compared with, and what the processes that run it are told.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What they are told.
+    pub plan: Plan,
+    /// What is recorded of the steps.
+    pub recorded: Window,
+}
+
+/// Prepares a replay of `span` that records into `into`, which must be no run yet; with `save` the state at the end is
+/// saved there, as a branch.
+///
+/// # Errors
+/// `NotFound` if the steps are not recorded; `Conflict` if the run to record into is there already; `Corrupt`,
+/// `Unavailable`, `Denied`.
+pub fn prepare(
+    (source, ledger, store): (&Repository, &Ledger, &str),
+    span: &Span,
+    (target, into): (&Repository, &Place),
+    save: bool,
+) -> Result<Prepared> {
+    let recorded = Window::read(source, ledger, span.from_step + 1..=span.to)?;
+    span.check_recorded(&recorded)?;
+    let place = Place { store: store.to_owned(), run: ledger.run().clone() };
+    let from = span.from.map(|id| (id, span.from_step));
+    let mut plan = Plan::new(place, into.clone(), from, span.to);
+    plan.digests = recorded.states.keys().copied().collect();
+    plan.save = save;
+    let mut there = target.ledger(&into.run)?;
+    if there.history().entries() > 0 {
+        let message = format!("{} holds a run {} already", into.store, into.run);
+        return Err(Error::new(ErrorKind::Conflict, message)
+            .with_remedy("name another --branch, or another folder to --keep"));
+    }
+    if save {
+        let origin = Origin {
+            repository: source.id().to_owned(),
+            run: ledger.run().clone(),
+            from: span.from,
+            from_step: span.from_step,
+            step: span.to,
+        };
+        target.block_on(branch::create(&mut there, "lastgood replay", &origin))?;
+    }
+    Ok(Prepared { plan, recorded })
 }

@@ -76,7 +76,13 @@ pub fn resolve<'h>(history: &'h History, selector: &Selector) -> Result<&'h Chec
             .rev()
             .filter(|checkpoint| checkpoint.step == *step && !checkpoint.expired)
             .max_by_key(|checkpoint| (checkpoint.standing != Standing::Bad, checkpoint.entry))
-            .ok_or_else(|| none(format!("of step {step}"))),
+            .ok_or_else(|| {
+                let Some(near) = near(history, *step) else {
+                    return none(format!("of step {step}"));
+                };
+                Error::not_found(format!("run {run} has no checkpoint of step {step}"))
+                    .with_remedy(near)
+            }),
         Selector::Id(prefix) => {
             let mut found = all.iter().filter(|c| c.id.to_string().starts_with(prefix.as_str()));
             match (found.next(), found.next()) {
@@ -88,6 +94,20 @@ pub fn resolve<'h>(history: &'h History, selector: &Selector) -> Result<&'h Chec
                 .with_remedy("give more digits")),
             }
         }
+    }
+}
+
+/// Which steps near `wanted` have a checkpoint.
+fn near(history: &History, wanted: u64) -> Option<String> {
+    let steps = history.checkpoints().iter().filter(|c| !c.expired).map(|c| c.step);
+    let before = steps.clone().filter(|step| *step < wanted).max();
+    let after = steps.filter(|step| *step > wanted).min();
+    match (before, after) {
+        (Some(before), Some(after)) => {
+            Some(format!("the nearest are of steps {before} and {after}"))
+        }
+        (Some(only), None) | (None, Some(only)) => Some(format!("the nearest is of step {only}")),
+        (None, None) => None,
     }
 }
 

@@ -5,13 +5,14 @@ use std::ops::RangeInclusive;
 use anyhow::{Result, bail};
 use lastgood::ledger::Ledger;
 use lastgood::replay::compare::{Divergence, compare};
+use lastgood::replay::judge::environment;
 use lastgood::replay::window::Window;
 use lastgood::{Error, Repository};
 
 use super::Found;
 use crate::args::{Bisect, RunArgs, StoreArgs};
 use crate::replay::element::{self, Element};
-use crate::replay::{environment, read_record};
+use crate::replay::read_record;
 use crate::session;
 
 /// The run that is compared with.

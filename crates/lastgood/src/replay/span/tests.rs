@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use lastgood::journal::{JournalOptions, StepRecord};
-use lastgood::save::Mode;
-use lastgood::state::Durability;
-use lastgood::{Run, RunName, RunOptions};
+use crate::journal::{JournalOptions, StepRecord};
+use crate::save::Mode;
+use crate::state::Durability;
+use crate::{Run, RunName, RunOptions};
 use lastgood_store::{LocalStore, SystemEnv};
 use tempfile::TempDir;
 
@@ -70,11 +70,9 @@ fn any_of_a_thousand_steps_costs_at_most_the_steps_between_two_checkpoints() {
 fn a_bad_checkpoint_is_passed_over_at_the_cost_of_the_next_interval() {
     let (_folder, repository, name) = trained(100, &[]);
     let mut ledger = repository.existing(&name).unwrap();
-    let id = session::checkpoint(ledger.history(), &Selector::Step(500)).unwrap().id;
-    let writer = lastgood::ledger::Writer { attempt: 0, actor: "test".into() };
-    repository
-        .block_on(lastgood::mark(&mut ledger, &writer, &id, Standing::Bad, "damaged"))
-        .unwrap();
+    let id = resolve(ledger.history(), &Selector::Step(500)).unwrap().id;
+    let writer = crate::ledger::Writer { attempt: 0, actor: "test".into() };
+    repository.block_on(crate::mark(&mut ledger, &writer, &id, Standing::Bad, "damaged")).unwrap();
     for (cost, step) in costs(&repository, &name).into_iter().zip(1..) {
         let passed = if (501..=600).contains(&step) { 100 } else { 0 };
         assert_eq!(cost, (step - 1) % 100 + 1 + passed, "step {step}");

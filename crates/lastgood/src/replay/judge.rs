@@ -2,35 +2,41 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
-use lastgood::Hash;
-use lastgood::journal::Value;
-use lastgood::replay::compare::{Comparison, Divergence, compare, compare_states, roots};
-use lastgood::replay::state::State;
-use lastgood::replay::window::Window;
-use serde_json::json;
+use lastgood_format::journal::Value;
+use lastgood_format::{Hash, Result};
 
-use super::{Source, Span};
+use super::compare::{Comparison, compare, compare_states, roots};
+use super::span::Span;
+use super::state::State;
+use super::window::Window;
+use crate::ledger::Ledger;
+use crate::repository::Repository;
 
 /// What a replay came to.
 #[derive(Debug)]
-pub(crate) struct Judged {
-    pub(crate) comparison: Comparison,
+pub struct Judged {
+    /// Step by step, and state by state.
+    pub comparison: Comparison,
     /// True if the state at the end was compared with the bytes of a checkpoint.
-    pub(crate) is_proven: bool,
+    pub is_proven: bool,
     /// Every number of ranks that the run had in these steps.
-    pub(crate) world_sizes: BTreeSet<u32>,
+    pub world_sizes: BTreeSet<u32>,
     /// The level that equality is: D2 on as many ranks, D3 if not all of these steps were done on as many.
-    pub(crate) claimed: &'static str,
+    pub claimed: &'static str,
     /// What differs between the environments: name, recorded, re-executed.
-    pub(crate) environment: Vec<(String, String, String)>,
-    pub(crate) root: Option<Hash>,
+    pub environment: Vec<(String, String, String)>,
+    /// The digest of the state at the end of the replay, if it was digested.
+    pub root: Option<Hash>,
     /// The states that were compared: step, where the recorded one is from, and the digests of both.
-    pub(crate) states: Vec<(u64, &'static str, Hash, Hash)>,
+    pub states: Vec<(u64, &'static str, Hash, Hash)>,
 }
 
-pub(super) fn judge(
-    source: &Source<'_>,
+/// Compares what is recorded of `span` with what a replay of it recorded.
+///
+/// # Errors
+/// `Corrupt` if the checkpoint at the end is damaged; `Unavailable`, `Denied`.
+pub fn judge(
+    (repository, ledger): (&Repository, &Ledger),
     span: &Span,
     (recorded, replayed): (&Window, &Window),
 ) -> Result<Judged> {
@@ -47,15 +53,15 @@ pub(super) fn judge(
         .collect();
     if let (Some(id), Some(end)) = (&span.end, end) {
         // Its bytes, and not only what the journal says of them.
-        let contents = source.repository.contents(source.ledger, id)?;
-        let saved = State::of_checkpoint(source.repository, &contents)?;
+        let contents = repository.contents(ledger, id)?;
+        let saved = State::of_checkpoint(repository, &contents)?;
         comparison.divergences.extend(compare_states(span.to, &saved, end));
         let (a, b) = roots(&saved, end);
         states.push((span.to, "checkpoint", a, b));
         comparison.divergences.sort_by_key(|divergence| divergence.step);
         comparison.divergences.dedup();
     }
-    let world_sizes = recorded.world_sizes(source.ledger.history());
+    let world_sizes = recorded.world_sizes(ledger.history());
     let is_same = world_sizes.iter().all(|ranks| *ranks == span.ranks);
     Ok(Judged {
         comparison,
@@ -68,8 +74,23 @@ pub(super) fn judge(
     })
 }
 
+impl Judged {
+    /// True if they part somewhere.
+    #[must_use]
+    pub fn has_diverged(&self) -> bool {
+        !self.comparison.divergences.is_empty()
+    }
+
+    /// True if they agree, and a state is among what agrees.
+    #[must_use]
+    pub fn is_equal(&self) -> bool {
+        !self.has_diverged() && (self.is_proven || !self.comparison.states.is_empty())
+    }
+}
+
 /// What differs between the environment of the attempt that did the last step, and that of the replay.
-pub(crate) fn environment(recorded: &Window, replayed: &Window) -> Vec<(String, String, String)> {
+#[must_use]
+pub fn environment(recorded: &Window, replayed: &Window) -> Vec<(String, String, String)> {
     let last = recorded.attempts.values().next_back();
     let of = recorded.environments.iter().find(|((attempt, _), _)| Some(attempt) == last);
     let (Some((_, a)), Some(b)) = (of, replayed.environments.values().next()) else {
@@ -82,11 +103,4 @@ pub(crate) fn environment(recorded: &Window, replayed: &Window) -> Vec<(String, 
     };
     let differing = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
     differing.map(|name| (name.clone(), show(a.get(name)), show(b.get(name)))).collect()
-}
-
-/// A divergence as the pages describe it.
-pub(crate) fn divergence_json(d: &Divergence) -> serde_json::Value {
-    json!({"code": d.difference.code(), "step": d.step, "rank": d.rank, "what": d.what,
-        "expected": d.expected, "actual": d.actual,
-        "word": d.change.map(|c| c.word), "delta": d.change.map(|c| c.delta.to_string())})
 }
