@@ -381,6 +381,8 @@ pub(crate) enum ReplayMode {
     Reexecute,
     /// Run the steps again, and save the state of the last one as a checkpoint of another run
     Travel,
+    /// Run windows of a run that goes on again, chosen by chance, to find silent corruption
+    Shadow,
 }
 
 /// Arguments of `lastgood replay`.
@@ -403,6 +405,12 @@ pub(crate) struct Replay {
     /// The run that a travel saves into; RUN-at-STEP unless given
     #[arg(long, value_name = "NAME")]
     pub(crate) branch: Option<RunName>,
+    /// End a shadow after so many windows; otherwise it looks for new ones until it is told to stop
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<u64>,
+    /// How long a shadow waits where there is no new window
+    #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) every: std::time::Duration,
     /// Keep the repository that the replay records into, here
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,

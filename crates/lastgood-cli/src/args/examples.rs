@@ -86,6 +86,7 @@ pub(super) const REPLAY: &str = "\
 Examples:
   lastgood replay --store /data/ckpt --run llm -- python train.py
   lastgood replay --store /data/ckpt --run llm --from 4000 --to 5000 --ranks 2 -- python train.py
+  lastgood replay --store /data/ckpt --run llm --mode shadow -- python train.py
   lastgood replay --store /data/ckpt --run llm --mode travel --to 4321 -- python train.py
   lastgood replay --store /data/ckpt --run llm --mode audit
 

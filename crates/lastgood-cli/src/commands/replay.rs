@@ -1,5 +1,7 @@
 //! `lastgood replay`: a part of a run again, beside what was recorded of it.
 
+mod shadow;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -22,6 +24,9 @@ pub(super) fn run(args: &Replay, as_json: bool) -> Result<Exit> {
         bail!(Error::invalid("no command is given to run again").with_remedy(
             "give that of the job after `--`, as in `-- python train.py`; --mode audit needs none"
         ));
+    }
+    if args.mode == ReplayMode::Shadow {
+        return shadow::run(args, as_json);
     }
     let (repository, ledger) = session::ledger(&args.run)?;
     let ends = (args.from.as_deref(), &args.to);

@@ -13,6 +13,7 @@ mod preflight;
 mod replay;
 mod run;
 mod s3;
+mod shadow;
 mod tensors;
 mod tool;
 mod travel;

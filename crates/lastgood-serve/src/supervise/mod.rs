@@ -217,7 +217,9 @@ impl Control {
         self.kills.lock().unwrap_or_else(PoisonError::into_inner).push(rank);
     }
 
-    fn stops(&self) -> u32 {
+    /// How often it was told to stop.
+    #[must_use]
+    pub fn stops(&self) -> u32 {
         self.stops.load(Ordering::SeqCst)
     }
 
