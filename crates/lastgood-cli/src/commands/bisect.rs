@@ -109,8 +109,8 @@ impl Found {
     /// Compares with another run, by what both have recorded.
     fn against(&mut self, repository: &Repository, ledger: &Ledger, other: &RunName) -> Result<()> {
         let others = repository.existing(other)?;
-        let one = Window::read(repository, ledger, 1..=u64::MAX)?;
-        let two = Window::read(repository, &others, 1..=u64::MAX)?;
+        let one = Window::read(repository, ledger, 1..=u64::MAX, None)?;
+        let two = Window::read(repository, &others, 1..=u64::MAX, None)?;
         let last = |window: &Window| window.steps.keys().map(|(step, _)| *step).max();
         let both = last(&one).min(last(&two)).unwrap_or(0);
         let cut = |mut window: Window| {

@@ -73,7 +73,8 @@ impl Source<'_> {
     /// and saves its last state there if it is to. `None` if it was told to stop.
     pub(crate) fn rerun(&self, span: &Span, into: &Place, save: bool) -> Result<Option<Rerun>> {
         let steps = span.from_step + 1..=span.to;
-        let recorded = Window::read(self.repository, self.ledger, steps.clone())?;
+        let recorded =
+            Window::read(self.repository, self.ledger, steps.clone(), span.from.as_ref())?;
         check_recorded(&recorded, span)?;
         let run = self.ledger.run().clone();
         let source = Place { store: self.store.to_owned(), run };
@@ -87,7 +88,7 @@ impl Source<'_> {
             return Ok(None);
         }
         let ledger = target.existing(&into.run)?;
-        let replayed = Window::read(&target, &ledger, steps)?;
+        let replayed = Window::read(&target, &ledger, steps, None)?;
         let judged = judge::judge(self, span, (&recorded, &replayed))?;
         Ok(Some(Rerun { target, ledger, recorded, judged, _folder: None }))
     }
