@@ -317,3 +317,24 @@ def test_stock_calls_wrap_errors_and_ours_do_not(tmp_path: Path) -> None:
         lg.torch.save({"x": Custom()}, lg.torch.Writer(tmp_path), checkpoint_id=1)
     assert issubclass(lg.LastgoodError, Exception)
     assert AsyncCheckpointerType.PROCESS is not None
+
+
+def test_each_save_is_recorded_and_a_replay_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = lg.torch.Writer(tmp_path)
+    for step in (3, 5):
+        lg.torch.save({"w": torch.ones(4) * step}, writer, checkpoint_id=f"step-{step}")
+    events = children.events(tmp_path)
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [(e["step"], e["event"]) for e in steps] == [
+        (3, {"checkpoint": "step-3"}),
+        (5, {"checkpoint": "step-5"}),
+    ]
+    kinds = [event["kind"] for event in events]
+    # The last one is told when the run is closed, or with the next save.
+    assert "state.digest" in kinds and kinds.count("environment") == 1, kinds
+    monkeypatch.setenv("LASTGOOD_REPLAY", children.replay_of(tmp_path))
+    with pytest.raises(lg.Invalid, match=r"by lg.torch.Writer, which records its saves and not"):
+        lg.torch.Writer(tmp_path)
+    lg.torch.Writer(tmp_path, run="another")

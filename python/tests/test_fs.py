@@ -251,3 +251,20 @@ def check_zero_code(folder: Path, env: dict[str, str]) -> None:
         check=False,
     )
     assert run.stdout.strip() == "[1.0, 1.0, 1.0]", run.stdout + run.stderr
+
+
+def test_each_checkpoint_is_recorded_and_a_replay_is_refused(
+    fs: LastgoodFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(fs, "lastgood://run/note-1.txt", b"no checkpoint")
+    dcp.save({"w": torch.ones(3)}, checkpoint_id="lastgood://run/step-3")
+    events = children.events(tmp_path, "run")
+    (step,) = [event for event in events if event["kind"] == "step"]
+    size = fs.du("lastgood://run/step-3")
+    told = {"checkpoint": "step-3/.metadata", "files": 2, "bytes": size}
+    assert (step["step"], step["event"]) == (3, told)
+    assert [event["kind"] for event in events].count("environment") == 1
+    monkeypatch.setenv("LASTGOOD_REPLAY", children.replay_of(tmp_path, "run"))
+    with pytest.raises(lg.Invalid, match="by lastgood://, which records its saves"):
+        put(fs, "lastgood://run/note-2.txt", b"of a replay")
+    assert not fs.exists("lastgood://run/note-2.txt")
