@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lastgood._lastgood import Diverged, Invalid
+from lastgood._lastgood import Invalid, LastgoodError
 from lastgood._run import Run, _place
 
 
@@ -104,10 +104,11 @@ def aside() -> Path:
 
 
 def read_external(run: Run | None, key: str, value: Any) -> Any:
-    """As `Run.read_external`, of what is read by a trainer: ``value`` where the run read nothing."""
+    """As `Run.read_external`, of what is read by a trainer: ``value`` where the run read nothing. What cannot be
+    recorded ends no training; the next save tells."""
     if run is None or run._recorder is None:
         return value
-    with contextlib.suppress(Diverged):
+    with contextlib.suppress(LastgoodError):
         return run.read_external(key, value)
     return value
 

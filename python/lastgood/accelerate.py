@@ -21,6 +21,7 @@ import atexit
 import functools
 import os
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,9 @@ class Keeper:
         self._strict = strict
         self._run: Run = _resume.open_run(place, name)
         self._steps = _steps.Steps()
-        #: The last step that was told, and whether the optimizers tell their learning rates.
+        #: The last step that was told, and the optimizers that tell their learning rates.
         self._told = -1
-        self._listening: set[int] = set()
+        self._heard: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"lg.accelerate.Keeper({str(self._parent)!r})"
@@ -169,10 +170,8 @@ class Keeper:
         """Hears of the learning rates of each step from the optimizers, which may be prepared at any time."""
         for wrapped in self._accelerator._optimizers:
             optimizer = wrapped.optimizer
-            if id(optimizer) not in self._listening and hasattr(
-                optimizer, "register_step_pre_hook"
-            ):
-                self._listening.add(id(optimizer))
+            if optimizer not in self._heard and hasattr(optimizer, "register_step_pre_hook"):
+                self._heard.add(optimizer)
                 optimizer.register_step_pre_hook(lambda each, *_: self._steps.add_rates(each))
 
     def step(self, step: int, **metrics: Any) -> None:
@@ -226,7 +225,8 @@ class Keeper:
         if folder is None:
             return None
         self._accelerator.load_state(folder)
-        step = _step_of(Path(folder))
+        self._steps.forget()
+        self._told = step = _step_of(Path(folder))
         configuration = self._accelerator.project_configuration
         if configuration.automatic_checkpoint_naming:
             # Accelerate counts from 0 in each process, and refuses a folder that is there.

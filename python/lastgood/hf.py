@@ -96,7 +96,8 @@ class LastGoodCallback(TrainerCallback):
         self._verifying: list[threading.Thread] = []
         self._run: Run | None = None
         self._steps = _steps.Steps()
-        self._trainer: Any = None
+        self._listened: Any = None
+        self._replaced: Any = None
         self._output_dir: str | None = None
 
     def __repr__(self) -> str:
@@ -127,13 +128,13 @@ class LastGoodCallback(TrainerCallback):
             collator.epoch = round(state.epoch)
 
     def _listen(self) -> None:
-        """Hears each batch's loss where the trainer has it: callbacks are told a mean of several steps, and rounded."""
+        """Hears each batch's loss where the trainer has it: callbacks are told means of several steps."""
         self._steps.forget()
         trainer = _calling_trainer()
-        if trainer is None or trainer is self._trainer:
+        if trainer is None or trainer is self._listened:
             return
-        self._trainer = trainer
         train = trainer.training_step
+        self._listened, self._replaced = trainer, vars(trainer).get("training_step")
 
         @functools.wraps(train)
         def training_step(*args: Any, **kwargs: Any) -> Any:
@@ -142,6 +143,14 @@ class LastGoodCallback(TrainerCallback):
             return loss
 
         trainer.training_step = training_step
+
+    def _stop_listening(self) -> None:
+        """Gives the trainer its own method back, so that nothing keeps it alive."""
+        trainer, self._listened = self._listened, None
+        if trainer is not None:
+            del trainer.training_step
+            if self._replaced is not None:
+                trainer.training_step = self._replaced
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notes the learning rates of the step."""
@@ -220,6 +229,7 @@ class LastGoodCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Waits until the last save is committed and verified."""
+        self._stop_listening()
         try:
             self._settle(wait=True)
         except LastgoodError as error:

@@ -495,31 +495,32 @@ class _End(_callback_base()):  # type: ignore[misc]
     saves there."""
 
     def __init__(self, keeper: LastGood) -> None:
-        told = _steps.plan() or {}
         self._keeper = keeper
-        self._to = told["to"]
-        #: The run has saved after the last step, at its place, which may be behind an evaluation.
-        self._is_saved_later = self._to in told["digests"]
+        self._to = (_steps.plan() or {})["to"]
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        self._end(trainer, save=not self._is_saved_later)
+        self._end(trainer, may_wait=True)
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        self._end(trainer, save=True)
+        self._end(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._end(trainer, save=True)
+        self._end(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._end(trainer, save=True)
+        self._end(trainer)
 
-    def _end(self, trainer: Any, save: bool) -> None:
+    def _end(self, trainer: Any, may_wait: bool = False) -> None:
         if trainer.global_step < self._to:
             return
         run = self._keeper._run
-        is_due = run is not None and run._native.is_due(trainer.global_step)
-        is_due = trainer.strategy.broadcast(is_due)
-        if is_due and not save:
+        is_due = waits = False
+        if run is not None:
+            is_due = run._native.is_due(self._to)
+            # The run has saved after this step, and not here: behind an evaluation, or at the end of the epoch.
+            waits = may_wait and any(row["step"] == self._to for row in run._native.history())
+        is_due, waits = trainer.strategy.broadcast((is_due, is_due and waits))
+        if waits:
             return
         if is_due:
             trainer.save_checkpoint(_steps.aside() / "last.ckpt")

@@ -26,6 +26,7 @@ class Training:
     arguments: tuple[str, ...]
     steps: int
     saves: tuple[int, ...]
+    ranks: int = 1
 
 
 #: What is not committed when it is killed would be taken over by the next attempt, without its steps.
@@ -37,6 +38,12 @@ HF_LOGS = Training(
 LIGHTNING = Training("small_lightning.py", ("one",), 16, (3, 6, 9, 12, 15))
 LIGHTNING_TWO = Training("small_lightning.py", ("one", "--accumulate", "2"), 8, (3, 6))
 ACCELERATE = Training("small_accelerate.py", (), 12, (3, 6, 9, 12))
+SEVERAL = [
+    Training("small_hf.py", ("--block",), 12, (3, 6, 9, 12), 2),
+    Training("small_lightning.py", ("ddp",), 16, (3, 6, 9, 12, 15), 2),
+    Training("small_lightning.py", ("fsdp2",), 16, (3, 6, 9, 12, 15), 2),
+    Training("small_accelerate.py", (), 12, (3, 6, 9, 12), 2),
+]
 NEEDS = {"hf": "transformers", "lightning": "lightning", "accelerate": "accelerate"}
 
 
@@ -68,7 +75,8 @@ def train(training: Training, out: Path, *more: str, plant: str = "") -> None:
     pytest.importorskip(NEEDS[name(training)])
     store = out / ("store" if training.program == LIGHTNING.program else "_lastgood")
     store.mkdir(parents=True)
-    tool("run", *place(out), "--", *command(training, out), *more, PLANT=plant)
+    ranks = ["--ranks", str(training.ranks)]
+    tool("run", *place(out), *ranks, "--", *command(training, out), *more, PLANT=plant)
 
 
 def replay(training: Training, out: Path, *options: str, code: int = 0) -> dict[str, Any]:
@@ -99,6 +107,20 @@ def test_killed_on_the_way_it_is_replayed_to_the_bit(tmp_path: Path, training: T
     whole = replay(training, out, "--from", "start")
     assert whole["equal"] and whole["steps"] == last, whole
     assert files_of(out) == before, "a replay changes nothing of the run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", SEVERAL, ids=name)
+def test_several_ranks_are_replayed_to_the_bit(tmp_path: Path, training: Training) -> None:
+    out = tmp_path / "out"
+    train(training, out)
+    # What one rank stores for all is of a world of one.
+    said = replay(training, out, "--ranks", str(training.ranks))
+    last, before = training.saves[-1], training.saves[-2]
+    assert said["equal"] and said["checkpoint"] is not None, said
+    # Of Lightning with DDP rank 0 alone stores, and records.
+    alone = training.arguments == ("ddp",)
+    assert said["steps"] == (last - before) * (1 if alone else training.ranks), said
 
 
 def check_steps(out: Path, training: Training) -> None:

@@ -121,8 +121,9 @@ impl Found {
         };
         let (one, two) = (cut(one), cut(two));
         let comparison = compare(&one, &two);
-        self.equal_to = both;
-        if !comparison.divergences.is_empty() {
+        if comparison.divergences.is_empty() {
+            self.equal_to = both;
+        } else {
             self.part(&comparison);
             self.explain(&environment(&one, &two), &one);
         }
