@@ -358,6 +358,9 @@ class LastGood(_callback_base()):  # type: ignore[misc]
     ) -> None:
         """What the strategy wrote as a folder is stored when every rank has written its part."""
         step = trainer.global_step
+        if _steps.plan() is not None and _writes_folders(trainer.strategy):
+            # The folders of the run stay as they are.
+            filepath = _steps.aside() / Path(filepath).name
         save(checkpoint, filepath, **kwargs)
         folder = Path(trainer.strategy.broadcast(filepath))
         if trainer.strategy.reduce_boolean_decision(not folder.is_dir(), all=False):

@@ -41,7 +41,6 @@ ACCELERATE = Training("small_accelerate.py", (), 12, (3, 6, 9, 12))
 SEVERAL = [
     Training("small_hf.py", ("--block",), 12, (3, 6, 9, 12), 2),
     Training("small_lightning.py", ("ddp",), 16, (3, 6, 9, 12, 15), 2),
-    Training("small_lightning.py", ("fsdp2",), 16, (3, 6, 9, 12, 15), 2),
     Training("small_accelerate.py", (), 12, (3, 6, 9, 12), 2),
 ]
 NEEDS = {"hf": "transformers", "lightning": "lightning", "accelerate": "accelerate"}
@@ -107,6 +106,17 @@ def test_killed_on_the_way_it_is_replayed_to_the_bit(tmp_path: Path, training: T
     whole = replay(training, out, "--from", "start")
     assert whole["equal"] and whole["steps"] == last, whole
     assert files_of(out) == before, "a replay changes nothing of the run"
+
+
+@pytest.mark.slow
+def test_of_parts_that_dcp_writes_only_its_random_name_differs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    training = Training("small_lightning.py", ("fsdp2",), 16, (3, 6, 9, 12, 15), 2)
+    train(training, out)
+    before = files_of(out)
+    said = replay(training, out, code=6)
+    assert {one["what"] for one in said["divergences"]} == {"folder/.metadata", "folder/tree@rank0"}
+    assert said["steps"] == 6 and files_of(out) == before
 
 
 @pytest.mark.slow
