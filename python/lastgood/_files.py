@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lastgood import _lastgood, _world
+from lastgood import _journal, _lastgood, _steps, _world
 from lastgood._lastgood import (
     Closed,
     Conflict,
@@ -222,20 +222,31 @@ class Files:
                 self._cached = (newest, _catalog_of(self._reader(self.run), checkpoint))
             return dict(self._cached[1])
 
-    def change(self, edit: Callable[[Catalog], None], step: int | None = None) -> None:
+    def change(
+        self,
+        edit: Callable[[Catalog], None],
+        step: int | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
         """Commits the catalog that ``edit`` makes of the newest one. It is called again if another change came
-        between.
+        between. With ``record``, which tells what is saved, it is recorded, with the environment of this process.
 
         Raises:
             What ``edit`` raises; Conflict: if others change it all the time; and what the save fails with.
         """
+        _steps.refuse(self.store, self.run, "lastgood://")
+        journal = _journal.of_saves(self.store) if record is not None else {}
         for _ in _turns():
-            native = _lastgood.Run(self.store, _world.store_options(), self.run, 0, 1, None, {})
+            native = _lastgood.Run(
+                self.store, _world.store_options(), self.run, 0, 1, None, {}, **journal
+            )
             try:
                 catalog = self.catalog()
                 edit(catalog)
                 rows = native.history()
                 at = step if step is not None else (rows[-1]["step"] if rows else 0)
+                if record is not None:
+                    native.step(at, record, {})
                 handle = native.save(at, _capture_of(catalog), False)
                 handle.wait_committed()
                 return

@@ -120,6 +120,8 @@ def ingest(run: Run, folder: Path, step: int, owner: str, peers: Peers) -> SaveH
     tree = {"kind": KIND, "name": folder.name, "files": [asdict(file) for file in files]}
     capture.blob(component, _state.TREE, _state.stored_tree(tree), False)
     capture.metadata("lastgood.python", _lastgood.__version__)
+    # What led to the checkpoint is recorded before it.
+    run._recorder_flush()
     # The files' bytes are in memory that nobody else has: they may be copied behind the call.
     return SaveHandle(run, run._native.save(step, capture, True))
 
@@ -148,7 +150,7 @@ def stored(run: Run, owner: str, damaged: set[int]) -> Iterator[Stored]:
     usable = [known for known in run.history() if known.standing != "bad" and not known.expired]
     for known in sorted(reversed(usable), key=lambda known: known.standing != "good"):
         try:
-            yield _stored(run, owner, run._native.find(f"id:{known.id}"))
+            yield stored_in(run, owner, run._native.find(f"id:{known.id}"))
         except Corrupt as error:
             damaged.add(known.step)
             reject(run, known.id, error)
@@ -165,7 +167,13 @@ def reject(run: Run, checkpoint: str, error: Corrupt) -> None:
         raise error
 
 
-def _stored(run: Run, owner: str, checkpoint: Any) -> Stored:
+def stored_in(run: Run, owner: str, checkpoint: Any) -> Stored:
+    """The folder of ``owner`` in a checkpoint.
+
+    Raises:
+        Incompatible: if it holds something else.
+        Corrupt: if its list of files is damaged.
+    """
     held = {(name, of) for name, of, _ in checkpoint.components()}
     if held != {(COMPONENT, owner)}:
         found = ", ".join(f"{name} of {of}" for name, of in sorted(held))

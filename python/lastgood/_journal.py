@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
-from lastgood import _lastgood, _rng
+from lastgood import _environment, _lastgood, _rng
 from lastgood._lastgood import Diverged, Invalid
 
 #: An array of a metric with more elements than this is recorded by its digest.
@@ -53,6 +53,13 @@ def _state_folder(store: str) -> str | None:
         os.path.expanduser("~"), ".local", "state"
     )
     return os.path.join(state, "lastgood", "journal")
+
+
+def of_saves(store: str) -> dict[str, Any]:
+    """The journal of those who only save: what `_lastgood.Run` takes beside its settings."""
+    recorded = settings_of(True, store) or {}
+    del recorded["digest_every"]
+    return {"journal": recorded, "environment": _environment.collect()}
 
 
 class Recorder:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lastgood import _folders, _lastgood, _run, _world
+from lastgood import _folders, _journal, _lastgood, _run, _steps, _world
 from lastgood._lastgood import Corrupt, LastgoodError, NotFound
 from lastgood._peers import Peers
 from lastgood._policy import Policy
@@ -50,7 +50,7 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
     newest = -1
     if known is not None and not known._closed:
         newest = _newest.get(id(known), -1)
-        if newest < 0 or (before is not None and newest < before):
+        if newest < 0 or known._replays or (before is not None and newest < before):
             return known
         known.close()
     opened = (
@@ -70,8 +70,20 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
 def _alone(place: str, name: str) -> Run:
     # Under a supervisor a job of one rank is its attempt; one of several ranks is not, if only one of them saves.
     incarnation = _world.find_incarnation(World(), name) if _world.find_world().size == 1 else None
-    native = _lastgood.Run(place, _world.store_options(), name, 0, 1, incarnation, {})
-    opened = Run(native, {}, World(), _Never(), rng=False, overlap=True)
+    native = _lastgood.Run(
+        place,
+        _world.store_options(),
+        name,
+        0,
+        1,
+        incarnation,
+        {},
+        replay=os.environ.get("LASTGOOD_REPLAY"),
+        **_journal.of_saves(place),
+    )
+    replays = _steps.plan() is not None
+    never = _Never()
+    opened = Run(native, {}, World(), never, rng=False, overlap=True, journal=True, replays=replays)
     _run._open_runs.add(opened)
     return opened
 
@@ -115,15 +127,35 @@ class Resume:
     def find(self) -> str | None:
         """The folder, with every byte that was saved; None for a fresh run. Every rank asks, and gets the same."""
         peers = Peers(World(self.run.rank, self.run.world_size))
+        if self.run._replays:
+            return self._find_replayed(peers)
         chosen = peers.in_turn("last-good", lambda: self._choose(peers.world))
         for notice in self.notices:
             tell(notice)
         if chosen is None:
+            _journal.start_generators(self.run._native)
             return None
         folder, step = Path(chosen["name"]), chosen["adopt"]
         if step is not None:
             self._adopt(self.parent / folder, step, peers)
         return str(self.parent / folder)
+
+    def _find_replayed(self, peers: Peers) -> str | None:
+        """The folder that a replay begins with, written aside."""
+        checkpoint = self.run._native.candidate()
+        if checkpoint is None:
+            _journal.start_generators(self.run._native)
+            return None
+        stored = _folders.stored_in(self.run, self.owner, checkpoint)
+        folder = _steps.aside() / stored.name
+
+        def write() -> None:
+            if not folder.exists():
+                _folders.write(self.run, stored, folder, _steps.aside())
+
+        peers.in_turn("replayed", write)
+        self.run._native.build_on(checkpoint)
+        return str(folder)
 
     def _adopt(self, folder: Path, step: int, peers: Peers) -> None:
         try:

@@ -103,7 +103,11 @@ def open(
     if state is not None and not isinstance(state, MutableMapping):
         raise Invalid(f"a state is a dict of named components, given {type(state).__name__}")
     replay = os.environ.get("LASTGOOD_REPLAY")
-    recorded = _journal.settings_of(journal if replay is None else True, store)
+    if replay is not None:
+        # Whatever else the program wants of its journal, a replay has one of its own, of the same logical ranks.
+        given = journal if isinstance(journal, Mapping) else {}
+        journal = {name: given[name] for name in given if name == "logical"}
+    recorded = _journal.settings_of(journal, store)
     opened = Run(
         _lastgood.Run(
             store,
@@ -371,16 +375,20 @@ class Run:
             >>> [c.step for c in run.history()]
             [2, 4]
         """
-        if self._heartbeat is not None:
-            self._heartbeat(step)
-        if self._recorder is not None:
-            self._recorder.step(_as_step(step), metrics)
+        self._note(step, metrics)
         if self._replays:
             return self._replay(step)
         handle = self.save(step) if self._policy.due(step) else None
         if self._digest_every and step % self._digest_every == 0:
             self._digest(step)
         return handle
+
+    def _note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tells the supervisor of ``step``, and records it."""
+        if self._heartbeat is not None:
+            self._heartbeat(step)
+        if self._recorder is not None:
+            self._recorder.step(_as_step(step), metrics)
 
     def _digest(self, step: int) -> None:
         """Records fingerprints of the state, of everything that this rank holds."""

@@ -27,6 +27,8 @@ def save(run: Run, step: int, component: str, owner: str, value: Any) -> SaveHan
     snapshot.add_arrays(encoded.arrays, component, "same", deferred=False)
     snapshot.declare(capture, number, run.rank)
     capture.metadata("lastgood.python", _lastgood.__version__)
+    # What led to the checkpoint is recorded before it.
+    run._recorder_flush()
     return SaveHandle(run, run._native.save(step, capture, False))
 
 

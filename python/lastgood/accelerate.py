@@ -6,24 +6,29 @@
     done = keeper.restore() or 0
     for step in range(done, steps):
         train_step()
+        keeper.step(step + 1)
         if (step + 1) % 100 == 0:
             accelerator.save_state(f"out/checkpoint-{step + 1}")
 
-Accelerate has hooks before it saves and none after, so `attach` wraps ``save_state`` of this accelerator.
+Accelerate has hooks before it saves and none after, so `attach` wraps ``save_state`` of this accelerator; and
+``backward``, which sees the loss. `Keeper.step` records a step of the optimizer, so that it can be replayed; a replay
+writes its folders aside.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import accelerate as _accelerate
 
-from lastgood import _folders, _resume, _whole
+from lastgood import _folders, _resume, _steps, _whole
 from lastgood._lastgood import Invalid, LastgoodError
 from lastgood._peers import Peers
 from lastgood._run import Run
@@ -74,11 +79,17 @@ def attach(
                 "say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)"
             )
         folder = Path(accelerator.project_dir) / "checkpoints"
+    if automatic and _steps.plan() is not None:
+        raise Invalid(
+            "automatic_checkpoint_naming counts checkpoints and not steps, so that the steps between them cannot be "
+            "replayed; give each folder a name that ends in its step"
+        )
     parent = Path(folder)
     # Accelerate's own rotation fails if there is anything else among its folders.
     beside = Path(accelerator.project_dir) if automatic else parent
     keeper = Keeper(accelerator, parent, beside, _resume.place_of(store, beside), run, strict)
     accelerator.save_state = functools.partial(keeper._save, accelerator.save_state)
+    accelerator.backward = functools.partial(keeper._backward, accelerator.backward)
     return keeper
 
 
@@ -107,6 +118,10 @@ class Keeper:
         self._name = name
         self._strict = strict
         self._run: Run = _resume.open_run(place, name)
+        self._steps = _steps.Steps()
+        #: The last step that was told, and the optimizers that tell their learning rates.
+        self._told = -1
+        self._heard: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"lg.accelerate.Keeper({str(self._parent)!r})"
@@ -114,6 +129,8 @@ class Keeper:
     def _save(
         self, save: Callable[..., Any], output_dir: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
+        if self._run._replays:
+            return self._replay_save(save, output_dir, *args, **kwargs)
         written = save(output_dir, *args, **kwargs)
         folder = Path(written if written is not None else output_dir)
         try:
@@ -129,9 +146,60 @@ class Keeper:
             _resume.tell_failure(error, folder.name, self._strict)
         return written
 
-    def step(self, step: int) -> None:
-        """Tells a supervisor of ``step``."""
-        self._run.step(step)
+    def _replay_save(
+        self, save: Callable[..., Any], output_dir: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As `_save` in a replay: aside, and a failure is one."""
+        folder = _steps.aside() / Path(output_dir or "").name
+        written = save(str(folder), *args, **kwargs)
+        peers = Peers(World(self._run.rank, self._run.world_size))
+        peers.gather("written", folder.name)
+        _folders.ingest(self._run, folder, _step_of(folder), _OWNER, peers).durable.result()
+        if _steps.is_over(self._run):
+            _steps.end(self._run)
+        return written
+
+    def _backward(self, backward: Callable[..., Any], loss: Any, *args: Any, **kwargs: Any) -> Any:
+        self._end_replay()
+        self._listen()
+        steps = self._accelerator.gradient_accumulation_steps
+        self._steps.add_loss(loss.detach() / steps if steps > 1 else loss)
+        return backward(loss, *args, **kwargs)
+
+    def _listen(self) -> None:
+        """Hears of the learning rates of each step from the optimizers, which may be prepared at any time."""
+        for wrapped in self._accelerator._optimizers:
+            optimizer = wrapped.optimizer
+            if optimizer not in self._heard and hasattr(optimizer, "register_step_pre_hook"):
+                self._heard.add(optimizer)
+                optimizer.register_step_pre_hook(lambda each, *_: self._steps.add_rates(each))
+
+    def step(self, step: int, **metrics: Any) -> None:
+        """Tells a supervisor of ``step``, the number of finished steps, and records it: the loss that ``backward`` was
+        given, the learning rates that the optimizers stepped with, the generators, and ``metrics``, as `Run.step`.
+        Call it before ``save_state``, with the number that the folder's name ends in, for the steps to be replayed.
+        While gradients are accumulated, only the batch after which an optimizer steps counts.
+        """
+        if not self._accelerator.sync_gradients or step == self._told:
+            return
+        self._end_replay()
+        self._told = step
+        self._steps.done(self._run, step, **metrics)
+        if _steps.is_over(self._run):
+            if not self._run._native.is_due(step):
+                _steps.end(self._run)
+            # The program saves after this; and if it does not, this is done before anything changes.
+            atexit.register(self._end_replay)
+
+    def _end_replay(self) -> None:
+        """Ends a replay, at the next sign of life after its last step."""
+        if self._run._closed or not _steps.is_over(self._run):
+            return
+        atexit.unregister(self._end_replay)
+        if self._run._native.is_due(self._told):
+            folder = _steps.aside() / f"checkpoint-{self._told}"
+            self._accelerator.save_state(str(folder))
+        _steps.end(self._run)
 
     def last_good(self, *, adopt: bool = True) -> str | None:
         """The folder to give to ``accelerator.load_state``; None for a fresh run. As `lg.hf.last_good`: verified,
@@ -157,7 +225,8 @@ class Keeper:
         if folder is None:
             return None
         self._accelerator.load_state(folder)
-        step = _step_of(Path(folder))
+        self._steps.forget()
+        self._told = step = _step_of(Path(folder))
         configuration = self._accelerator.project_configuration
         if configuration.automatic_checkpoint_naming:
             # Accelerate counts from 0 in each process, and refuses a folder that is there.

@@ -313,7 +313,9 @@ class LastgoodFileSystem(AbstractFileSystem):
         def edit(catalog: Catalog) -> None:
             catalog.update(entries)
 
-        files.change(edit, number_in(folder) if folder else None)
+        size = sum(entry.size for entry in entries.values())
+        record = {"checkpoint": new, "files": len(entries), "bytes": size}
+        files.change(edit, number_in(folder) if folder else None, record)
         lane = files.lane()
         with lane.lock:
             for path in waiting:

@@ -4,21 +4,24 @@
     trainer.train(resume_from_checkpoint=lg.hf.last_good(trainer.args.output_dir))
 
 The trainer goes on to write, read and rotate its folders as ever. A folder counts once it is committed in the store:
-what a crash leaves half written is set aside, and what is missing or damaged is written back.
+what a crash leaves half written is set aside, and what is missing or damaged is written back. Each step of the
+optimizer is recorded, so that it can be replayed; a replay writes its folders aside.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from lastgood import _batches, _folders, _resume, _whole
+from lastgood import _batches, _folders, _resume, _steps, _whole
 from lastgood._handle import SaveHandle
 from lastgood._lastgood import Closed, LastgoodError
 from lastgood._peers import Peers
@@ -31,6 +34,11 @@ _OWNER = "transformers"
 _NAME = re.compile(r"checkpoint-(\d+)")
 #: What the trainer leaves in a folder that a preemption kept it from finishing, and never reads.
 _INCOMPLETE = "checkpoint-is-incomplete.txt"
+#: What a log says that is of this process alone: how long something took, and the mean loss since it last said it,
+#: or since it was started. Of each step the loss itself is recorded.
+_OF_PROCESS = re.compile(r"loss|.*_runtime|.*_per_second")
+_ARGUMENTS = "training_args.bin"
+_STATE = "trainer_state.json"
 #: What a checkpoint must have to be resumed from, one of each line.
 _NEEDED = (
     (
@@ -42,7 +50,7 @@ _NEEDED = (
     ("optimizer.pt",),
     ("scheduler.pt",),
     ("rng_state.pth", "rng_state_0.pth"),
-    ("trainer_state.json",),
+    (_STATE,),
 )
 
 
@@ -87,6 +95,10 @@ class LastGoodCallback(TrainerCallback):
         self._pending: list[tuple[SaveHandle, str]] = []
         self._verifying: list[threading.Thread] = []
         self._run: Run | None = None
+        self._steps = _steps.Steps()
+        self._listened: Any = None
+        self._replaced: Any = None
+        self._output_dir: str | None = None
 
     def __repr__(self) -> str:
         return f"lg.hf.LastGoodCallback(store={self._store!r}, run={self._name!r})"
@@ -99,7 +111,12 @@ class LastGoodCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the run, so that a store that cannot be used is found out before the first step."""
         run = self._open(args, before=state.global_step + 1)
-        run.step(state.global_step)
+        if run._heartbeat is not None:
+            run._heartbeat(state.global_step)
+        self._listen()
+        if run._replays:
+            # The folders of the run stay as they are.
+            self._output_dir, args.output_dir = args.output_dir, str(_steps.aside())
         loader = kwargs.get("train_dataloader")
         if self._exact_batches and loader is not None:
             seed = args.data_seed if args.data_seed is not None else args.seed
@@ -110,15 +127,66 @@ class LastGoodCallback(TrainerCallback):
         for collator in self._collators:
             collator.epoch = round(state.epoch)
 
+    def _listen(self) -> None:
+        """Hears each batch's loss where the trainer has it: callbacks are told means of several steps."""
+        self._steps.forget()
+        trainer = _calling_trainer()
+        if trainer is None or trainer is self._listened:
+            return
+        train = trainer.training_step
+        self._listened, self._replaced = trainer, vars(trainer).get("training_step")
+
+        @functools.wraps(train)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            loss = train(*args, **kwargs)
+            self._steps.add_loss(loss)
+            return loss
+
+        trainer.training_step = training_step
+
+    def _stop_listening(self) -> None:
+        """Gives the trainer its own method back, so that nothing keeps it alive."""
+        trainer, self._listened = self._listened, None
+        if trainer is not None:
+            del trainer.training_step
+            if self._replaced is not None:
+                trainer.training_step = self._replaced
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes the learning rates of the step."""
+        optimizer = kwargs.get("optimizer")
+        if optimizer is not None:
+            self._steps.add_rates(optimizer)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells a supervisor of the step."""
-        if self._run is not None:
-            self._run.step(state.global_step)
+        """Tells a supervisor of the step, and records it."""
+        run, step = self._run, state.global_step
+        if run is None:
+            return
+        data = _steps.place(state.epoch, kwargs.get("train_dataloader"))
+        self._steps.done(run, step, data=data)
+        if run._replays and run._native.is_due(step):
+            control.should_save = True
+        elif _steps.is_over(run):
+            _steps.end(run)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lets a replay say what the run said, of what no two processes say alike: it is part of the checkpoint."""
+        if not state.log_history:
+            return
+        entry = state.log_history[-1]
+        said = {name: value for name, value in entry.items() if _OF_PROCESS.fullmatch(name)}
+        if said:
+            key = f"log of step {state.global_step}: {', '.join(sorted(said))}"
+            entry.update(_steps.read_external(self._run, key, said))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves the folder that the trainer has just finished."""
         step = state.global_step
         folder = Path(args.output_dir) / f"checkpoint-{step}"
+        if self._run is not None and self._run._replays:
+            self._replay_save(self._run, args, step, folder)
+            return
         try:
             self._settle()
             run = self._open(args, before=step)
@@ -135,8 +203,33 @@ class LastGoodCallback(TrainerCallback):
         except (LastgoodError, OSError) as error:
             _resume.tell_failure(error, folder.name, self._strict)
 
+    def _replay_save(self, run: Run, args: Any, step: int, folder: Path) -> None:
+        """As `on_save` in a replay, where a failure is one, and the last save is the end."""
+        peers = Peers(World(run.rank, run.world_size))
+        if args.should_save:
+            self._name_places(args, folder)
+        peers.gather("written", step)
+        handle = _folders.ingest(run, folder, step, _OWNER, peers)
+        if _steps.is_over(run):
+            handle.durable.result()
+            _steps.end(run)
+
+    def _name_places(self, args: Any, folder: Path) -> None:
+        """Lets the files name the output folder of the run, and not where a replay writes."""
+        import torch
+
+        aside, args.output_dir = args.output_dir, self._output_dir
+        if (folder / _ARGUMENTS).exists():
+            torch.save(args, folder / _ARGUMENTS)
+        state = folder / _STATE
+        if state.exists():
+            text = state.read_text(encoding="utf-8")
+            state.write_text(text.replace(aside, str(self._output_dir)), encoding="utf-8")
+        args.output_dir = aside
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Waits until the last save is committed and verified."""
+        self._stop_listening()
         try:
             self._settle(wait=True)
         except LastgoodError as error:
@@ -211,6 +304,18 @@ def last_good(
     return _resume.Resume(opened, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt).find()
 
 
+def _calling_trainer() -> Any:
+    """The trainer that calls its callbacks: it tells them of everything but itself."""
+    kind = sys.modules["transformers.trainer"].Trainer
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        trainer = frame.f_locals.get("self")
+        if isinstance(trainer, kind):
+            return trainer
+        frame = frame.f_back
+    return None
+
+
 def _folders_of(parent: Path) -> dict[int, Path]:
     found = {}
     for path in parent.iterdir():
@@ -235,7 +340,7 @@ def _doubt(step: int, folder: Path, names: set[str]) -> str | None:
         doubt = _whole.doubt(folder / path)
         if doubt is not None:
             return doubt
-    state = json.loads((folder / "trainer_state.json").read_bytes())
+    state = json.loads((folder / _STATE).read_bytes())
     if not isinstance(state, dict) or state.get("global_step") != step:
         return f"trainer_state.json is not of step {step}"
     index = folder / "model.safetensors.index.json"

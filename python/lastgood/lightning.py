@@ -5,7 +5,8 @@ good one.
     trainer.fit(model, ckpt_path=lg.lightning.last_good("s3://bucket/runs"))
 
 `ModelCheckpoint` decides when to save, as ever. What it writes is a few bytes that name the checkpoint in the store;
-strategies that write checkpoints by themselves (FSDP, ModelParallel) have the folder that they wrote stored whole.
+strategies that write checkpoints by themselves (FSDP, ModelParallel) have the folder that they wrote stored whole. Each
+step of an optimizer is recorded, so that it can be replayed: by rank 0, or by every rank if each stores its part.
 Works with ``lightning`` and with ``pytorch_lightning``.
 """
 
@@ -19,12 +20,25 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lastgood import _folders, _lastgood, _memory, _resume, _rng, _tree, _values, _world
+from lastgood import (
+    _folders,
+    _journal,
+    _lastgood,
+    _memory,
+    _resume,
+    _rng,
+    _steps,
+    _tree,
+    _values,
+    _world,
+)
 from lastgood._lastgood import Corrupt, Incompatible, LastgoodError, NotFound
 from lastgood._peers import Peers
+from lastgood._run import Run
 from lastgood._state import World
 
 __all__ = ["CheckpointIO", "LastGood", "last_good"]
@@ -71,6 +85,9 @@ def last_good(store: str | os.PathLike[str] | None = None, run: str | None = Non
         None
     """
     place, name = _world.place_of(store, run)
+    replayed = _steps.plan()
+    if replayed is not None:
+        return _TOKEN if replayed["from"] is not None else None
     try:
         _reader(place, name).find("last-good")
     except NotFound:
@@ -135,6 +152,9 @@ class CheckpointIO:
             stored = handle.durable.result()
         except (LastgoodError, OSError) as error:
             _resume.tell_failure(error, f"the checkpoint {path}", self._strict)
+            return
+        if _steps.plan() is not None:
+            # What is there is of the run.
             return
         pointer = {
             "lastgood": {
@@ -205,6 +225,8 @@ class CheckpointIO:
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes what is at ``path``. The checkpoint in the store is left to the store's retention."""
+        if _steps.plan() is not None:
+            return
         target = Path(path)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
@@ -284,6 +306,10 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         self._strict = strict
         self._pending: Any = None
         self._heartbeat: Any = None
+        self._steps = _steps.Steps()
+        self._run: Run | None = None
+        self._recorded = -1
+        self._is_restored = False
 
     def __repr__(self) -> str:
         return f"lg.lightning.LastGood(store={self._place!r}, run={self._name!r})"
@@ -308,12 +334,33 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         if stage == "fit" and not getattr(loop, "_lastgood", False):
             loop._lastgood = True
             loop.setup_data = functools.partial(self._setup_data, trainer, loop.setup_data)
+            self._setup_files(trainer)
+            if _steps.plan() is not None:
+                trainer.callbacks.append(_End(self))
+
+    def _setup_files(self, trainer: Any) -> None:
+        """How a checkpoint is called depends on which files are there, and is part of it."""
+        for callback in trainer.checkpoint_callbacks:
+            if hasattr(callback, "file_exists"):
+                callback.file_exists = functools.partial(self._file_exists, callback.file_exists)
+            if _steps.plan() is not None:
+                callback._link_checkpoint = lambda *_: None
+
+    def _file_exists(self, exists: Any, path: Any, trainer: Any) -> bool:
+        key = f"is there a file {path}?"
+        answer = _steps.read_external(self._run, key, bool(exists(path, trainer)))
+        if _steps.plan() is not None:
+            answer = trainer.strategy.broadcast(answer)
+        return bool(answer)
 
     def _save(
         self, trainer: Any, save: Any, checkpoint: dict[str, Any], filepath: Any, **kwargs: Any
     ) -> None:
         """What the strategy wrote as a folder is stored when every rank has written its part."""
         step = trainer.global_step
+        if _steps.plan() is not None and _writes_folders(trainer.strategy):
+            # The folders of the run stay as they are.
+            filepath = _steps.aside() / Path(filepath).name
         save(checkpoint, filepath, **kwargs)
         folder = Path(trainer.strategy.broadcast(filepath))
         if trainer.strategy.reduce_boolean_decision(not folder.is_dir(), all=False):
@@ -357,6 +404,7 @@ class LastGood(_callback_base()):  # type: ignore[misc]
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keeps the generators for when everything else is in place."""
+        self._is_restored = True
         stored = checkpoint.get(_RNG_KEY)
         if stored is None:
             return
@@ -373,6 +421,8 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         it was made before the state was saved."""
         pending, self._pending = self._pending, None
         if pending is None:
+            if trainer.global_step == 0 and self._run is None:
+                self._begin(trainer)
             setup()
             return
         _set_generators(pending)
@@ -381,17 +431,112 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         if progress.current.ready > 0 and not progress.is_last_batch:
             _set_generators(pending)
 
-    def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        """Tells a supervisor of the step."""
-        if self._heartbeat is not None:
-            self._heartbeat(trainer.global_step)
+    def _begin(self, trainer: Any) -> None:
+        """Where a program does not seed the generators, they are an input."""
+        run = self._open(trainer)
+        if run is not None:
+            _journal.start_generators(run._native)
+
+    def _open(self, trainer: Any) -> Run | None:
+        """The run that this rank records in; None if others save for it."""
+        alone = not _writes_folders(trainer.strategy)
+        if alone and trainer.global_rank != 0:
+            return None
+        step = trainer.global_step
+        try:
+            self._run = _resume.open_run(self._place, self._name, alone=alone, before=step)
+        except LastgoodError as error:
+            _resume.tell_failure(error, "what goes into the steps", self._strict)
+        return self._run
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Opens the run, in which the steps are recorded."""
+        self._steps.forget()
+        self._recorded = trainer.global_step
+        self._open(trainer)
+        if not self._is_restored:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            # It would save the step again that it has restored, after a batch of the next one: with accumulated
+            # gradients, which no checkpoint holds.
+            if getattr(callback, "_last_global_step_saved", None) == 0:
+                callback._last_global_step_saved = trainer.global_step
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Notes the learning rates of the step."""
+        self._steps.add_rates(optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        """Notes the loss of the batch, and if an optimizer has stepped, tells a supervisor and records it."""
+        self._steps.add_loss(outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
+        step = trainer.global_step
+        if step == self._recorded:
+            return
+        self._recorded = step
+        run = self._open(trainer) if self._run is not None else None
+        if run is None:
+            self._steps.forget()
+            if self._heartbeat is not None:
+                self._heartbeat(step)
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        data = {"train": [trainer.current_epoch, progress.ready]}
+        self._steps.done(run, step, data=data)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Gives the strategy its own methods back."""
-        for obj in (trainer.strategy, trainer.fit_loop):
-            for name in ("_lastgood", "save_checkpoint", "load_checkpoint", "setup_data"):
+        """Gives the strategy and the checkpoints' callbacks their own methods back."""
+        names = ["_lastgood", "save_checkpoint", "load_checkpoint", "setup_data"]
+        names += ["file_exists", "_link_checkpoint"]
+        for obj in (trainer.strategy, trainer.fit_loop, *trainer.checkpoint_callbacks):
+            for name in names:
                 with contextlib.suppress(AttributeError):
                     obj.__delattr__(name)
+
+
+class _End(_callback_base()):  # type: ignore[misc]
+    """Ends a replay on all ranks after its last step: the last of the callbacks, so that the program has saved what it
+    saves there."""
+
+    def __init__(self, keeper: LastGood) -> None:
+        self._keeper = keeper
+        self._to = (_steps.plan() or {})["to"]
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self._end(trainer, may_wait=True)
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        self._end(trainer)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._end(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end(trainer)
+
+    def _end(self, trainer: Any, may_wait: bool = False) -> None:
+        if trainer.global_step < self._to:
+            return
+        run = self._keeper._run
+        is_due = waits = False
+        if run is not None:
+            is_due = run._native.is_due(self._to)
+            # The run has saved after this step, and not here: behind an evaluation, or at the end of the epoch.
+            waits = may_wait and any(row["step"] == self._to for row in run._native.history())
+        is_due, waits = trainer.strategy.broadcast((is_due, is_due and waits))
+        if waits:
+            return
+        if is_due:
+            trainer.save_checkpoint(_steps.aside() / "last.ckpt")
+        _steps.end(run)
+
+
+def _writes_folders(strategy: Any) -> bool:
+    """True if each rank writes its part of a checkpoint into a folder."""
+    return (
+        getattr(strategy, "_state_dict_type", None) == "sharded"
+        or getattr(strategy, "_save_distributed_checkpoint", False)
+        or "deepspeed" in type(strategy).__name__.lower()
+    )
 
 
 def _packed_generators() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import children
+import forks
 import lastgood as lg
 import numpy
 import pytest
@@ -279,35 +281,28 @@ if __name__ == "__main__":
 """
 
 
-def run_program(
-    folder: Path, text: str, *args: str, **env: str
-) -> subprocess.CompletedProcess[str]:
+def run_program(folder: Path, text: str, *args: str) -> str:
+    """What a program prints, in a process of its own."""
     program = folder / "program.py"
     program.write_text(text)
-    return subprocess.run(
-        [sys.executable, str(program), *args],
-        capture_output=True,
-        text=True,
-        env=children.environment(**env),
-        timeout=300,
-        check=False,
-    )
+    command = [sys.executable, str(program), *args]
+    return forks.run("torch", command, folder / "output", env=children.environment())[1]
 
 
 def test_saves_by_a_process_of_its_own(tmp_path: Path) -> None:
-    run = run_program(tmp_path, IN_A_PROCESS, str(tmp_path))
-    assert "well" in run.stdout, run.stdout + run.stderr
+    said = run_program(tmp_path, IN_A_PROCESS, str(tmp_path))
+    assert "well" in said, said
 
 
 def test_an_untold_failure_is_told_at_exit(tmp_path: Path) -> None:
-    run = run_program(
+    said = run_program(
         tmp_path,
         "import sys, warnings, lastgood as lg, torch.distributed.checkpoint as dcp\n"
         "warnings.simplefilter('ignore')\n"
         "dcp.async_save({'x': object()}, checkpoint_id=1, storage_writer=lg.torch.Writer(sys.argv[1]))\n",
         str(tmp_path / "store"),
     )
-    assert "lastgood: the save of step 1 failed: x is a builtins.object" in run.stderr, run.stderr
+    assert "lastgood: the save of step 1 failed: x is a builtins.object" in said, said
 
 
 def test_stock_calls_wrap_errors_and_ours_do_not(tmp_path: Path) -> None:
@@ -317,3 +312,39 @@ def test_stock_calls_wrap_errors_and_ours_do_not(tmp_path: Path) -> None:
         lg.torch.save({"x": Custom()}, lg.torch.Writer(tmp_path), checkpoint_id=1)
     assert issubclass(lg.LastgoodError, Exception)
     assert AsyncCheckpointerType.PROCESS is not None
+
+
+def test_each_save_is_recorded_and_a_replay_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = lg.torch.Writer(tmp_path)
+    for step in (3, 5):
+        lg.torch.save({"w": torch.ones(4) * step}, writer, checkpoint_id=f"step-{step}")
+    events = children.events(tmp_path)
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [(e["step"], e["event"]) for e in steps] == [
+        (3, {"checkpoint": "step-3"}),
+        (5, {"checkpoint": "step-5"}),
+    ]
+    kinds = [event["kind"] for event in events]
+    # The last one is told when the run is closed, or with the next save.
+    assert "state.digest" in kinds and kinds.count("environment") == 1, kinds
+    monkeypatch.setenv("LASTGOOD_REPLAY", children.replay_of(tmp_path))
+    with pytest.raises(lg.Invalid, match=r"by lg.torch.Writer, which records its saves and not"):
+        lg.torch.Writer(tmp_path)
+    lg.torch.Writer(tmp_path, run="another")
+
+
+def test_two_runs_are_compared_by_their_saves(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        writer = lg.torch.Writer(tmp_path, run=run)
+        for step in (3, 5, 7):
+            weights = torch.arange(8.0) * step
+            weights[3] += run == "two" and step >= 5
+            lg.torch.save({"w": weights}, writer, checkpoint_id=step)
+    words = ["bisect", "--json", "--store", str(tmp_path), "--run", "one", "--against", "two"]
+    command = [sys.executable, "-m", "lastgood", *words]
+    ran = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
+    assert ran.returncode == 6, ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    assert (said["step"], said["first"]["what"], said["equal_to"]) == (5, "dcp/w", 3), said

@@ -214,11 +214,18 @@ def test_lightning_keeps_its_checkpoints_in_a_run(fs: LastgoodFileSystem, tmp_pa
 )
 def test_the_installed_package_alone_is_enough(tmp_path: Path) -> None:
     assert importlib.metadata.version("lastgood") == lg.__version__
-    check_zero_code(tmp_path, {})
+    code = (
+        "import warnings, torch, torch.distributed.checkpoint as dcp; warnings.simplefilter('ignore')\n"
+        "dcp.save({'w': torch.ones(3)}, checkpoint_id='lastgood://run/step-3')\n"
+        "found = {'w': torch.zeros(3)}\n"
+        "dcp.load(found, checkpoint_id='lastgood://run/step-3')\n"
+        "print(found['w'].tolist())\n"
+    )
+    check_prints(code, "[1.0, 1.0, 1.0]", tmp_path, {})
 
 
 def test_the_entry_point_alone_is_enough(tmp_path: Path) -> None:
-    """The same with the metadata that pyproject.toml gives a wheel, in a folder of its own."""
+    """The same for files, with the metadata that pyproject.toml gives a wheel, in a folder of its own."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     group = '[project.entry-points."fsspec.specs"]\n'
     assert group in project
@@ -230,17 +237,16 @@ def test_the_entry_point_alone_is_enough(tmp_path: Path) -> None:
     )
     (info / "entry_points.txt").write_text(f"[fsspec.specs]\n{line}\n")
     packages = [str(tmp_path / "site"), children.PACKAGES]
-    check_zero_code(tmp_path, {"PYTHONPATH": os.pathsep.join(packages)})
-
-
-def check_zero_code(folder: Path, env: dict[str, str]) -> None:
     code = (
-        "import warnings, torch, torch.distributed.checkpoint as dcp; warnings.simplefilter('ignore')\n"
-        "dcp.save({'w': torch.ones(3)}, checkpoint_id='lastgood://run/step-3')\n"
-        "found = {'w': torch.zeros(3)}\n"
-        "dcp.load(found, checkpoint_id='lastgood://run/step-3')\n"
-        "print(found['w'].tolist())\n"
+        "import fsspec\n"
+        "with fsspec.open('lastgood://run/note.txt', 'w') as file: file.write('written')\n"
+        "print(fsspec.open('lastgood://run/note.txt', 'r').open().read())\n"
     )
+    check_prints(code, "written", tmp_path, {"PYTHONPATH": os.pathsep.join(packages)})
+
+
+def check_prints(code: str, expected: str, folder: Path, env: dict[str, str]) -> None:
+    """Runs a program in an interpreter that has imported nothing."""
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **env, "LASTGOOD_STORE": str(folder / "store")},
@@ -250,4 +256,21 @@ def check_zero_code(folder: Path, env: dict[str, str]) -> None:
         timeout=300,
         check=False,
     )
-    assert run.stdout.strip() == "[1.0, 1.0, 1.0]", run.stdout + run.stderr
+    assert run.stdout.strip() == expected, run.stdout + run.stderr
+
+
+def test_each_checkpoint_is_recorded_and_a_replay_is_refused(
+    fs: LastgoodFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(fs, "lastgood://run/note-1.txt", b"no checkpoint")
+    dcp.save({"w": torch.ones(3)}, checkpoint_id="lastgood://run/step-3")
+    events = children.events(tmp_path, "run")
+    (step,) = [event for event in events if event["kind"] == "step"]
+    size = fs.du("lastgood://run/step-3")
+    told = {"checkpoint": "step-3/.metadata", "files": 2, "bytes": size}
+    assert (step["step"], step["event"]) == (3, told)
+    assert [event["kind"] for event in events].count("environment") == 1
+    monkeypatch.setenv("LASTGOOD_REPLAY", children.replay_of(tmp_path, "run"))
+    with pytest.raises(lg.Invalid, match="by lastgood://, which records its saves"):
+        put(fs, "lastgood://run/note-2.txt", b"of a replay")
+    assert not fs.exists("lastgood://run/note-2.txt")

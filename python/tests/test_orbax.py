@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+import children
 import jax
 import jax.numpy as jnp
 import lastgood as lg
@@ -376,3 +377,22 @@ def test_policies_of_orbax_decide_for_a_run(tmp_path: pathlib.Path) -> None:
         assert run.restore() == 6
         assert run.step(7) is None, "the restored one is a checkpoint before it"
         assert run.step(9) is not None
+
+
+def test_each_save_is_recorded_and_a_replay_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lg.orbax.CheckpointManager(tmp_path) as mngr:
+        for step in (3, 5):
+            mngr.save(
+                step, metrics={"loss": 0.1 * step}, args=ocp.args.StandardSave({"w": jnp.ones(4)})
+            )
+    events = children.events(tmp_path)
+    steps = [(event["step"], event["event"]["loss"]) for event in events if event["kind"] == "step"]
+    assert steps == [(3, 0.1 * 3), (5, 0.5)]
+    kinds = [event["kind"] for event in events]
+    assert kinds.count("state.digest") == 2 and kinds.count("environment") == 1, kinds
+    monkeypatch.setenv("LASTGOOD_REPLAY", children.replay_of(tmp_path))
+    with pytest.raises(lg.Invalid, match=r"by lg.orbax.CheckpointManager, which records its saves"):
+        lg.orbax.CheckpointManager(tmp_path)
+    lg.orbax.CheckpointManager(tmp_path, options=Options(read_only=True)).close()

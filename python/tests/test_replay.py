@@ -51,10 +51,12 @@ def replay(
     return said
 
 
-def bisect(store: Path, *options: str, code: int = 6, python: str = FORK) -> dict[str, Any]:
+def bisect(
+    store: Path, *options: str, code: int = 6, steps: int = STEPS, python: str = FORK
+) -> dict[str, Any]:
     """What ``lastgood bisect`` says."""
     tool = [sys.executable, "-m", "lastgood", "bisect", "--json", "--store", str(store)]
-    command = [*tool, "--run", "small", *options, "--", *job(store, python=python)]
+    command = [*tool, "--run", "small", *options, "--", *job(store, steps, python)]
     ran = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=200, check=False
     )
@@ -117,12 +119,13 @@ def test_a_fault_is_found_at_its_step(
 def test_bisect_names_step_tensor_and_cause(
     tmp_path: Path, planted: str, step: int, what: str, cause: str
 ) -> None:
-    python = sys.executable if planted.startswith("threads") else FORK
-    train(tmp_path, planted, "digest_every=1", "save_every=4", python=python)
-    said = bisect(tmp_path, python=python)
+    # Interpreters of their own, each with several threads: as few steps as tell.
+    python, steps = (sys.executable, 8) if planted.startswith("threads") else (FORK, STEPS)
+    train(tmp_path, planted, "digest_every=1", "save_every=4", steps=steps, python=python)
+    said = bisect(tmp_path, steps=steps, python=python)
     assert (said["step"], said["first"]["what"]) == (step, what), said
     assert said["equal_to"] == step - 1
-    assert said["executions"] <= math.log2(STEPS)
+    assert said["executions"] <= math.log2(steps)
     assert any(cause in one for one in said["causes"]), said["causes"]
     # The tensors that followed from it at the same step; of a flipped bit the one that it is in.
     assert said["tensor"]["step"] == step and said["tensor"]["what"].startswith("model/0.")

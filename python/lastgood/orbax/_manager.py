@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from lastgood import _run
+from lastgood import _run, _steps, _world
 from lastgood import jax as lg_jax
 from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
 from lastgood.orbax import _items, _policies
@@ -40,8 +40,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
 
     ``save`` returns when the state is copied; the save before it is waited for, and what that failed with is raised. A
     step that the policy drops is expired in the run's ledger once the new one is durable: it is listed no more, and a
-    collection may delete its bytes. A restore without a step goes back if the newest is damaged. The first save
-    begins an attempt of the run, which fences every other; before it, and with ``read_only``, nothing is written.
+    collection may delete its bytes. A restore without a step goes back if the newest is damaged. Each save is recorded,
+    with its metrics, fingerprints of every array and the environment of each process. The first save begins an attempt
+    of the run, which fences every other; before it, and with ``read_only``, nothing is written.
 
     Differences: arrays are restored with the dtype that they were saved with, or refused; without an abstract tree
     they are put on the default device; handlers of the user's own are refused.
@@ -87,6 +88,8 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         if self._options.create and "://" not in self._store:
             os.makedirs(self._store, exist_ok=True)
         self._name = run
+        if not self._options.read_only:
+            _steps.refuse(*_world.place_of(self._store, run), "lg.orbax.CheckpointManager")
         self._settings = settings
         self._given = dict(metadata) if metadata is not None else None
         self._single: bool | None = False if item_names else None
@@ -271,6 +274,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         )
         writer = self._open()
         self._state.update({name: component for name, (component, _) in declared.items()})
+        if writer._recorder is not None:
+            # A supervisor is not told: it would take the time between saves for that of a step.
+            writer._recorder.step(step, metrics if isinstance(metrics, Mapping) else {})
         try:
             handle = writer.save(step, metadata={KEY: told})
         finally:

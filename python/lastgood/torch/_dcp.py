@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, Sta
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from lastgood import _lastgood, _world
+from lastgood import _journal, _lastgood, _steps, _world
 from lastgood._lastgood import Fenced, Invalid, LastgoodError, NotFound
 from lastgood._run import SaveWarning
 from lastgood._state import World
@@ -62,7 +62,9 @@ class _Process:
         #: Saves that this process has begun and not seen through.
         self.pending: dict[tuple[str, str], tuple[Ticket, Any]] = {}
 
-    def run(self, place: tuple[str, str], ticket: Ticket, settings: dict[str, Any]) -> Any:
+    def run(
+        self, place: tuple[str, str], ticket: Ticket, settings: dict[str, Any], records: bool
+    ) -> Any:
         """The rank's run in the attempt that the ticket is for."""
         with self.lock:
             known = self.runs.get(place)
@@ -82,6 +84,7 @@ class _Process:
                 ticket.size,
                 ticket.incarnation,
                 options,
+                **(_journal.of_saves(place[0]) if records else {}),
             )
             self.runs[place] = (ticket, native)
             return native
@@ -146,10 +149,11 @@ class _Staged(dict[str, Any]):
 class Writer(StorageWriter, AsyncStager):
     """Saves through `torch.distributed.checkpoint` into a run: atomic, hashed, deduplicated, without pickle.
 
-    Tensors are stored under their qualified names with their global shape, offsets and sizes; everything else as
-    JSON. ``checkpoint_id`` is a step: a number, or a text that ends in one. At most one asynchronous save is under
-    way: the next one waits for it, and reuses its memory. A failed asynchronous save warns at the next one and is told
-    on stderr at exit.
+    Tensors are stored under their qualified names with their global shape, offsets and sizes; everything else as JSON.
+    ``checkpoint_id`` is a step: a number, or a text that ends in one. At most one asynchronous save is under way: the
+    next one waits for it, and reuses its memory. A failed asynchronous save warns at the next one and is told on stderr
+    at exit. Each save is recorded, with fingerprints of every tensor and the environment of each process; one of a
+    process that saves in the background is not.
 
     Args:
         store: as for `lg.open`; default ``LASTGOOD_STORE``.
@@ -184,8 +188,10 @@ class Writer(StorageWriter, AsyncStager):
     ) -> None:
         super().__init__()
         self._place = _world.place_of(store, run)
+        _steps.refuse(*self._place, "lg.torch.Writer")
         _lastgood.check_settings(settings)
         self._settings = settings
+        self._maker: int | None = os.getpid()
         with _process.lock:
             # One start of a job is one attempt, however many writers it makes.
             new = secrets.token_hex(16)
@@ -225,6 +231,7 @@ class Writer(StorageWriter, AsyncStager):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         step = self._step
+        self._maker = None
         self._stager = None
         self._clear()
         self._step = step
@@ -332,13 +339,18 @@ class Writer(StorageWriter, AsyncStager):
         ticket = self._ticket(plan)
         self._pending = (ticket, None)
         try:
-            native = _process.run(self._place, ticket, self._settings)
+            # Another process that saves for this one is of the same rank and attempt, of which one has the journal.
+            records = self._maker == os.getpid()
+            native = _process.run(self._place, ticket, self._settings, records)
             capture = _lastgood.Capture()
             world = World(ticket.rank, ticket.size)
             _dcp_table.declare(capture, plan, planner, world, alone=ticket.alone)
             capture.metadata("lastgood.python", _lastgood.__version__)
             capture.metadata("dcp.checkpoint_id", str(self._id))
             capture.metadata("dcp.collectives", "no" if ticket.alone else "yes")
+            if records:
+                # Where the generators are it cannot say: the training may be further by now.
+                native.step(ticket.step, {"checkpoint": str(self._id)}, {})
             handle = native.save(ticket.step, capture, False)
             self._pending = (ticket, handle)
             self._wait_written(handle, ticket)

@@ -1,4 +1,5 @@
-"""A loop of Accelerate's: `small_accelerate.py --out FOLDER …`; a line in ``trace.RANK`` after each step."""
+"""A loop of Accelerate's: `small_accelerate.py --out FOLDER …`; a line in ``trace.RANK`` after each step.
+``PLANT="lr=STEP"`` doubles the learning rate of a step."""
 
 import argparse
 import hashlib
@@ -12,6 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 RANK = int(os.environ.get("RANK", "0"))
+#: What kills the program does so once.
+FIRST = os.environ.get("LASTGOOD_ATTEMPT", "1") == "1"
 
 
 class Counter:
@@ -59,6 +62,8 @@ def main():
     for step in range(counter.seen + 1, 13):
         rows = torch.randn(4, 8)
         accelerator.backward(model(rows).pow(2).mean())
+        if os.environ.get("PLANT") == f"lr={step}":
+            optimizer.param_groups[0]["lr"] *= 2
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -71,7 +76,7 @@ def main():
             found.update(tensor.numpy().tobytes())
         with open(f"{arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{step} {found.hexdigest()}\n")
-        if step == arguments.kill_at and arguments.kill_rank == RANK:
+        if FIRST and step == arguments.kill_at and arguments.kill_rank == RANK:
             os.kill(os.getpid(), signal.SIGKILL)
         if step % 3 == 0:
             accelerator.save_state(

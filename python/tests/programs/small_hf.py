@@ -2,6 +2,7 @@
 
 After each step a line in ``trace.RANK``: the step and a digest of parameters, optimizer, schedule and generators. What
 it draws: dropout in the model, and words hidden by the collator. ``start.RANK`` tells the step that it began at.
+``PLANT="lr=STEP"`` doubles the learning rate of a step.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 RANK = int(os.environ.get("RANK", "0"))
+#: What kills the program does so once.
+FIRST = os.environ.get("LASTGOOD_ATTEMPT", "1") == "1"
 
 
 class Rows(torch.utils.data.Dataset):
@@ -58,10 +61,16 @@ class Trace(TrainerCallback):
         with open(f"{self.arguments.out}/start.{RANK}", "w") as file:
             file.write(str(state.global_step))
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        if os.environ.get("PLANT") == f"lr={state.global_step + 1}":
+            for group in kwargs["optimizer"].param_groups:
+                group["lr"] *= 2
+
     def on_step_end(self, args, state, control, **kwargs):
         with open(f"{self.arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{state.global_step} {digest(self.trainer)}\n")
-        if state.global_step == self.arguments.kill_at and self.arguments.kill_rank == RANK:
+        is_killed = FIRST and self.arguments.kill_rank == RANK
+        if is_killed and state.global_step == self.arguments.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == self.arguments.break_store_at:
             # A save on its way would wait for the store to come back.
@@ -86,6 +95,8 @@ def main():
     parser.add_argument("--block", action="store_true")
     parser.add_argument("--plain-batches", action="store_true", help="exact_batches=False")
     parser.add_argument("--keep", type=int, help="save_total_limit")
+    parser.add_argument("--accumulate", type=int, default=1, help="gradient_accumulation_steps")
+    parser.add_argument("--log", type=int, default=1000, help="logging_steps; evaluates as often")
     for name in ("--kill-at", "--kill-rank", "--kill-in-save", "--break-store-at"):
         parser.add_argument(name, type=int, default=0)
     arguments = parser.parse_args()
@@ -123,11 +134,14 @@ def main():
             learning_rate=1e-2,
             use_cpu=True,
             report_to=[],
-            logging_steps=1000,
+            logging_steps=arguments.log,
+            eval_strategy="no" if arguments.log == 1000 else "steps",
+            gradient_accumulation_steps=arguments.accumulate,
             disable_tqdm=True,
             ddp_timeout=60,
         ),
         train_dataset=Rows(),
+        eval_dataset=Rows(),
         data_collator=hide_words,
         callbacks=callbacks,
     )

@@ -1,7 +1,8 @@
 """A small model trained by Lightning: `small_lightning.py KIND --out FOLDER …`, where KIND is one, ddp or fsdp2.
 
 After each step a line in ``trace.RANK``: the step and a digest of what this rank holds of parameters, optimizer,
-schedule and generators. What it draws: dropout, noise on the batch, and the order of the samples.
+schedule and generators. What it draws: dropout, noise on the batch, and the order of the samples. ``PLANT="lr=STEP"``
+doubles the learning rate from a step on.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from torch.distributed.tensor import DTensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 RANK = int(os.environ.get("RANK", "0"))
+#: What kills the program does so once.
+FIRST = os.environ.get("LASTGOOD_ATTEMPT", "1") == "1"
 
 
 class Model(pl.LightningModule):
@@ -70,6 +73,11 @@ class Trace(Callback):
         with open(f"{self.arguments.out}/start.{RANK}", "w") as file:
             file.write(str(trainer.global_step))
 
+    def on_train_batch_start(self, trainer, *_):
+        if os.environ.get("PLANT") == f"lr={trainer.global_step + 1}":
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] *= 2
+
     def on_train_batch_end(self, trainer, module, *_):
         found = hashlib.sha256()
         for tensor in module.state_dict().values():
@@ -81,7 +89,8 @@ class Trace(Callback):
         found.update(torch.get_rng_state().numpy().tobytes())
         with open(f"{self.arguments.out}/trace.{RANK}", "a") as file:
             file.write(f"{trainer.global_step} {found.hexdigest()}\n")
-        if trainer.global_step == self.arguments.kill_at and self.arguments.kill_rank == RANK:
+        is_killed = FIRST and self.arguments.kill_rank == RANK
+        if is_killed and 0 < self.arguments.kill_at == trainer.global_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -93,6 +102,7 @@ def main():
     parser.add_argument("--unstorable", action="store_true")
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--without-generators", action="store_true")
+    parser.add_argument("--accumulate", type=int, default=1, help="accumulate_grad_batches")
     for name in ("--kill-at", "--kill-rank"):
         parser.add_argument(name, type=int, default=0)
     arguments = parser.parse_args()
@@ -109,6 +119,7 @@ def main():
         keeper._setup_data = lambda trainer, setup: setup()
     trainer = pl.Trainer(
         max_epochs=2,
+        accumulate_grad_batches=arguments.accumulate,
         accelerator="cpu",
         devices=1 if arguments.kind == "one" else 2,
         strategy=strategy,

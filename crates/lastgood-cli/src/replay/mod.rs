@@ -78,7 +78,7 @@ impl Source<'_> {
             return Ok(None);
         }
         let ledger = target.existing(&into.run)?;
-        let replayed = Window::read(&target, &ledger, span.from_step + 1..=span.to)?;
+        let replayed = Window::read(&target, &ledger, span.from_step + 1..=span.to, None)?;
         let judged = judge((self.repository, self.ledger), span, (&recorded, &replayed))?;
         Ok(Some(Rerun { target, ledger, recorded, judged, _folder: None }))
     }

@@ -178,7 +178,10 @@ fn compare_step(
         if is_first && b.ends_with(&a) {
             b.clone_from(&a);
         }
-        found.divergences.extend(compare_events(&a, &b, &here));
+        // Events are of a process, which stands in the lane of its first logical rank.
+        if recorded.is_of_process(at) == replayed.is_of_process(at) {
+            found.divergences.extend(compare_events(&a, &b, &here));
+        }
     }
 }
 
@@ -221,9 +224,12 @@ fn compare_events(
 /// The digests of two states, of what is compared: what belongs to one rank of another number of ranks is left out.
 #[must_use]
 pub fn roots(recorded: &State, replayed: &State) -> (Hash, Hash) {
+    let alone = Alone::between(recorded, replayed);
     let without = |state: &State, other: &State| {
         let mut state = state.clone();
-        state.tensors.retain(|name, _| !is_of_rank(name) || other.tensors.contains_key(name));
+        state.tensors.retain(|name, _| {
+            !alone.has(name) && (!is_of_rank(name) || other.tensors.contains_key(name))
+        });
         state.root()
     };
     (without(recorded, replayed), without(replayed, recorded))
@@ -234,13 +240,37 @@ fn is_of_rank((_, name): &(String, String)) -> bool {
     name.contains("@rank")
 }
 
+/// What one of two states has for each of several ranks, and the other as a rank alone has it: under its bare name.
+struct Alone(BTreeSet<(String, String)>);
+
+impl Alone {
+    fn between(one: &State, other: &State) -> Self {
+        let bare = |(component, name): &(String, String)| {
+            let (bare, _) = name.split_once("@rank")?;
+            Some((component.clone(), bare.to_owned()))
+        };
+        let found = |a: &State, b: &State| -> Vec<(String, String)> {
+            let names = a.tensors.keys().filter_map(bare);
+            names.filter(|name| b.tensors.contains_key(name)).collect()
+        };
+        Self(found(one, other).into_iter().chain(found(other, one)).collect())
+    }
+
+    /// True of its bare name, and of all that its component has for one rank: the tree names them.
+    fn has(&self, name: &(String, String)) -> bool {
+        let is_of_component = |(component, _): &(String, String)| *component == name.0;
+        self.0.contains(name) || (is_of_rank(name) && self.0.iter().any(is_of_component))
+    }
+}
+
 /// The tensors that differ. What belongs to one rank of another number of ranks is not compared.
 #[must_use]
 pub fn compare_states(step: u64, recorded: &State, replayed: &State) -> Vec<Divergence> {
     let names: BTreeSet<_> = recorded.tensors.keys().chain(replayed.tensors.keys()).collect();
+    let alone = Alone::between(recorded, replayed);
     let differs = |name: &(String, String)| {
         let (a, b) = (recorded.tensors.get(name), replayed.tensors.get(name));
-        if a.is_none() != b.is_none() && is_of_rank(name) {
+        if alone.has(name) || (a.is_none() != b.is_none() && is_of_rank(name)) {
             return None;
         }
         let what = |tensor: &TensorDigest| (tensor.dtype, tensor.shape.clone(), tensor.sum);

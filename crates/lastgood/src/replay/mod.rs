@@ -160,7 +160,7 @@ pub fn prepare(
     (target, into): (&Repository, &Place),
     save: bool,
 ) -> Result<Prepared> {
-    let recorded = Window::read(source, ledger, span.from_step + 1..=span.to)?;
+    let recorded = Window::read(source, ledger, span.from_step + 1..=span.to, span.from.as_ref())?;
     span.check_recorded(&recorded)?;
     let place = Place { store: store.to_owned(), run: ledger.run().clone() };
     let from = span.from.map(|id| (id, span.from_step));

@@ -58,6 +58,7 @@ impl Replaying {
         let external = source.block_on(async {
             let kinds = vec![Kind::EXTERNAL_READ];
             let filter = Filter { steps: Some(0..=plan.to), kinds, ..Filter::default() };
+            let cut = window::cut_of(&ledger, plan.from.as_ref()).await?;
             let mut events = window::events(source, &ledger, plan.to, filter).await?;
             let mut external: BTreeMap<(Lane, String), Reads> = BTreeMap::new();
             while let Some(frame) = events.next().await? {
@@ -67,7 +68,7 @@ impl Replaying {
                     continue;
                 };
                 let of_key = external.entry((frame.lane, key.clone())).or_default();
-                match frame.step < plan.from_step {
+                match frame.step < plan.from_step || window::is_before(&cut, &frame) {
                     true => of_key.before = Some(read.clone()),
                     false => of_key.next.push_back(read.clone()),
                 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use lastgood_format::journal::{Frame, Kind, Lane, Value};
-use lastgood_format::{Error, Result, RunName};
+use lastgood_format::journal::{Cut, Frame, Kind, Lane, LaneName, Value};
+use lastgood_format::{Error, Hash, Result, RunName};
 
 use super::state::{State, Table};
 use crate::journal::history::{self, Part, everything};
@@ -69,15 +69,38 @@ pub async fn events(
     Ok(reader.merged(&parts, filter))
 }
 
+/// What led to the checkpoint `from`, and is no part of what is done after it; nothing without one.
+///
+/// # Errors
+/// As [`history::cut_of`].
+pub(crate) async fn cut_of(ledger: &Ledger, from: Option<&Hash>) -> Result<Cut> {
+    match from.and_then(|id| ledger.history().checkpoint(id)) {
+        Some(checkpoint) => history::cut_of(ledger, checkpoint).await,
+        None => Ok(Cut::default()),
+    }
+}
+
+/// True of an event that a checkpoint with `cut` includes.
+pub(crate) fn is_before(cut: &Cut, frame: &Frame) -> bool {
+    let position = cut.lanes.get(&LaneName(frame.lane));
+    frame.attempt == cut.attempt && position.is_some_and(|position| frame.sequence < position.next)
+}
+
 impl Window {
-    /// What is recorded of `steps` in the history that led to the last of them.
+    /// What is recorded of `steps` in the history that led to the last of them, after the checkpoint `from`.
     ///
     /// # Errors
     /// As [`JournalReader`]; `Corrupt` if an event says what none says.
-    pub fn read(source: &Repository, ledger: &Ledger, steps: RangeInclusive<u64>) -> Result<Self> {
+    pub fn read(
+        source: &Repository,
+        ledger: &Ledger,
+        steps: RangeInclusive<u64>,
+        from: Option<&Hash>,
+    ) -> Result<Self> {
         source.block_on(async {
+            let cut = cut_of(ledger, from).await?;
             let (reader, parts) = history_to(source, ledger, *steps.end()).await?;
-            Self::of_parts(&reader, &parts, steps).await
+            Self::of_parts(&reader, &parts, steps, &cut).await
         })
     }
 
@@ -104,7 +127,7 @@ impl Window {
     ) -> Result<Self> {
         source.block_on(async {
             let reader = source.journal_reader(run).await?;
-            Self::of_parts(&reader, &everything([attempt]), steps).await
+            Self::of_parts(&reader, &everything([attempt]), steps, &Cut::default()).await
         })
     }
 
@@ -112,6 +135,7 @@ impl Window {
         reader: &JournalReader,
         parts: &[Part],
         steps: RangeInclusive<u64>,
+        cut: &Cut,
     ) -> Result<Self> {
         let mut window = Self::default();
         let mut table = Table::default();
@@ -127,10 +151,19 @@ impl Window {
         let filter = Filter { steps: Some(first..=u64::MAX), kinds, ..Filter::default() };
         let mut events = reader.merged(parts, filter);
         while let Some(frame) = events.next().await? {
-            window.add(&mut table, &steps, &frame)?;
+            // A digest is of its step, wherever it is told.
+            if frame.kind == Kind::STATE_DIGEST || !is_before(cut, &frame) {
+                window.add(&mut table, &steps, &frame)?;
+            }
         }
         window.states = table.finish();
         Ok(window)
+    }
+
+    /// True if a process of the attempt that did `step` has told in `lane` what its environment is.
+    pub(crate) fn is_of_process(&self, (step, lane): (u64, Lane)) -> bool {
+        let attempt = self.attempts.get(&step);
+        attempt.is_some_and(|attempt| self.environments.contains_key(&(*attempt, lane)))
     }
 
     fn begin(&mut self, table: &mut Table, frame: &Frame) -> Result<()> {

@@ -21,7 +21,7 @@ use crate::commit::{self, Progress};
 use crate::io::{Io, StoreIo};
 use crate::journal::rank;
 use crate::journal::{Journal, Lane};
-use crate::ledger::{Checkpoint, Ledger, Writer};
+use crate::ledger::{Checkpoint, Ledger, Writer, fenced};
 use crate::state::World;
 
 /// How long a waiting save sleeps between two looks at the store: short at first, since ranks save
@@ -223,7 +223,8 @@ impl Worker {
         }
         late(&mut metadata)?;
         if let Some(recording) = &self.journal {
-            rank::seal(&recording.journal, &metadata)?;
+            let sealed = rank::seal(&recording.journal, &metadata);
+            sealed.map_err(|error| self.or_fenced(error))?;
         }
         let reused = base.map(|base| base.checkpoint).filter(|_| written.reused);
         let index = ShardIndex {
@@ -437,6 +438,17 @@ impl Worker {
         self.shared.lock().free.extend(save.arena.take());
         save.handle.set(SaveStatus::Superseded);
         self.shared.changed.notify_all();
+    }
+
+    /// A newer attempt on this host seals what this one has left open, which goes on to write other events: what is
+    /// wrong then is that it goes on.
+    fn or_fenced(&self, error: Error) -> Error {
+        let mut ledger = self.ledger.clone();
+        if error.kind() != ErrorKind::Conflict || self.io.block_on(ledger.refresh()).is_err() {
+            return error;
+        }
+        let (mine, newest) = (self.writer.attempt, ledger.history().newest_attempt());
+        if mine < newest { fenced(mine, newest) } else { error }
     }
 
     fn succeed(&self, save: &mut Waiting, id: Hash) {

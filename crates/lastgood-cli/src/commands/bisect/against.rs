@@ -52,8 +52,8 @@ impl Found {
         if !self.damage.is_empty() {
             return Ok(());
         }
-        let one = Window::read(repository, ledger, 1..=u64::MAX)?;
-        let two = Window::read(&other.repository, &other.ledger, 1..=u64::MAX)?;
+        let one = Window::read(repository, ledger, 1..=u64::MAX, None)?;
+        let two = Window::read(&other.repository, &other.ledger, 1..=u64::MAX, None)?;
         let both = both(&one, &two).ok_or_else(|| {
             Error::not_found(format!(
                 "runs {} and {name} have recorded no step of the same number",
