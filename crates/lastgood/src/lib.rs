@@ -12,6 +12,7 @@
 //! | [`attempt`] | starts incarnations of a run and fences the old ones |
 //! | [`journal`] | the run's events, for replay |
 //! | [`replay`] | re-executing a part of a run beside what was recorded of it |
+//! | [`lineage`] | what led to a tensor, as far as it is recorded |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
 //! | [`certificate`] | what a replay came to, signed |
 //! | [`safetensors`] | files of tensors in and out |
@@ -27,6 +28,7 @@ pub mod commit;
 mod io;
 pub mod journal;
 pub mod ledger;
+pub mod lineage;
 #[doc(hidden)]
 pub mod objects;
 mod process;

@@ -3,12 +3,15 @@
 
 mod demo;
 mod doctor;
+mod events;
 mod everywhere;
 mod export;
 mod json;
+mod large;
 mod output;
 mod replay;
 mod run;
 mod s3;
 mod tensors;
 mod tool;
+mod why;
