@@ -55,28 +55,33 @@ order of attempt, step and rank.";
 
 pub(super) const EVENTS: &str = "\
 Examples:
-  lastgood events --store /data/ckpt --run llm --sql 'select kind, count(*) from events group by kind'
+  lastgood events --store /data/ckpt --run llm \\
+      --sql 'select kind, count(*) from events group by kind'
   lastgood events --store /data/ckpt --run llm --kind step --steps 4000..5000 \\
-      --sql 'select step, max(loss) - min(loss) as spread from events group by step order by spread desc limit 10'
+      --sql 'select step, max(loss) - min(loss) as spread from events group by step
+             order by spread desc limit 10'
   lastgood events --store /data/ckpt --run llm --kind event \\
       --sql \"select step, event ->> '$.data.accuracy' as accuracy from events\"
   lastgood events --store /data/ckpt --run llm --export ./llm.db
   lastgood events --schema
 
-The table `events` has a row for each event of the history, in the canonical order. The options that choose events
-do so before they are loaded, which is quicker than `where`. What is loaded goes to a temporary file (SQLITE_TMPDIR,
-TMPDIR), not to memory, and only the columns that the query names are loaded.
+The table `events` has a row for each event of the history, in the canonical order. The options
+that choose events do so before they are loaded, which is quicker than `where`. What is loaded goes
+to a temporary file (SQLITE_TMPDIR, TMPDIR), not to memory, and only the columns that the query
+names are loaded.
 
-Integers from 2^63 on, which SQLite lacks, are text in `event`; so are NaN and infinities. Bytes are hexadecimal digits.";
+Integers from 2^63 on, which SQLite lacks, are text in `event`; so are NaN and infinities. Bytes
+are hexadecimal digits.";
 
 pub(super) const WHY: &str = "\
 Examples:
   lastgood why --store /data/ckpt --run llm --tensor layers.0.weight --at 4000
   lastgood why --store /data/ckpt --run llm --tensor optimizer/step --at 4013 --rank 3 --json
 
-The state after a step is that of the checkpoint of the step, or of the last one before it and the steps since. What
-led to it is told from the checkpoint before the step on: the steps, those that a recovery has overtaken among them, what
-they read, and when the tensor's fingerprint last changed. What is not recorded is said to be so.";
+The state after a step is that of the checkpoint of the step, or of the last one before it and the
+steps since. What led to it is told from the checkpoint before the step on: the steps, those that a
+recovery has overtaken among them, what they read, and when the tensor's fingerprint last changed.
+What is not recorded is said to be so.";
 
 pub(super) const REPLAY: &str = "\
 Examples:

@@ -1,6 +1,6 @@
 //! The table in a temporary file that goes with the connection, or in a file for other tools.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Permissions, TryLockError};
 use std::io::ErrorKind as IoErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use super::table::{self, Filler, Needed};
 use super::{Events, query};
-use crate::commands::export::{PARTIAL, lock, sweep};
+use crate::commands::export::{PARTIAL, sweep};
 use crate::interrupt::Interrupt;
 
 /// What SQLite may keep of the file in memory, in KiB. What it sorts is limited by it as well.
@@ -94,7 +94,8 @@ impl Export {
         Ok(Self { to, parent, force, file })
     }
 
-    /// A locked file, so that another export does not take it for what a killed one has left.
+    /// A locked file, so that another export does not take it for what a killed one has left. Where there are no locks,
+    /// nobody can take one either, and so nobody removes it.
     fn create(parent: &Path) -> Result<NamedTempFile> {
         loop {
             let mut builder = tempfile::Builder::new();
@@ -102,7 +103,9 @@ impl Export {
             let file = builder
                 .tempfile_in(parent)
                 .with_context(|| format!("cannot write into {}", parent.display()))?;
-            if lock(file.path()).is_some() && file.as_file().try_lock().is_ok() {
+            let is_taken = matches!(file.as_file().try_lock(), Err(TryLockError::WouldBlock));
+            // Another export may have removed it before it was locked.
+            if !is_taken && file.path().exists() {
                 return Ok(file);
             }
         }

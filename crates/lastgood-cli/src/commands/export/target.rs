@@ -99,7 +99,7 @@ fn resolve(path: &Path) -> PathBuf {
 }
 
 /// Locks a folder or file that exists and is locked by nobody.
-pub(crate) fn lock(path: &Path) -> Option<File> {
+fn lock(path: &Path) -> Option<File> {
     let folder = File::open(path).ok()?;
     folder.try_lock().ok()?;
     path.exists().then_some(folder)
