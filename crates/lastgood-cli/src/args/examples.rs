@@ -68,7 +68,7 @@ Examples:
 The table `events` has a row for each event of the history, in the canonical order. The options
 that choose events do so before they are loaded, which is quicker than `where`. What is loaded goes
 to a temporary file (SQLITE_TMPDIR, TMPDIR), not to memory, and only the columns that the query
-names are loaded.
+names are loaded. Text stands in single quotes: \"step\" is the column, 'step' the kind.
 
 Integers from 2^63 on, which SQLite lacks, are text in `event`; so are NaN and infinities. Bytes
 are hexadecimal digits.";

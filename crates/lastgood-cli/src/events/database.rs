@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use lastgood::{Error, ErrorKind};
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use tempfile::NamedTempFile;
 
 use super::table::{self, Filler, Needed};
@@ -26,6 +27,9 @@ const QUICK: &str =
 pub(crate) fn temporary() -> Result<Connection> {
     // SQLite makes the file where SQLITE_TMPDIR or TMPDIR says, once it needs more than its cache.
     let connection = Connection::open("").map_err(query::loading_failed)?;
+    // Otherwise a name in double quotes that is no column would be taken for text.
+    let strict = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false);
+    strict.map_err(query::loading_failed)?;
     prepared(connection)
 }
 

@@ -172,6 +172,7 @@ fn a_mistake_is_told_with_the_columns() {
     for (sql, what) in [
         ("select losss from events", "no such column: losss"),
         ("select * from event", "no such table: event"),
+        ("select * from events where kind = \"fault\"", "single-quotes"),
         ("selekt 1", "syntax error"),
         ("", "there is no statement"),
         ("-- nothing", "there is no statement"),

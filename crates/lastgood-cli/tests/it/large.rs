@@ -23,7 +23,7 @@ use crate::tool::Place;
 const MIB: u64 = 1 << 20;
 
 /// Less than the events have bytes, which are about 80 MB of a few, and 1.6 GB of many.
-const BOUND: u64 = 64 * MIB;
+const BOUND: u64 = 72 * MIB;
 
 /// The logical ranks of the run.
 const RANKS: u32 = 4;
