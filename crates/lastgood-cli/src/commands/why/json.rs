@@ -48,6 +48,7 @@ pub(super) fn of(run: &RunName, lineage: &Lineage) -> Json {
             "rank": event.lane.rank(), "kind": event.kind.to_string(),
             "event": Plain::new(&event.value)})).collect::<Vec<_>>(),
         "more_events": steps.more_events,
+        "more_lr": steps.more_rates,
         "digest": digest,
         "attempts": lineage.attempts.values().map(attempt_json).collect::<Vec<_>>(),
     })

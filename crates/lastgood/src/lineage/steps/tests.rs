@@ -24,3 +24,20 @@ fn too_many_ranges_are_counted_and_not_kept() {
     assert_eq!(samples.count, KEPT_MAX as u64 + 1);
     assert_eq!((samples.ranges, samples.greatest), (None, 2 * KEPT_MAX as u64));
 }
+
+#[test]
+fn an_input_is_told_by_places_or_by_samples() {
+    let place = |position: u64| Value::map([("position", position.into())]);
+    let mut input = Input::default();
+    input.add(&place(8), true);
+    input.add(&place(16), false);
+    input.add(&place(24), false);
+    let expected = Input { from: Some(place(8)), to: Some(place(24)), samples: None };
+    assert_eq!(input, expected);
+    let mut input = Input::default();
+    input.add(&Value::Array(vec![1_u64.into()]), true);
+    input.add(&Value::Array(vec![4_u64.into(), 3_u64.into()]), false);
+    let samples = input.samples.unwrap();
+    assert_eq!((samples.count, samples.ranges), (2, Some([(3, 4)].into())));
+    assert_eq!((input.from, input.to), (None, None));
+}
