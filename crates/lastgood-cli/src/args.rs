@@ -74,7 +74,7 @@ pub(crate) enum Command {
         tensors: bool,
     },
     /// Print a run's ledger: every decision, in order; or its journal: every event
-    #[command(after_help = examples::LOG)]
+    #[command(after_help = examples::LOG, mut_group("Which", |which| which.requires("journal")))]
     Log {
         #[command(flatten)]
         run: RunArgs,
@@ -84,6 +84,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         journal: Journal,
     },
+    /// Ask a run's journal by SQL: its events as a table
+    #[command(after_help = examples::EVENTS)]
+    Events(Events),
+    /// Say what led to a tensor: the save, the attempt, ranks, hosts, steps, input and learning rates
+    #[command(after_help = examples::WHY)]
+    Why(Why),
     /// Read back and check every byte of a run, or of one checkpoint
     #[command(after_help = examples::VERIFY)]
     Verify {
@@ -225,33 +231,91 @@ pub(crate) enum Command {
     },
 }
 
-/// Which events of the journal.
+/// The journal instead of the ledger.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct Journal {
     /// Print the journal instead: what went into each step, and digests of what came out
     #[arg(long)]
     pub(crate) journal: bool,
-    /// Only of these steps: N, N..M (both counted), N.. or ..M
-    #[arg(long, value_name = "RANGE", requires = "journal", value_parser = steps)]
-    pub(crate) steps: Option<RangeInclusive<u64>>,
-    /// Only of this logical rank, or of `control`; may be repeated
-    #[arg(long = "rank", value_name = "RANK", requires = "journal")]
-    pub(crate) ranks: Vec<Lane>,
-    /// Only of this kind, such as step or state.digest; may be repeated
-    #[arg(long = "kind", value_name = "KIND", requires = "journal")]
-    pub(crate) kinds: Vec<Kind>,
-    /// Only those that name this tensor
-    #[arg(long, value_name = "NAME", requires = "journal")]
-    pub(crate) tensor: Option<String>,
-    /// Only those whose cause holds this text
-    #[arg(long, value_name = "TEXT", requires = "journal")]
-    pub(crate) cause: Option<String>,
-    /// What overtaken and fenced attempts wrote as well, which is no part of the history
-    #[arg(long, requires = "journal")]
-    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) which: Which,
     /// Count them by attempt and kind instead of printing them
     #[arg(long, requires = "journal")]
     pub(crate) count: bool,
+}
+
+/// Which events of the journal.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct Which {
+    /// Only of these steps: N, N..M (both counted), N.. or ..M
+    #[arg(long, value_name = "RANGE", value_parser = steps)]
+    pub(crate) steps: Option<RangeInclusive<u64>>,
+    /// Only of this logical rank, or of `control`; may be repeated
+    #[arg(long = "rank", value_name = "RANK")]
+    pub(crate) ranks: Vec<Lane>,
+    /// Only of this kind, such as step or state.digest; may be repeated
+    #[arg(long = "kind", value_name = "KIND")]
+    pub(crate) kinds: Vec<Kind>,
+    /// Only those that name this tensor
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tensor: Option<String>,
+    /// Only those whose cause holds this text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) cause: Option<String>,
+    /// What overtaken and fenced attempts wrote as well, which is no part of the history
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// Arguments of `lastgood events`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Events {
+    /// The store: a folder, file:///…, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
+    #[arg(long, env = "LASTGOOD_STORE", hide_env_values = true, value_name = "URL")]
+    #[arg(required_unless_present = "schema")]
+    pub(crate) store: Option<String>,
+    /// The run
+    #[arg(long, env = "LASTGOOD_RUN", hide_env_values = true, value_name = "NAME")]
+    #[arg(required_unless_present = "schema")]
+    pub(crate) run: Option<RunName>,
+    /// The query, in the SQL of SQLite; it can only read
+    #[arg(long, value_name = "QUERY", allow_hyphen_values = true)]
+    pub(crate) sql: Option<String>,
+    /// Print the columns of the table, and what events of each kind hold; needs no store
+    #[arg(long, conflicts_with_all = ["sql", "export"])]
+    pub(crate) schema: bool,
+    /// Write the table to this file, a database of SQLite, for other tools
+    #[arg(long, value_name = "FILE", conflicts_with = "sql")]
+    pub(crate) export: Option<PathBuf>,
+    /// Replace the file
+    #[arg(long, requires = "export")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+impl Events {
+    /// Where the data is; `None` if that was left out, as it may be for the schema.
+    pub(crate) fn place(&self) -> Option<RunArgs> {
+        let (store, run) = (self.store.clone()?, self.run.clone()?);
+        Some(RunArgs { store: StoreArgs { store }, run })
+    }
+}
+
+/// Arguments of `lastgood why`.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Why {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// The tensor, as `lastgood show --tensors` names it, or COMPONENT/TENSOR
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tensor: String,
+    /// After which step
+    #[arg(long = "at", value_name = "STEP")]
+    pub(crate) step: u64,
+    /// Only what this logical rank read, and the part that its process saved
+    #[arg(long, value_name = "RANK")]
+    pub(crate) rank: Option<u32>,
 }
 
 /// `N`, `N..M`, `N..` or `..M`.

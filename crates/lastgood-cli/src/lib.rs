@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod demo;
 mod doctor;
+mod events;
 mod exit;
 mod interrupt;
 mod output;

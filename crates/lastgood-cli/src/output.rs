@@ -120,22 +120,58 @@ pub(crate) fn spinner(what: &str, quiet: bool) -> ProgressBar {
 
 /// Columns as wide as their widest cell.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
-    let widths: Vec<usize> = (0..head.len())
-        .map(|i| {
-            let cells = rows.iter().map(|row| row[i].chars().count());
-            cells.chain([head[i].len()]).max().unwrap_or(0)
-        })
-        .collect();
-    let show = |cells: Vec<&str>| {
+    let mut table =
+        Rows { held_max: usize::MAX, ..Rows::new(head.iter().map(ToString::to_string)) };
+    rows.iter().for_each(|row| table.push(row.clone()));
+    table.finish();
+}
+
+/// A table whose rows are printed as they come. The first ones are held back until it is known how wide columns are; a
+/// later cell that is wider shifts its line.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    held: Vec<Vec<String>>,
+    held_max: usize,
+    /// Empty until rows are printed.
+    widths: Vec<usize>,
+}
+
+impl Rows {
+    /// So many rows say how wide columns are.
+    const HELD_MAX: usize = 1000;
+
+    pub(crate) fn new(head: impl IntoIterator<Item = String>) -> Self {
+        let head = head.into_iter().map(|name| cell(&name)).collect();
+        Self { held: vec![head], held_max: Self::HELD_MAX, widths: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, row: Vec<String>) {
+        let row: Vec<String> = row.iter().map(|text| cell(text)).collect();
+        if !self.widths.is_empty() {
+            return self.show(&row);
+        }
+        self.held.push(row);
+        if self.held.len() > self.held_max {
+            self.finish();
+        }
+    }
+
+    /// Prints what is held back.
+    pub(crate) fn finish(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        for row in &held {
+            self.widths.resize(row.len(), 0);
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        held.iter().for_each(|row| self.show(row));
+    }
+
+    fn show(&self, row: &[String]) {
         let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            row.iter().zip(&self.widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         line(padded.join("  ").trim_end());
-    };
-    show(head.to_vec());
-    for row in &rows {
-        show(row.iter().map(String::as_str).collect());
     }
 }
 

@@ -144,6 +144,20 @@ pub fn pack_in_run(save: &SaveKey, rank: u32, i: u32) -> String {
     format!("packs/{}/{rank}-{i}.pack", save.folder())
 }
 
+/// The save and the rank that wrote the pack named `relative` to the run's folder; `None` if it is no pack's name.
+#[must_use]
+pub fn parse_pack_in_run(relative: &str) -> Option<(SaveKey, u32)> {
+    let mut parts = relative.strip_prefix("packs/")?.split('/');
+    let attempt = parts.next()?.parse().ok()?;
+    let save = parts.next()?;
+    let (step, generation) = save.split_once('.').unwrap_or((save, "0"));
+    let (step, generation) = (step.parse().ok()?, generation.parse().ok()?);
+    let (rank, i) = parts.next()?.strip_suffix(".pack")?.split_once('-')?;
+    let (rank, i) = (rank.parse().ok()?, i.parse().ok()?);
+    let save = SaveKey { attempt, step, generation };
+    (pack_in_run(&save, rank, i) == relative).then_some((save, rank))
+}
+
 /// The folder of a run's journal, with a closing `/`.
 #[must_use]
 pub fn journal_folder(run: &RunName) -> String {

@@ -13,6 +13,7 @@
 //! | [`journal`] | the run's events, for replay |
 //! | [`replay`] | re-executing a part of a run beside what was recorded of it |
 //! | [`preflight`] | whether a restore would succeed, and compute as before |
+//! | [`lineage`] | what led to a tensor, as far as it is recorded |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
 //! | [`certificate`] | what a replay came to, signed |
 //! | [`safetensors`] | files of tensors in and out |
@@ -29,6 +30,7 @@ pub mod commit;
 mod io;
 pub mod journal;
 pub mod ledger;
+pub mod lineage;
 #[doc(hidden)]
 pub mod objects;
 pub mod preflight;

@@ -82,6 +82,36 @@ The page needs nothing beside it: what happened and when, which checkpoint was t
 lost and done again and whether they came out equal, what the ranks found before they restored, and the
 certificate.";
 
+pub(super) const EVENTS: &str = "\
+Examples:
+  lastgood events --store /data/ckpt --run llm \\
+      --sql 'select kind, count(*) from events group by kind'
+  lastgood events --store /data/ckpt --run llm --kind step --steps 4000..5000 \\
+      --sql 'select step, max(loss) - min(loss) as spread from events group by step
+             order by spread desc limit 10'
+  lastgood events --store /data/ckpt --run llm --kind event \\
+      --sql \"select step, event ->> '$.data.accuracy' as accuracy from events\"
+  lastgood events --store /data/ckpt --run llm --export ./llm.db
+  lastgood events --schema
+
+The table `events` has a row for each event of the history, in the canonical order. The options
+that choose events do so before they are loaded, which is quicker than `where`. What is loaded goes
+to a temporary file (SQLITE_TMPDIR, TMPDIR), not to memory, and only the columns that the query
+names are loaded. Text stands in single quotes: \"step\" is the column, 'step' the kind.
+
+Integers from 2^63 on, which SQLite lacks, are text in `event`; so are NaN and infinities. Bytes
+are hexadecimal digits.";
+
+pub(super) const WHY: &str = "\
+Examples:
+  lastgood why --store /data/ckpt --run llm --tensor layers.0.weight --at 4000
+  lastgood why --store /data/ckpt --run llm --tensor optimizer/step --at 4013 --rank 3 --json
+
+The state after a step is that of the checkpoint of the step, or of the last one before it and the
+steps since. What led to it is told from the checkpoint before the step on: the steps, those that a
+recovery has overtaken among them, what they read, and when the tensor's fingerprint last changed.
+What is not recorded is said to be so.";
+
 pub(super) const REPLAY: &str = "\
 Examples:
   lastgood replay --store /data/ckpt --run llm -- python train.py

@@ -15,6 +15,7 @@ use lastgood::safetensors::{Content, Export};
 use lastgood_format::Hash;
 use serde_json::json;
 use target::{MARKER, Target};
+pub(crate) use target::{PARTIAL, sweep};
 
 use crate::args::RunArgs;
 use crate::exit::Exit;

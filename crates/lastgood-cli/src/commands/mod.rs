@@ -4,7 +4,8 @@ mod bisect;
 mod certificate;
 mod demo;
 mod doctor;
-mod export;
+mod events;
+pub(crate) mod export;
 mod import;
 mod journal;
 mod log;
@@ -17,6 +18,7 @@ mod replay;
 mod show;
 pub(crate) mod supervise;
 mod verify;
+mod why;
 
 use clap::CommandFactory;
 use serde_json::json;
@@ -42,6 +44,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
             journal::run(&run, &journal, as_json)
         }
         Command::Log { run, last, .. } => log::run(&run, last, as_json),
+        Command::Events(args) => events::run(&args, as_json),
+        Command::Why(args) => why::run(&args, as_json),
         Command::Verify { run, at, mark } => verify::run(&run, at.as_ref(), mark, as_json),
         Command::Mark { run, at, standing, reason } => {
             mark::run(&run, &at.at, standing, &reason, as_json)

@@ -4,9 +4,11 @@
 mod bisect;
 mod demo;
 mod doctor;
+mod events;
 mod everywhere;
 mod export;
 mod json;
+mod large;
 mod output;
 mod postmortem;
 mod preflight;
@@ -17,3 +19,4 @@ mod shadow;
 mod tensors;
 mod tool;
 mod travel;
+mod why;

@@ -282,6 +282,12 @@ fn keys() {
     let second = key::pack_in_run(&save, 0, 0);
     assert_eq!(second, "packs/3/000000000500.1/0-0.pack");
     assert!(PAGE.contains(&format!("`{second}`")));
+    assert_eq!(key::parse_pack_in_run(&second), Some((save, 0)));
+    assert_eq!(key::parse_pack_in_run(&key::pack_in_run(&first, 2, 1)), Some((first, 2)));
+    for other in ["packs/3/500.1/0-0.pack", "packs/3/000000000500.0/0-0.pack", "saves/3/1/0-0.pack"]
+    {
+        assert_eq!(key::parse_pack_in_run(other), None, "{other}");
+    }
     for good in ["a", "0", "Z.-_", &"x".repeat(128)] {
         good.parse::<RunName>().unwrap();
     }

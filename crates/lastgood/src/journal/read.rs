@@ -107,7 +107,8 @@ impl JournalReader {
     #[must_use]
     pub fn merged(&self, parts: &[Part], filter: Filter) -> Merged {
         let parts = parts.iter().cloned().collect();
-        Merged { reader: self.clone(), parts, filter, lanes: Vec::new(), order: BinaryHeap::new() }
+        let (lanes, order) = (Vec::new(), BinaryHeap::new());
+        Merged { reader: self.clone(), parts, filter, lanes, order, bytes_before: 0 }
     }
 }
 
@@ -126,6 +127,8 @@ pub struct LaneReader {
     steps: Option<RangeInclusive<u64>>,
     /// The rewinds in segments that were left out.
     rewinds_skipped: u64,
+    /// The stored bytes of the segments that were read or left out.
+    bytes_done: u64,
 }
 
 impl LaneReader {
@@ -147,6 +150,7 @@ impl LaneReader {
             position: Position { next: 0, head },
             steps: None,
             rewinds_skipped: 0,
+            bytes_done: 0,
         }
     }
 
@@ -186,6 +190,7 @@ impl LaneReader {
         self.check_begin(&header.begin).map_err(|e| e.with_object(object))?;
         self.position = header.end;
         self.rewinds_skipped += header.rewinds;
+        self.bytes_done += segment::HEADER_BYTES as u64 + header.frames_bytes;
         Ok(true)
     }
 
@@ -210,6 +215,7 @@ impl LaneReader {
         self.check_begin(&header.begin)?;
         let heads = frames.iter().skip(1).map(|frame| frame.prev).chain([header.end.head]);
         let heads: Vec<Hash> = heads.collect();
+        self.bytes_done += stored.len() as u64;
         self.frames = frames.into_iter().zip(heads).collect();
         Ok(())
     }
@@ -264,9 +270,17 @@ pub struct Merged {
     filter: Filter,
     lanes: Vec<Feeding>,
     order: BinaryHeap<Reverse<Place>>,
+    /// The stored bytes of the parts before this one.
+    bytes_before: u64,
 }
 
 impl Merged {
+    /// The stored bytes that were read so far, or gone over because no frame in them is wanted.
+    #[must_use]
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_before + self.lanes.iter().map(|lane| lane.reader.bytes_done).sum::<u64>()
+    }
+
     /// The next frame that is wanted; `None` at the end.
     ///
     /// # Errors
@@ -289,6 +303,7 @@ impl Merged {
     }
 
     async fn begin(&mut self, part: &Part) -> Result<()> {
+        self.bytes_before = self.bytes_done();
         self.lanes.clear();
         let sealed = self.reader.lanes.range((part.attempt, Lane::CONTROL)..);
         let sealed = sealed.take_while(|((attempt, _), _)| *attempt == part.attempt);

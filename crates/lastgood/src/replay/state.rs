@@ -118,6 +118,8 @@ pub(crate) struct Table {
     worlds: BTreeMap<u64, u64>,
     /// By step and attempt; in parts before whole.
     states: BTreeMap<(u64, u64, bool), Growing>,
+    /// The one tensor that is wanted; `None` for all.
+    only: Option<(String, String)>,
 }
 
 /// A state that is put together.
@@ -131,6 +133,11 @@ struct Growing {
 }
 
 impl Table {
+    /// One that keeps nothing but the digests of `tensor`, so that it stays small whatever the state is.
+    pub(crate) fn of(tensor: (String, String)) -> Self {
+        Self { only: Some(tensor), ..Self::default() }
+    }
+
     pub(crate) fn begin(&mut self, frame: &Frame, value: &Value) {
         if let Some(world) = value.get("world").and_then(Value::as_u64) {
             self.worlds.insert(frame.attempt, world);
@@ -169,7 +176,9 @@ impl Table {
         // Every part but the last is as long as the first.
         let begin = if part == 0 { 0 } else { layout.len().saturating_sub(sums.len() / 16) };
         let begin = if part + 1 == parts { begin } else { part as usize * (sums.len() / 16) };
-        for (named, sum) in layout.iter().skip(begin).zip(sums.chunks_exact(16)) {
+        let wanted = |named: &Named| self.only.as_ref().is_none_or(|only| *only == named.name);
+        let all = layout.iter().skip(begin).zip(sums.chunks_exact(16));
+        for (named, sum) in all.filter(|(named, _)| wanted(named)) {
             let sum = <[u8; 16]>::try_from(sum).ok().and_then(Fingerprint::from_bytes);
             add(&mut growing.state, named, sum.ok_or_else(unclear)?, is_whole, frame.lane);
         }

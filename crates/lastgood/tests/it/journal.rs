@@ -157,6 +157,17 @@ fn filters_choose_steps_lanes_and_kinds() {
     );
     let filter = Filter { lanes: vec![Lane::CONTROL], ..Filter::default() };
     assert_eq!(told(&read(&repository, false, filter)), ["1 control 0 attempt.begun"]);
+    // Progress counts what is read and what is gone over alike.
+    let reader = repository.journal(&run_name()).unwrap();
+    let all: u64 = reader.lanes().map(|lane| lane.bytes).sum();
+    for filter in [Filter::default(), Filter { steps: Some(42..=44), ..Filter::default() }] {
+        let mut merged = reader.merged(&everything([1]), filter);
+        let drained = repository.block_on(async {
+            while merged.next().await?.is_some() {}
+            Ok(merged.bytes_done())
+        });
+        assert_eq!(drained.unwrap(), all);
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 /// Marks a folder as an export, and says of what.
 pub(super) const MARKER: &str = "lastgood-export.json";
 
-/// What the name of a folder that is being written begins with.
-const PARTIAL: &str = ".lastgood-export-";
+/// What the name of a folder or file that is being written begins with.
+pub(crate) const PARTIAL: &str = ".lastgood-export-";
 
 /// Where an export goes to, without symbolic links.
 #[derive(Debug)]
@@ -98,22 +98,23 @@ fn resolve(path: &Path) -> PathBuf {
     }
 }
 
-/// Locks a folder that exists and is locked by nobody.
+/// Locks a folder or file that exists and is locked by nobody.
 fn lock(path: &Path) -> Option<File> {
     let folder = File::open(path).ok()?;
     folder.try_lock().ok()?;
     path.exists().then_some(folder)
 }
 
-/// Removes the folders of exports that were killed.
-fn sweep(parent: &Path) {
+/// Removes the folders and files of exports that were killed.
+pub(crate) fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes())
             && lock(&entry.path()).is_some()
         {
             // What cannot be removed now is removed by another export.
-            fs::remove_dir_all(entry.path()).ok();
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         }
     }
 }

@@ -139,6 +139,7 @@ fn tell(
     );
     let writer = Writer { attempt: 0, actor: "lastgood replay".into() };
     let kind = Kind::IncidentOpened { reason };
-    repository.block_on(ledger.append(&writer, |_| Ok(Decision::Append(kind.clone()))))?;
-    Ok(())
+    // If it stays unknown whether it is told, it is not told twice.
+    let told = repository.block_on(ledger.append(&writer, |_| Ok(Decision::Append(kind.clone()))));
+    Ok(told.map(drop)?)
 }
