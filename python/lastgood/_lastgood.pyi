@@ -4,6 +4,7 @@ The engine behind the package.
 """
 
 from _typeshed import SupportsGetItem
+from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
 @final
@@ -132,7 +133,7 @@ class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None) -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None) -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
         """
@@ -154,6 +155,11 @@ class Run:
     def candidate(self, /) -> Checkpoint | None:
         """
         The checkpoint to restore, or None for a fresh run. Damaged ones that it finds are marked bad.
+        """
+    def check_objects(self, /, checkpoint: Checkpoint, depth: str, progress: Any | None = None) -> tuple[int, int, int, float]:
+        """
+        Looks whether every object of a checkpoint is there: of its `size`, or of a `sample` or the `full` bytes. Gives
+        the number of packs, their bytes, the bytes that were read, and the seconds that took.
         """
     def close(self, /) -> None:
         """
@@ -192,9 +198,22 @@ class Run:
         """
         True if something is to be saved or digested after `step`, because the run is a replay.
         """
+    def look(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]]) -> Any:
+        """
+        As `preflight`, but nothing is refused and nothing recorded.
+        """
     def mark(self, /, selector: str, standing: str, reason: str) -> str:
         """
         Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    def only_looks(self, /) -> bool:
+        """
+        True if the process ends once it has looked whether it could restore.
+        """
+    def preflight(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]]) -> Any:
+        """
+        Looks whether a checkpoint can be restored here, and raises what stands against it. Gives what it found;
+        `needs` are the bytes that are read, those of memory, and what does not fit.
         """
     def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
         """
@@ -266,9 +285,24 @@ class Targets:
         alive and nobody else uses.
         """
 
+def available(path: str | PathLike[str] | None) -> tuple[int | None, int | None]:
+    """
+    The bytes of memory that can be had, and those of space below `path`; None if the system does not say.
+    """
+
 def check_settings(settings: dict[str, Any]) -> None:
     """
     Raises if there are no such settings of saves, or one is out of its range.
+    """
+
+def effect_of(key: str) -> str:
+    """
+    What it means that two processes differ in `key`: safety, numerics or information.
+    """
+
+def effects() -> dict[str, str]:
+    """
+    What differences mean, by key or by family, which ends with a dot.
     """
 
 def main(program: SupportsGetItem[int, str], args: SupportsGetItem[int, str]) -> int:

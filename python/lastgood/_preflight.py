@@ -35,7 +35,8 @@ def acceptance_of(accept: Mapping[str, str] | None) -> str | None:
     if accept is None:
         return os.environ.get("LASTGOOD_ACCEPT")
     if not isinstance(accept, Mapping) or not all(
-        isinstance(key, str) and isinstance(reason, str) and reason for key, reason in accept.items()
+        isinstance(key, str) and isinstance(reason, str) and reason
+        for key, reason in accept.items()
     ):
         raise Invalid(f"accept is a dict of keys and reasons, given {accept!r}")
     if not accept:

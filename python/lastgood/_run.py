@@ -66,8 +66,8 @@ def open(
             fingerprints of the state with each save) and ``digest_every`` (so many steps, between saves too; each
             costs a copy of the state in the call).
         preflight: what `Run.restore` does if this process computes otherwise than the one that saved (libraries,
-            settings, threads, code …): ``refuse`` it, ``warn`` and go on, or ``off``; default ``LASTGOOD_PREFLIGHT``, else
-            ``refuse``.
+            settings, threads, code …): ``refuse`` it, ``warn`` and go on, or ``off``; default ``LASTGOOD_PREFLIGHT``,
+            else ``refuse``.
         accept: differences to go on with, each with its reason, which is recorded in the run's ledger: a key such as
             ``package.torch``, or with a dot at its end all that begin so, such as ``code.``.
         settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lastgood as lg
+import numpy as np
 import pytest
 
 KEY = "env.OMP_SCHEDULE"
@@ -90,7 +91,7 @@ def test_what_is_given_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_report_tells_of_the_data(tmp_path: Path) -> None:
-    state = {"x": {"y": list(range(1000))}}
+    state = {"x": {"y": np.random.default_rng(1).random(300_000)}}
     saved(tmp_path, state)
     seen: list[tuple[int, int]] = []
     with lg.open(tmp_path, state) as run:
@@ -120,7 +121,8 @@ def test_the_report_tells_of_the_data(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 import lastgood as lg
-state = {"x": {"y": 0}}
+import numpy as np
+state = {"x": {"y": 0, "w": np.zeros(1000)}}
 if len(sys.argv) > 1:
     state["new"] = {"z": 1}
 with lg.open(None, state) as run:
@@ -163,6 +165,8 @@ def test_the_program_is_asked_by_the_command(
     assert said["ranks"][0]["problems"] == ["component 'new' is not in the checkpoint"]
     monkeypatch.setenv("OMP_SCHEDULE", "static,7")
     said = ask(code=5)
-    assert [found["key"] for found in said["ranks"][0]["findings"] if not found["accepted"]] == [KEY]
-    with lg.open(tmp_path / "store", {"x": {"y": 0}}, run="llm") as run:
+    assert [found["key"] for found in said["ranks"][0]["findings"] if not found["accepted"]] == [
+        KEY
+    ]
+    with lg.open(tmp_path / "store", {}, run="llm") as run:
         assert run.attempt == 2, "the looks began no attempt"
