@@ -41,6 +41,7 @@ from lastgood._lastgood import (
 )
 from lastgood._policy import Policy
 from lastgood._preflight import Finding, Report
+from lastgood._replay import Audited, Divergence, Replayed, replay
 from lastgood._run import Run, open, runs
 from lastgood._tree import register
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from lastgood import torch as torch
 
 __all__ = [
+    "Audited",
     "Checkpoint",
     "Closed",
     "Conflict",
@@ -62,6 +64,7 @@ __all__ = [
     "Denied",
     "Derived",
     "Diverged",
+    "Divergence",
     "Durable",
     "Fenced",
     "Finding",
@@ -72,6 +75,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "Policy",
+    "Replayed",
     "Report",
     "Restored",
     "Run",
@@ -82,6 +86,7 @@ __all__ = [
     "__version__",
     "open",
     "register",
+    "replay",
     "runs",
 ]
 

@@ -87,23 +87,55 @@ def open(
         >>> start
         0
     """
-    store = os.fspath(store) if store is not None else os.environ.get("LASTGOOD_STORE")
-    if not store:
-        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
     name = run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
-    _warn_of_supervisor(store, name)
+    place = os.fspath(store) if store is not None else os.environ.get("LASTGOOD_STORE")
+    if not place:
+        raise Invalid("no store is given; name one, or set LASTGOOD_STORE")
+    _warn_of_supervisor(place, name)
+    if failures_max is not None:
+        settings["failures_max"] = failures_max
+    return open_run(
+        place,
+        state,
+        name,
+        policy=policy,
+        rng=rng,
+        overlap=overlap,
+        incarnation=incarnation,
+        journal=journal,
+        preflight=preflight,
+        accept=accept,
+        settings=settings,
+        plan=os.environ.get("LASTGOOD_REPLAY"),
+    )
+
+
+def open_run(
+    store: str,
+    state: MutableMapping[str, Any] | None,
+    name: str,
+    *,
+    policy: Any = None,
+    rng: bool = True,
+    overlap: bool = True,
+    incarnation: str | None = None,
+    journal: bool | Mapping[str, Any] = True,
+    preflight: str | None = None,
+    accept: Mapping[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
+    plan: str | None = None,
+    ends: bool = True,
+) -> Run:
+    """As `open`; with a ``plan`` it is a replay, which ends the process after its last step if it ``ends``."""
     world = _world.find_world()
     decides = as_policy(policy)
     if world.size > 1 and decides.seconds is not None:
         raise Invalid(
             "a policy by seconds is for a rank alone: several ranks must save the same steps; use steps"
         )
-    if failures_max is not None:
-        settings["failures_max"] = failures_max
     if state is not None and not isinstance(state, MutableMapping):
         raise Invalid(f"a state is a dict of named components, given {type(state).__name__}")
-    replay = os.environ.get("LASTGOOD_REPLAY")
-    if replay is not None:
+    if plan is not None:
         # Whatever else the program wants of its journal, a replay has one of its own, of the same logical ranks.
         given = journal if isinstance(journal, Mapping) else {}
         journal = {name: given[name] for name in given if name == "logical"}
@@ -116,10 +148,10 @@ def open(
             world.rank,
             world.size,
             incarnation or _world.find_incarnation(world, f"{_place(store)} {name}"),
-            settings,
+            settings or {},
             recorded and {name: recorded[name] for name in recorded if name != "digest_every"},
             _environment.collect() if recorded is not None else {},
-            replay,
+            plan,
             _preflight.mode_of(preflight),
             _preflight.acceptance_of(accept),
         ),
@@ -130,7 +162,8 @@ def open(
         overlap=overlap,
         journal=recorded is not None,
         digest_every=recorded["digest_every"] if recorded else 0,
-        replays=replay is not None,
+        replays=plan is not None,
+        ends=ends,
     )
     _open_runs.add(opened)
     return opened
@@ -189,10 +222,12 @@ class Run:
         journal: bool = False,
         digest_every: int = 0,
         replays: bool = False,
+        ends: bool = True,
     ) -> None:
         self._native = native
         self._digest_every = digest_every
         self._replays = replays
+        self._ends = ends
         self._recorder = _journal.Recorder(native, state) if journal else None
         self._state = state
         self._world = world
@@ -407,7 +442,8 @@ class Run:
             if handle is not None:
                 handle.durable.result()
             self.close()
-            raise SystemExit(0)
+            if self._ends:
+                raise SystemExit(0)
         return handle
 
     def _recorder_flush(self) -> None:

@@ -114,7 +114,7 @@ def test_the_report_tells_of_the_data(tmp_path: Path) -> None:
         with pytest.raises(lg.Corrupt, match=r"\.pack"):
             run.preflight(data="full")
         pack.unlink()
-        with pytest.raises(lg.Corrupt, match="no such object"):
+        with pytest.raises(lg.Corrupt, match="the pack is missing"):
             run.preflight()
 
 

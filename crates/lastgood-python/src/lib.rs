@@ -9,6 +9,7 @@ mod event;
 mod handle;
 mod memory;
 mod reader;
+mod replay;
 mod run;
 mod state;
 
@@ -29,6 +30,8 @@ mod _lastgood {
     use crate::handle::SaveHandle;
     #[pymodule_export]
     use crate::reader::Reader;
+    #[pymodule_export]
+    use crate::replay::{Replay, audit_journal};
     #[pymodule_export]
     use crate::run::Run;
     #[pymodule_export]
