@@ -380,7 +380,11 @@ def _jax() -> _Items:
 
 
 def _variables() -> _Items:
+    compiles = any(_loaded(name) is not None for name in ("jax", "torch_xla", "tensorflow"))
     for name, value in os.environ.items():
+        # Of no effect on a process that has none of those.
+        if name.startswith(("JAX_", "LIBTPU_", "XLA_")) and not compiles:
+            continue
         if name not in VARIABLES and (
             not name.startswith(VARIABLE_FAMILIES) or _NOT_NUMERIC.search(name)
         ):

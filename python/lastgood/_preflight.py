@@ -51,7 +51,13 @@ def acceptance_of(accept: Mapping[str, str] | None) -> str | None:
 class Finding:
     """Something in which this process differs from the one that saved, or that is short. ``effect`` is ``numerics``
     (equal bytes cannot be promised), ``safety`` (state may be put where it does not belong) or ``information``;
-    ``accepted`` the reason for which it was let go."""
+    ``accepted`` the reason for which it was let go.
+
+    Example:
+        >>> import lastgood as lg
+        >>> print(lg.Finding("package.torch", "numerics", "2.11.0", "2.12.1", None))
+        package.torch was 2.11.0, is 2.12.1 (numerics)
+    """
 
     key: str
     effect: Effect

@@ -17,7 +17,13 @@ _MODES = ("audit", "reexecute", "travel", "shadow")
 @dataclass(frozen=True)
 class Divergence:
     """A place where a replay parts from what was recorded. ``code`` is of the table in the guide; ``what`` the member of
-    the step's record, or ``component/name`` of a tensor; ``rank`` the logical rank, or None."""
+    the step's record, or ``component/name`` of a tensor; ``rank`` the logical rank, or None.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.Divergence("LG-ND-005", 7, 0, "loss", "0.5", "0.25", "step 7: loss").what
+        'loss'
+    """
 
     code: str
     step: int
@@ -36,7 +42,13 @@ class Replayed:
     """What a replay came to. ``equal``: nothing parts, and a state is among what was compared; ``level`` is then ``D2``,
     or ``D3`` if the run had other numbers of ranks. ``states`` are the steps whose states were compared; ``digest`` is that
     of the last state; ``environment`` is what differs, each with the recorded value and the one here; ``checkpoint`` is
-    what a travel has saved, in the run ``branch``; ``window`` is the id of the checkpoint that a shadow ended with."""
+    what a travel has saved, in the run ``branch``; ``window`` is the id of the checkpoint that a shadow ended with.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.Replayed(True, "D2", 0, 5, 5, [5], [], []).diverged
+        False
+    """
 
     equal: bool
     level: str | None
@@ -59,7 +71,13 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Audited:
-    """What is known of a journal without running anything: ``findings`` is what is wrong."""
+    """What is known of a journal without running anything: ``findings`` is what is wrong.
+
+    Example:
+        >>> import lastgood as lg
+        >>> lg.Audited(120, 4, []).ok
+        True
+    """
 
     events: int
     cuts: int
@@ -145,7 +163,9 @@ def replay(
     if mode != "travel" and branch is not None:
         raise Invalid("only a travel saves into a branch")
     with tempfile.TemporaryDirectory(prefix="lastgood-replay.") as folder:
-        into, into_run = (place, branch or f"{name}-at-{to}") if mode == "travel" else (folder, name)
+        into, into_run = (
+            (place, branch or f"{name}-at-{to}") if mode == "travel" else (folder, name)
+        )
         native = _lastgood.Replay(
             place,
             _world.store_options(),

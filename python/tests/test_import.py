@@ -215,7 +215,16 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_examples_in_docstrings_run() -> None:
     """Every example of the core; those of frameworks run in the frameworks' own tests."""
     count = 0
-    for module in ["_run", "_state", "_tree", "_policy", "_handle", "_restore"]:
+    for module in [
+        "_run",
+        "_state",
+        "_tree",
+        "_policy",
+        "_handle",
+        "_restore",
+        "_preflight",
+        "_replay",
+    ]:
         result = doctest.testmod(
             importlib.import_module(f"lastgood.{module}"), optionflags=doctest.ELLIPSIS
         )

@@ -58,9 +58,7 @@ def test_the_same_steps_are_equal_from_any_checkpoint(tmp_path: Path) -> None:
     [(Job(rate=0.2), "loss", 10), (Job(flip_at=11), "loss", 11)],
     ids=["rate", "flip"],
 )
-def test_what_is_done_otherwise_is_named(
-    tmp_path: Path, job: Job, what: str, first: int
-) -> None:
+def test_what_is_done_otherwise_is_named(tmp_path: Path, job: Job, what: str, first: int) -> None:
     train(tmp_path, Job())
     replayed = lg.replay(tmp_path, job.state, job.step)
     assert replayed.diverged and not replayed.equal and replayed.level is None

@@ -97,7 +97,7 @@ impl Run {
     /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.
     ///
     /// # Errors
-    /// `error` itself if there are several ranks, which go back together in the next attempt; as [`mark`].
+    /// `error` itself if there are several ranks, which go back together in the next attempt; as [`mark`](crate::mark).
     pub fn reject(&mut self, id: &Hash, error: Error, notices: &mut Vec<String>) -> Result<()> {
         if self.replaying.is_some() {
             return Err(error.context("the checkpoint that the replay begins with"));
