@@ -129,6 +129,32 @@ class Reader:
         """
 
 @final
+class Replay:
+    """
+    A replay that this process is to do.
+    """
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, begin: str | None, end: str, into: str, into_run: str, save: bool, seen: SupportsGetItem[int, str] | None = None) -> Replay:
+        """
+        Prepares a replay of run `run` of the store `url`: of the steps between two checkpoints, or with `seen` of a window
+        chosen by chance whose end is none of these. It records into run `into_run` of the store `into`, and with `save` saves
+        the state at the end there.
+        """
+    def judge(self, /) -> Any:
+        """
+        Compares what was recorded with what the replay has recorded.
+        """
+    @property
+    def plan(self, /) -> str:
+        """
+        What the run is told.
+        """
+    @property
+    def steps(self, /) -> tuple[int, int]:
+        """
+        The step that it begins after, and the last one.
+        """
+
+@final
 class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
@@ -284,6 +310,12 @@ class Targets:
         The part at `offsets` of size `sizes` of a tensor, into `bytes` bytes at `address`, which `owner` keeps
         alive and nobody else uses.
         """
+
+def audit_journal(url: str, options: dict[str, str], run: str) -> tuple[int, int, list[str]]:
+    """
+    Reads every event of a run's journal: how many there are, how many cuts of checkpoints they agree with, and what is
+    wrong.
+    """
 
 def available(path: str | PathLike[str] | None) -> tuple[int | None, int | None]:
     """

@@ -26,7 +26,7 @@ class Job:
         noise = np.random.standard_normal(weights.shape)
         weights -= self.rate * (weights * 0.01 + noise)
         if step == self.flip_at:
-            weights.view(np.uint64)[7] ^= 1
+            weights.view(np.uint64)[7] ^= np.uint64(1 << 50)
         self.state["sum"]["seen"] += float(weights[0])
         return {"loss": float((weights**2).sum()), "rate": self.rate}
 

@@ -52,10 +52,10 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A program of the release build.
+/// A program of the workspace, as the tests build it.
 pub(crate) fn built(program: &str) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    repo::root().join(target).join("release").join(program)
+    repo::root().join(target).join("debug").join(program)
 }
 
 /// Where the tools are that this program installs, from the root.

@@ -30,7 +30,9 @@ pub(super) fn page() -> Result<Option<Page>> {
 
 fn help(command: &[&str]) -> Result<String> {
     let mut cargo = process::command(&process::cargo());
-    cargo.args(["run", "--quiet", "--release", "--", "help"]).args(command);
+    // As the tests build it, so that nothing is built for it.
+    let program = ["-p", "lastgood-cli", "--features", "lastgood/candle"];
+    cargo.args(["run", "--quiet"]).args(program).args(["--", "help"]).args(command);
     without_environment(&mut cargo);
     let output = cargo.stdin(Stdio::null()).output().context("cannot run cargo")?;
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -63,10 +63,12 @@ fn is_right(name: &str) -> bool {
 }
 
 /// Installs the package from the source tree, as `pip install .` does, but with the build tools of this environment: in
-/// one of its own, of another path every time, everything below `PyO3` would be built again.
+/// one of its own, of another path every time, everything below `PyO3` would be built again; and as the tests build the
+/// engine, which shares all below it.
 pub(super) fn install() -> Result<()> {
     let mut install = uv(&["pip", "install", "-q", "--no-deps", "--no-build-isolation"]);
-    run(install.args(["--reinstall-package", "lastgood", "."]))
+    let profile = ["--config-settings", "build-args=--profile=dev"];
+    run(install.args(profile).args(["--reinstall-package", "lastgood", "."]))
 }
 
 /// Writes the exact versions of what the tests need.

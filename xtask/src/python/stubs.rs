@@ -33,7 +33,7 @@ fn generate() -> Result<String> {
     let out = repo::root().join(TOOLS).join("stubs");
     let maturin = environment::python().with_file_name("maturin");
     let mut command = process::command(&maturin.display().to_string());
-    command.args(["generate-stubs", "-q", "--profile", "release", "-o"]).arg(&out);
+    command.args(["generate-stubs", "-q", "--profile", "dev", "-o"]).arg(&out);
     let status = command.status().context("cannot run maturin")?;
     ensure!(status.success(), "{command:?} ended with {status}");
     let made = fs::read_to_string(out.join("lastgood/_lastgood.pyi")).context("no stubs")?;

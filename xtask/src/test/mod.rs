@@ -101,14 +101,14 @@ fn list() {
     }
 }
 
-/// The stages to run, with the release build before the first one that uses it.
+/// The stages to run, with the build of the programs before the first one that uses them.
 fn select(options: &Options) -> Result<Vec<Stage>> {
     let wanted = |stage: &&Stage| {
         let named = options.only.iter().any(|name| name == stage.name);
         (options.only.is_empty() || named) && !options.skip.iter().any(|name| name == stage.name)
     };
     let mut stages: Vec<Stage> = STAGES.iter().filter(wanted).cloned().collect();
-    if let Some(first) = stages.iter().position(|stage| stage.release) {
+    if let Some(first) = stages.iter().position(|stage| stage.programs) {
         stages.insert(first, BUILD);
     } else if wanted(&&BUILD) && !options.only.is_empty() {
         stages.push(BUILD);
@@ -238,7 +238,7 @@ fn command(stage: &Stage, installation: &Installation) -> Result<Command> {
     let program = match words.next().unwrap_or_default() {
         "xtask" => env::current_exe().context("this program's own file")?.display().to_string(),
         "cargo" => process::cargo(),
-        program if stage.release => process::built(program).display().to_string(),
+        program if stage.programs => process::built(program).display().to_string(),
         program => program.to_owned(),
     };
     let mut command = process::command(&program);
