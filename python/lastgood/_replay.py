@@ -16,8 +16,8 @@ _MODES = ("audit", "reexecute", "travel", "shadow")
 
 @dataclass(frozen=True)
 class Divergence:
-    """A place where a replay parts from what was recorded. ``code`` is of the table in the guide; ``what`` the member of
-    the step's record, or ``component/name`` of a tensor; ``rank`` the logical rank, or None.
+    """A place where a replay parts from what was recorded. ``code`` is of the table in the guide; ``what`` the member
+    of the step's record, or ``component/name`` of a tensor; ``rank`` the logical rank, or None.
 
     Example:
         >>> import lastgood as lg
@@ -39,10 +39,11 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay came to. ``equal``: nothing parts, and a state is among what was compared; ``level`` is then ``D2``,
-    or ``D3`` if the run had other numbers of ranks. ``states`` are the steps whose states were compared; ``digest`` is that
-    of the last state; ``environment`` is what differs, each with the recorded value and the one here; ``checkpoint`` is
-    what a travel has saved, in the run ``branch``; ``window`` is the id of the checkpoint that a shadow ended with.
+    """What a replay came to. ``equal``: nothing parts, and a state is among what was compared; ``level`` is then
+    ``D2``, or ``D3`` if the run had other numbers of ranks. ``states`` are the steps whose states were compared;
+    ``digest`` is that of the last state; ``environment`` is what differs, each with the recorded value and that here;
+    ``checkpoint`` is what a travel has saved, in the run ``branch``; ``window`` is the id of the checkpoint that a
+    shadow ended with.
 
     Example:
         >>> import lastgood as lg
@@ -104,21 +105,21 @@ def replay(
 ) -> Any:
     """Runs steps of a run again in this process, and compares them with what was recorded. The run is only read.
 
-    It restores ``state`` from a checkpoint, calls ``step_fn`` once for each step, and leaves ``state`` as it is after the
-    last one. A program that trains in a loop of its own is replayed by ``lastgood replay -- COMMAND`` instead, on any
-    number of ranks; this is for one process.
+    It restores ``state`` from a checkpoint, calls ``step_fn`` once for each step, and leaves ``state`` as it is after
+    the last one. A program that trains in a loop of its own is replayed by ``lastgood replay -- COMMAND`` instead, on
+    any number of ranks; this is for one process.
 
     Args:
         store: as of `lg.open`.
         state: as the program gives it to `lg.open`, as it is before training.
-        step_fn: does one step, given its number: what `Run.step` is told when it is done. It returns what the program gives
-            `Run.step` as metrics, or None.
+        step_fn: does one step, given its number: what `Run.step` is told when it is done. It returns what the program
+            gives `Run.step` as metrics, or None.
         run: as of `lg.open`.
         mode: ``reexecute``; ``travel``, which also saves the state at the end, as a checkpoint of the run ``branch``;
             ``shadow``, a window between two checkpoints that is chosen by chance; or ``audit``, which runs nothing and
             checks every event.
-        start: the checkpoint to begin with: a step, ``latest``, digits of an id, or ``start`` for none; default the last one
-            before the end.
+        start: the checkpoint to begin with: a step, ``latest``, digits of an id, or ``start`` for none; default the
+            last one before the end.
         to: the step to end with, or a checkpoint.
         branch: the run that a travel saves into; default ``RUN-at-STEP``.
         seen: windows that a shadow does not choose again: `Replayed.window` of earlier ones.
@@ -128,7 +129,7 @@ def replay(
         A `Replayed`, or for an audit an `Audited`.
 
     Raises:
-        NotFound: if there is no such checkpoint, or the steps are not recorded; for a shadow, if there is no window left.
+        NotFound: if there is no such checkpoint, or the steps are not recorded; for a shadow, if no window is left.
         Conflict: if the run to save into is there already.
         Incompatible: if the state does not fit the checkpoint.
         Unavailable, Denied, Corrupt: as the store and the run say.
@@ -156,7 +157,7 @@ def replay(
         raise Invalid(f"to {mode} needs the state and step_fn, which does one step")
     if _world.find_world().size > 1:
         raise Invalid(
-            "a replay within a program is of one process; run the program by `lastgood replay -- COMMAND` for several ranks"
+            "a replay within a program is of one process; `lastgood replay -- COMMAND` runs it on several ranks"
         )
     if mode == "shadow" and (start is not None or to != "last-good"):
         raise Invalid("a shadow chooses its window by chance: leave out start and to")

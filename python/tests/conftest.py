@@ -15,6 +15,13 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Its variables are those of the processes that tests start (`children`), so that each may restore what the other saved;
+# but for the devices of jax, of which only a process that runs tests has several.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+os.environ["LASTGOOD_ACCEPT"] = (
+    '{"keys": ["env.XLA_FLAGS"], "reason": "the tests have more devices", "always": true}'
+)
+
 # A session that was started in the background ignores Ctrl-C, and so would everything that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
