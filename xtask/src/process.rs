@@ -52,7 +52,12 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A program of the workspace, as the tests build it.
+/// Builds the programs of the workspace as the tests have them. `cargo build` would leave out features that
+/// only tests ask for, and compile our crates once more.
+pub(crate) const BUILD: &str =
+    "cargo test --no-run --workspace --features lastgood/candle --locked";
+
+/// A program of the workspace, as [`BUILD`] builds it.
 pub(crate) fn built(program: &str) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     repo::root().join(target).join("debug").join(program)

@@ -13,6 +13,8 @@ pub(super) const PATH: &str = "docs/reference/cli.md";
 
 /// The page, or nothing if the program has no help.
 pub(super) fn page() -> Result<Option<Page>> {
+    let build: Vec<&str> = process::BUILD.split(' ').skip(1).chain(["--quiet"]).collect();
+    ensure!(process::delegate(&build, &[])?, "{} failed", process::BUILD);
     let overview = help(&[])?;
     if overview.trim().is_empty() {
         return Ok(None);
@@ -29,12 +31,10 @@ pub(super) fn page() -> Result<Option<Page>> {
 }
 
 fn help(command: &[&str]) -> Result<String> {
-    let mut cargo = process::command(&process::cargo());
-    // As the tests build it, so that nothing is built for it.
-    let program = ["-p", "lastgood-cli", "--features", "lastgood/candle"];
-    cargo.args(["run", "--quiet"]).args(program).args(["--", "help"]).args(command);
-    without_environment(&mut cargo);
-    let output = cargo.stdin(Stdio::null()).output().context("cannot run cargo")?;
+    let mut program = process::command(&process::built("lastgood").display().to_string());
+    program.arg("help").args(command);
+    without_environment(&mut program);
+    let output = program.stdin(Stdio::null()).output().context("cannot run lastgood")?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "lastgood help {}: {errors}", command.join(" "));
     let help = String::from_utf8(output.stdout).context("the help is no UTF-8")?;

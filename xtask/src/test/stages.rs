@@ -4,6 +4,8 @@
 //! `N passed, N failed, N skipped` alone on a line (nextest's and cargo's own summaries count as well), it
 //! is counted by what it prints, otherwise as one.
 
+use crate::process;
+
 /// What a stage needs beyond Rust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Need {
@@ -65,13 +67,9 @@ impl Stage {
     }
 }
 
-/// Builds what these stages run, as the tests have it: the release build would compile everything below it once more, and
-/// is an eighth faster in them. Not in the list, since it is run when it is needed.
-pub(super) const BUILD: Stage = Stage::new(
-    "build",
-    "the programs build",
-    "cargo build --locked -p lastgood-cli -p lastgood-chaos --features lastgood/candle",
-);
+/// Builds what these stages run: a release build would compile everything below it once more, and is an
+/// eighth faster in them. Not in the list, since it is run when it is needed.
+pub(super) const BUILD: Stage = Stage::new("build", "the programs build", process::BUILD);
 
 pub(super) const STAGES: &[Stage] = &[
     Stage::new(
