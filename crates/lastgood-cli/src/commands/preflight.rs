@@ -267,7 +267,7 @@ fn data(objects: std::result::Result<&Objects, &Error>, depth: Depth) -> Check {
     };
     let packs = output::count(objects.packs as usize, "pack");
     let bytes = output::size(objects.bytes);
-    Check::new("data", Outcome::Passed, format!("{packs} of {bytes} are there; {read}"))
+    Check::new("data", Outcome::Passed, format!("{packs}, {bytes}, all there; {read}"))
 }
 
 fn coverage(contents: &Contents, reports: &[(Lane, Report)]) -> Check {
