@@ -4,7 +4,6 @@ The engine behind the package.
 """
 
 from _typeshed import SupportsGetItem
-from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
 @final
@@ -315,11 +314,6 @@ def audit_journal(url: str, options: dict[str, str], run: str) -> tuple[int, int
     """
     Reads every event of a run's journal: how many there are, how many cuts of checkpoints they agree with, and what is
     wrong.
-    """
-
-def available(path: str | PathLike[str] | None) -> tuple[int | None, int | None]:
-    """
-    The bytes of memory that can be had, and those of space below `path`; None if the system does not say.
     """
 
 def check_settings(settings: dict[str, Any]) -> None:

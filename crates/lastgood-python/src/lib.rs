@@ -68,14 +68,6 @@ mod _lastgood {
         all.map(|(key, effect)| (*key, effect.name())).collect()
     }
 
-    /// The bytes of memory that can be had, and those of space below `path`; None if the system does not say.
-    #[pyfunction]
-    fn available(path: Option<std::path::PathBuf>) -> (Option<u64>, Option<u64>) {
-        use lastgood::preflight::machine;
-        let space = path.and_then(|path| machine::space_available(&path));
-        (machine::memory_available(), space)
-    }
-
     /// The names of the runs in the store `url`, sorted.
     #[pyfunction]
     fn runs(py: Python<'_>, url: &str, options: BTreeMap<String, String>) -> PyResult<Vec<String>> {

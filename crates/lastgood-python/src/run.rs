@@ -7,9 +7,9 @@ use std::time::Duration;
 use lastgood::journal::{JournalOptions, StepRecord};
 use lastgood::ledger::Standing;
 use lastgood::preflight::objects::Depth;
-use lastgood::preflight::{Acceptance, Needs, PreflightOptions};
+use lastgood::preflight::{Acceptance, Needs, PreflightOptions, Report};
 use lastgood::replay::{Due, Plan, Replay};
-use lastgood::restore::Selector;
+use lastgood::restore::{Contents, Selector};
 use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::World;
 use lastgood::{Error, ErrorKind, Repository, Result, RunName, RunOptions};
@@ -213,10 +213,7 @@ impl Run {
         checkpoint: &Checkpoint,
         needs: (u64, u64, Vec<String>),
     ) -> PyResult<Py<PyAny>> {
-        let contents = checkpoint.contents();
-        let needs = needs_of(needs);
-        let report = py.detach(|| self.with(|run| run.preflight(&contents, &needs))).or_raise()?;
-        to_python(py, &report.to_value())
+        self.report(py, checkpoint, needs, lastgood::Run::preflight)
     }
 
     /// As `preflight`, but nothing is refused and nothing recorded.
@@ -226,10 +223,7 @@ impl Run {
         checkpoint: &Checkpoint,
         needs: (u64, u64, Vec<String>),
     ) -> PyResult<Py<PyAny>> {
-        let contents = checkpoint.contents();
-        let needs = needs_of(needs);
-        let report = py.detach(|| self.with(|run| run.look(&contents, &needs))).or_raise()?;
-        to_python(py, &report.to_value())
+        self.report(py, checkpoint, needs, |run, contents, needs| run.look(contents, needs))
     }
 
     /// True if the process ends once it has looked whether it could restore.
@@ -447,11 +441,21 @@ impl Run {
     }
 }
 
-fn needs_of((bytes, memory, problems): (u64, u64, Vec<String>)) -> Needs {
-    Needs { bytes, memory, problems }
-}
-
 impl Run {
+    /// What `look` finds before a restore, as a dict.
+    fn report(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        (bytes, memory, problems): (u64, u64, Vec<String>),
+        look: impl FnOnce(&mut lastgood::Run, &Contents, &Needs) -> Result<Report> + Send,
+    ) -> PyResult<Py<PyAny>> {
+        let contents = checkpoint.contents();
+        let needs = Needs { bytes, memory, problems };
+        let report = py.detach(|| self.with(|run| look(run, &contents, &needs))).or_raise()?;
+        to_python(py, &report.to_value())
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut lastgood::Run) -> Result<T>) -> Result<T> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let closed = || {

@@ -72,6 +72,17 @@ pub async fn start(ledger: &mut Ledger, actor: &str, new: &NewAttempt) -> Result
     Ok(attempt)
 }
 
+/// Says in the ledger what happened, for whoever looks for it. If it stays unknown whether that is told, it is not told
+/// twice.
+///
+/// # Errors
+/// As [`Ledger::append`].
+pub async fn tell_incident(ledger: &mut Ledger, actor: &str, reason: &str) -> Result<()> {
+    let writer = Writer { attempt: 0, actor: actor.to_owned() };
+    let kind = Kind::IncidentOpened { reason: reason.to_owned() };
+    ledger.append(&writer, |_| Ok(Decision::Append(kind.clone()))).await.map(drop)
+}
+
 /// Appends until the outcome is known. `decide` must be idempotent.
 ///
 /// # Errors

@@ -21,10 +21,12 @@ use crate::replay::Source;
 use crate::replay::execute::execute;
 use crate::{output, session};
 
-/// What came of one check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What came of one check, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Passed,
+    /// Nobody could say.
+    Unknown,
     /// A person should know it.
     Noted,
     /// It stood against the restore, and was accepted.
@@ -33,8 +35,6 @@ enum Outcome {
     Refused,
     /// Data is damaged or missing.
     Damaged,
-    /// Nobody could say.
-    Unknown,
 }
 
 impl Outcome {
@@ -203,8 +203,7 @@ fn environment(reports: &[(Lane, Report)], is_past: bool) -> Vec<Check> {
         matches!(r.environment, Compared::NotRecorded | Compared::NotGiven)
     };
     let outcome = if reports.iter().any(unknown) { Outcome::Unknown } else { Outcome::Passed };
-    let worst = found.keys().map(|finding| outcome_of(finding)).max_by_key(|o| *o as u8);
-    let worst = worst.filter(|worst| *worst as u8 > outcome as u8).unwrap_or(outcome);
+    let worst = found.keys().map(|finding| outcome_of(finding)).fold(outcome, Outcome::max);
     let ranks = output::count(reports.len(), "rank");
     let head = Check::new(name, worst, format!("{whose}{compared} ({ranks})"));
     let rows = found.iter().map(|(finding, lanes)| {

@@ -32,10 +32,9 @@ pub use budget::Verdict;
 use budget::{Budget, Next};
 use guard::Guard;
 pub use guard::guard;
-use lastgood::attempt::NewAttempt;
-use lastgood::ledger::{Attempt, Decision, Ledger, Standing, Writer};
+use lastgood::attempt::{NewAttempt, tell_incident};
+use lastgood::ledger::{Attempt, Ledger, Standing};
 use lastgood::{Error, Hash, Repository, Result, RunName, restore};
-use lastgood_format::ledger::Kind;
 use places::Places;
 
 /// Who writes the supervisor's entries of the ledger.
@@ -269,7 +268,7 @@ pub fn supervise(
         let (after, left) = match budget.judge(failure, newest_step(&ledger)) {
             Next::Restart { after, left } => (after, left),
             Next::GiveUp(verdict) => {
-                tell_incident(repository, &mut ledger, &what)?;
+                repository.block_on(tell_incident(&mut ledger, ACTOR, &what))?;
                 return Ok(Outcome::GaveUp(verdict));
             }
         };
@@ -278,7 +277,7 @@ pub fn supervise(
             true => what,
             false => format!("{what}; {}", not_replaced(&gone, places.ranks())),
         };
-        tell_incident(repository, &mut ledger, &reason)?;
+        repository.block_on(tell_incident(&mut ledger, ACTOR, &reason))?;
         on_event(Event::Restarting { after, left, ranks: places.ranks(), gone });
         let until = Instant::now() + after;
         while Instant::now() < until {
@@ -301,14 +300,6 @@ fn start(repository: &Repository, ledger: &mut Ledger, ranks: u32) -> Result<Att
         incarnation: format!("{:016x}{:016x}", env.random(), env.random()),
     };
     repository.block_on(lastgood::attempt::start(ledger, ACTOR, &new))
-}
-
-/// Says in the ledger how an attempt ended, and why the next one has fewer ranks.
-fn tell_incident(repository: &Repository, ledger: &mut Ledger, reason: &str) -> Result<()> {
-    let writer = Writer { attempt: 0, actor: ACTOR.to_owned() };
-    let kind = Kind::IncidentOpened { reason: reason.to_owned() };
-    // If it stays unknown whether it is told, it is not told twice.
-    repository.block_on(ledger.append(&writer, |_| Ok(Decision::Append(kind.clone())))).map(drop)
 }
 
 /// That the ranks `gone` are not replaced, and how many go on.

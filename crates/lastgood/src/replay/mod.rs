@@ -68,7 +68,7 @@ pub struct Plan {
     /// Whether the state after the last step is saved.
     pub save: bool,
     /// It does nothing but look whether it could restore, records what it found, and ends.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preflight: bool,
 }
 

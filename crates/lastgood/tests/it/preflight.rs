@@ -123,6 +123,9 @@ fn another_environment_is_refused_until_it_is_accepted() {
     restore(&repository, environment("2.12"), mode(Mode::Refuse)).unwrap();
     restore(&repository, environment("2.12"), accept(&["package."], false)).unwrap();
     assert_eq!(on_record(&repository), 1);
+    // Nor does another key say again what the ledger has.
+    restore(&repository, environment("2.12"), accept(&["package.torch", "memory"], false)).unwrap();
+    assert_eq!(on_record(&repository), 1);
     // Of these two versions alone.
     let error = refused(restore(&repository, environment("3.0"), mode(Mode::Refuse)));
     assert!(error.to_string().contains("package.torch.major was 2, is 3 (safety)"), "{error}");

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lastgood::ledger::{Decision, Ledger, Writer};
+use lastgood::attempt::tell_incident;
+use lastgood::ledger::Ledger;
 use lastgood::replay::Span;
 use lastgood::{Error, Repository};
-use lastgood_format::ledger::Kind;
 use serde_json::json;
 
 use crate::args::Replay;
@@ -137,9 +137,5 @@ fn tell(
         span.from_step + 1,
         span.to
     );
-    let writer = Writer { attempt: 0, actor: "lastgood replay".into() };
-    let kind = Kind::IncidentOpened { reason };
-    // If it stays unknown whether it is told, it is not told twice.
-    let told = repository.block_on(ledger.append(&writer, |_| Ok(Decision::Append(kind.clone()))));
-    Ok(told.map(drop)?)
+    Ok(repository.block_on(tell_incident(ledger, "lastgood replay", &reason))?)
 }
