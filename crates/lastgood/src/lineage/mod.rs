@@ -21,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lastgood_format::{Dtype, Error, Result};
 
 use crate::journal::Lane;
-use crate::ledger::{Checkpoint, Ledger, Standing};
+use crate::ledger::{Checkpoint, Ledger};
+use crate::replay::span::led_by;
 use crate::replay::window::history_to;
 use crate::repository::Repository;
 use crate::restore::Contents;
@@ -86,11 +87,7 @@ impl Lineage {
     ) -> Result<Self> {
         let (reader, parts) = history_to(repository, ledger, step).await?;
         let history = ledger.history();
-        let led = |c: &&Checkpoint| {
-            let usable = c.standing != Standing::Bad && !c.expired;
-            usable && parts.iter().any(|part| part.holds(history, c))
-        };
-        let mut led: Vec<&Checkpoint> = history.checkpoints().iter().filter(led).collect();
+        let mut led: Vec<&Checkpoint> = led_by(history, &parts).collect();
         led.sort_by_key(|c| (c.step, c.entry));
         let found = holder(ledger, &led, name, step).await?;
         let (component, tensor) = found.tensor.clone();

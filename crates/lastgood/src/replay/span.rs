@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use lastgood_format::{Error, Hash, Result};
 
 use super::window::{Window, history_to};
-use crate::ledger::{Checkpoint, Ledger, Standing};
+use crate::journal::history::Part;
+use crate::ledger::{Checkpoint, History, Ledger, Standing};
 use crate::repository::Repository;
 use crate::restore::{Selector, resolve};
 
@@ -150,15 +151,22 @@ pub fn led_to<'l>(
     to: u64,
 ) -> Result<Vec<&'l Checkpoint>> {
     let (_, parts) = repository.block_on(history_to(repository, ledger, to))?;
-    let history = ledger.history();
-    let led = |checkpoint: &&Checkpoint| {
-        let usable = checkpoint.standing != Standing::Bad && !checkpoint.expired;
-        usable && checkpoint.step <= to && parts.iter().any(|part| part.holds(history, checkpoint))
-    };
-    let mut led: Vec<&Checkpoint> = history.checkpoints().iter().filter(led).collect();
+    let mut led: Vec<&Checkpoint> =
+        led_by(ledger.history(), &parts).filter(|checkpoint| checkpoint.step <= to).collect();
     led.sort_by_key(|checkpoint| (checkpoint.step, std::cmp::Reverse(checkpoint.entry)));
     led.dedup_by_key(|checkpoint| checkpoint.step);
     Ok(led)
+}
+
+/// The checkpoints of these parts of the history that can be restored, in the order of commit.
+pub(crate) fn led_by<'h>(
+    history: &'h History,
+    parts: &[Part],
+) -> impl Iterator<Item = &'h Checkpoint> {
+    history.checkpoints().iter().filter(|checkpoint| {
+        let is_usable = checkpoint.standing != Standing::Bad && !checkpoint.expired;
+        is_usable && parts.iter().any(|part| part.holds(history, checkpoint))
+    })
 }
 
 #[cfg(test)]
