@@ -158,7 +158,7 @@ class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None) -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None, resume: str = "live") -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
         """
@@ -211,6 +211,10 @@ class Run:
         """
         The checkpoint that `selector` names.
         """
+    def go_live(self, /) -> None:
+        """
+        Goes on from a state that is no checkpoint's: nothing is to be done again.
+        """
     def goes_on(self, /) -> bool:
         """
         False once a replay has done its last step.
@@ -249,6 +253,10 @@ class Run:
         Marks a damaged checkpoint bad, so that `candidate` goes back; raises Corrupt if several ranks must go
         back together. Gives what a person should know.
         """
+    def resume_notice(self, /) -> str | None:
+        """
+        What is to be done again before the run is live, as a person is told it; None if nothing is.
+        """
     def save(self, /, step: SupportsIndex, capture: Capture, overlapped: bool) -> SaveHandle:
         """
         Saves what `capture` names, which is empty after. `overlapped`: returns before the copy is done.
@@ -260,6 +268,10 @@ class Run:
     def take_failures(self, /) -> list[Any]:
         """
         The failures of saves since they were last asked for, as exceptions.
+        """
+    def todo(self, /) -> tuple[int, int, int] | None:
+        """
+        The attempt that recorded what is to be done again, the step before it, and its last step; None if nothing is.
         """
     def verify(self, /, checkpoint: Checkpoint, progress: Any | None = None) -> int:
         """
@@ -334,6 +346,11 @@ def effects() -> dict[str, str]:
 def main(program: SupportsGetItem[int, str], args: SupportsGetItem[int, str]) -> int:
     """
     Runs the `lastgood` command with `args`, and gives its exit code. `program` is how it is started again.
+    """
+
+def resumed(url: str, options: dict[str, str], run: str, attempt: SupportsIndex) -> Any | None:
+    """
+    What came of the steps that `attempt` did again: `from_step`, `to`, `states`, `divergences`; None if it did none again.
     """
 
 def runs(url: str, options: dict[str, str]) -> list[str]:

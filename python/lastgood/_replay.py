@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lastgood import _lastgood, _run, _world
-from lastgood._lastgood import Invalid
+from lastgood._lastgood import Diverged, Invalid
 
-_MODES = ("audit", "reexecute", "travel", "shadow")
+_MODES = ("audit", "reexecute", "travel", "resume", "shadow")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Replayed:
     """What a replay came to. ``equal``: nothing parts, and a state is among what was compared; ``level`` is then
     ``D2``, or ``D3`` if the run had other numbers of ranks. ``states`` are the steps whose states were compared;
     ``digest`` is that of the last state; ``environment`` is what differs, each with the recorded value and that here;
-    ``checkpoint`` is what a travel has saved, in the run ``branch``; ``window`` is the id of the checkpoint that a
-    shadow ended with.
+    ``checkpoint`` is what a travel has saved, in the run ``branch``, or a resume at its end; ``window`` is the id of
+    the checkpoint that a shadow ended with.
 
     Example:
         >>> import lastgood as lg
@@ -103,7 +104,8 @@ def replay(
     seen: Iterable[str] = (),
     rng: bool = True,
 ) -> Any:
-    """Runs steps of a run again in this process, and compares them with what was recorded. The run is only read.
+    """Runs steps of a run again in this process, and compares them with what was recorded. The run is only read, but
+    for ``resume``.
 
     It restores ``state`` from a checkpoint, calls ``step_fn`` once for each step, and leaves ``state`` as it is after
     the last one. A program that trains in a loop of its own is replayed by ``lastgood replay -- COMMAND`` instead, on
@@ -116,11 +118,13 @@ def replay(
             gives `Run.step` as metrics, or None.
         run: as of `lg.open`.
         mode: ``reexecute``; ``travel``, which also saves the state at the end, as a checkpoint of the run ``branch``;
-            ``shadow``, a window between two checkpoints that is chosen by chance; or ``audit``, which runs nothing and
-            checks every event.
+            ``resume``, which goes on with the run itself: what is recorded behind its last good checkpoint is done
+            again, what was read from outside given as it was, and the state at the end saved; ``shadow``, a window
+            between two checkpoints that is chosen by chance; or ``audit``, which runs nothing and checks every event.
         start: the checkpoint to begin with: a step, ``latest``, digits of an id, or ``start`` for none; default the
             last one before the end.
-        to: the step to end with, or a checkpoint.
+        to: the step to end with, or a checkpoint; for ``resume`` a step, which may be behind the last one that is
+            recorded, the default: from there on it is live.
         branch: the run that a travel saves into; default ``RUN-at-STEP``.
         seen: windows that a shadow does not choose again: `Replayed.window` of earlier ones.
         rng: as of `lg.open`.
@@ -159,10 +163,14 @@ def replay(
         raise Invalid(
             "a replay within a program is of one process; `lastgood replay -- COMMAND` runs it on several ranks"
         )
+    if branch is not None and mode != "travel":
+        raise Invalid("only a travel saves into a branch")
+    if mode == "resume":
+        if start is not None:
+            raise Invalid("a run goes on from its last good checkpoint: leave out start")
+        return _go_on(place, state, step_fn, name, None if to == "last-good" else to, rng)
     if mode == "shadow" and (start is not None or to != "last-good"):
         raise Invalid("a shadow chooses its window by chance: leave out start and to")
-    if mode != "travel" and branch is not None:
-        raise Invalid("only a travel saves into a branch")
     with tempfile.TemporaryDirectory(prefix="lastgood-replay.") as folder:
         into, into_run = (
             (place, branch or f"{name}-at-{to}") if mode == "travel" else (folder, name)
@@ -195,6 +203,49 @@ def _execute(
         run.restore()
         for step in range(begin + 1, end + 1):
             run.step(step, **(step_fn(step) or {}))
+
+
+def _go_on(
+    place: str,
+    state: MutableMapping[str, Any],
+    step_fn: Callable[[int], Mapping[str, Any] | None],
+    name: str,
+    to: str | int | None,
+    rng: bool,
+) -> Replayed:
+    """Goes on with a run: to the end of what is recorded, and then live up to ``to``."""
+    saved = None
+    with (
+        contextlib.suppress(Diverged),
+        _run.open_run(place, state, name, rng=rng, resume="replay") as run,
+    ):
+        begin = run.restore()
+        todo = run._native.todo()
+        recorded = begin if todo is None else todo[2]
+        end = recorded if to is None else _run.as_step(to)
+        if end < recorded:
+            raise Invalid(
+                f"steps up to {recorded} are recorded, and to is {end}: end there or later"
+            )
+        for step in range(begin + 1, end + 1):
+            saved = run.step(step, **(step_fn(step) or {}))
+        if saved is None and end > begin:
+            saved = run.save(end)
+    said = _lastgood.resumed(place, _world.store_options(), name, run.attempt) or {}
+    divergences = [Divergence(**one) for one in said.get("divergences", [])]
+    states = said.get("states", [])
+    equal = bool(states) and not divergences
+    return Replayed(
+        equal=equal,
+        level="D2" if equal else None,
+        from_step=begin,
+        to=end if not divergences else said["to"],
+        steps=said["to"] - begin if said else 0,
+        states=states,
+        divergences=divergences,
+        environment=[],
+        checkpoint=None if saved is None or divergences else saved.durable.result(),
+    )
 
 
 def _replayed(said: Mapping[str, Any], branch: str | None, mode: str) -> Replayed:

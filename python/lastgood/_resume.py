@@ -79,6 +79,7 @@ def _alone(place: str, name: str) -> Run:
         incarnation,
         {},
         replay=os.environ.get("LASTGOOD_REPLAY"),
+        resume=_run.resume_of(None),
         **_journal.of_saves(place),
     )
     replays = _steps.plan() is not None
@@ -162,6 +163,8 @@ class Resume:
             handle = _folders.ingest(self.run, folder, step, self.owner, peers)
             handle.durable.result()
             saved(self.run, step)
+            # What is recorded leads from the checkpoint to this folder, and is not done again.
+            self.run._native.go_live()
         except (LastgoodError, OSError) as error:
             tell_failure(error, f"{folder.name}, from which training goes on,", strict=False)
 

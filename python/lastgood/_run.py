@@ -42,6 +42,7 @@ def open(
     journal: bool | Mapping[str, Any] = True,
     preflight: str | None = None,
     accept: Mapping[str, str] | None = None,
+    resume: str | None = None,
     **settings: Any,
 ) -> Run:
     """Opens a run in ``store`` as this process's rank, and fences every earlier attempt of it.
@@ -70,6 +71,9 @@ def open(
             else ``refuse``.
         accept: differences to go on with, each with its reason, which is recorded in the run's ledger: a key such as
             ``package.torch``, or with a dot at its end all that begin so, such as ``code.``.
+        resume: how it goes on from its checkpoint: ``live``; or ``replay``: what an earlier attempt recorded behind the
+            checkpoint is done again and compared, with what it read from outside, and then it is live. `Run.step`
+            raises `Diverged` at the first difference; default ``LASTGOOD_RESUME``, else ``live``.
         settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``
             (``off``, ``auto``, ``zstd:LEVEL``).
 
@@ -107,6 +111,7 @@ def open(
         accept=accept,
         settings=settings,
         plan=os.environ.get("LASTGOOD_REPLAY"),
+        resume=resume,
     )
 
 
@@ -124,6 +129,7 @@ def open_run(
     accept: Mapping[str, str] | None = None,
     settings: dict[str, Any] | None = None,
     plan: str | None = None,
+    resume: str | None = None,
     ends: bool = True,
 ) -> Run:
     """As `open`; with a ``plan`` it is a replay, which ends the process after its last step if it ``ends``."""
@@ -154,6 +160,7 @@ def open_run(
             plan,
             _preflight.mode_of(preflight),
             _preflight.acceptance_of(accept),
+            resume_of(resume),
         ),
         {} if state is None else state,
         world,
@@ -169,7 +176,12 @@ def open_run(
     return opened
 
 
-def _as_step(step: Any) -> int:
+def resume_of(given: str | None) -> str:
+    """How a run goes on from its checkpoint: what is given, else ``LASTGOOD_RESUME``, else ``live``."""
+    return given if given is not None else os.environ.get("LASTGOOD_RESUME", "live")
+
+
+def as_step(step: Any) -> int:
     """``step`` as a number of Python; numpy's and others' are taken as well."""
     try:
         number = operator.index(step)
@@ -307,7 +319,7 @@ class Run:
         """
         if os.getpid() != self._process:
             raise Closed("the run was opened by another process; a forked child must open its own")
-        step = _as_step(step)
+        step = as_step(step)
         self._tell_failures()
         self._recorder_flush()
         with self._lock, self._looking:
@@ -423,7 +435,7 @@ class Run:
         if self._heartbeat is not None:
             self._heartbeat(step)
         if self._recorder is not None:
-            self._recorder.step(_as_step(step), metrics)
+            self._recorder.step(as_step(step), metrics)
 
     def _digest(self, step: int) -> None:
         """Records fingerprints of the state, of everything that this rank holds."""
@@ -540,6 +552,7 @@ class Run:
         plan.apply()
         notices += plan.notices
         self._native.build_on(checkpoint)
+        notices += filter(None, [self._native.resume_notice()])
         self.last_restore = Restored(
             checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
         )

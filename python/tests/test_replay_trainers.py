@@ -108,6 +108,28 @@ def test_killed_on_the_way_it_is_replayed_to_the_bit(tmp_path: Path, training: T
     assert files_of(out) == before, "a replay changes nothing of the run"
 
 
+@pytest.mark.parametrize(
+    "training",
+    [ACCELERATE, *(pytest.param(one, marks=pytest.mark.slow) for one in (HF, LIGHTNING))],
+    ids=name,
+)
+def test_killed_it_goes_on_by_a_replay(tmp_path: Path, training: Training) -> None:
+    """What is recorded behind the folder that it goes on from is done again to the bit, or it ends."""
+    pytest.importorskip(NEEDS[name(training)])
+    out = tmp_path / "out"
+    (out / ("store" if training.program == LIGHTNING.program else "_lastgood")).mkdir(parents=True)
+    job = ["--", *command(training, out)]
+    tool("run", *place(out), "--restarts", "0", *job, "--kill-at", "8", code=1)
+    resume = ["replay", "--json", *place(out), "--mode", "resume", *job]
+    said = json.loads(tool(*resume, code=6, PLANT="lr=7").splitlines()[-1])
+    first = said["divergences"][0]
+    assert (first["step"], first["what"]) == (7, "lr"), said
+    said = json.loads(tool(*resume).splitlines()[-1])
+    assert said["equal"] and said["recorded_by"] == 1, said
+    assert said["from_step"] == 6 and said["to"] in (7, 8), said
+    check_steps(out, training)
+
+
 @pytest.mark.slow
 def test_of_parts_that_dcp_writes_only_its_random_name_differs(tmp_path: Path) -> None:
     out = tmp_path / "out"

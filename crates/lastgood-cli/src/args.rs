@@ -12,6 +12,7 @@ use clap_complete::Shell;
 use lastgood::RunName;
 use lastgood::journal::{Kind, Lane};
 use lastgood::preflight::Acceptance;
+use lastgood::replay::Resume;
 use lastgood::restore::Selector;
 
 pub(crate) use self::proof::{Bisect, CertificateCommand, KeyCommand, Prove, Replay, ReplayMode};
@@ -386,12 +387,37 @@ pub(crate) struct Supervise {
     pub(crate) preflight: Option<String>,
     #[command(flatten)]
     pub(crate) accept: Accept,
+    /// How it goes on from its checkpoint: `live`; or `replay`, which does again what is recorded behind the checkpoint,
+    /// and ends if that comes to something else
+    #[arg(long, value_name = "HOW", default_value_t = Resume::Live)]
+    pub(crate) resume: Resume,
     /// The port of MASTER_PORT; a free one for each attempt unless given
     #[arg(long, value_name = "PORT")]
     pub(crate) master_port: Option<u16>,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+impl Supervise {
+    /// A job that goes on by a replay, and otherwise as it does by default.
+    ///
+    /// # Errors
+    /// None unless an argument without a default was added.
+    pub(crate) fn by_replay(
+        run: RunArgs,
+        ranks: u32,
+        command: Vec<OsString>,
+    ) -> Result<Self, clap::Error> {
+        #[derive(Parser)]
+        struct Alone {
+            #[command(flatten)]
+            job: Supervise,
+        }
+        let Alone { job } =
+            Parser::try_parse_from(["run", "--store", ".", "--run", "job", "--", "job"])?;
+        Ok(Self { run, ranks, resume: Resume::Replay, command, ..job })
+    }
 }
 
 /// What of a difference is accepted.
@@ -500,4 +526,7 @@ pub(crate) struct DemoRank {
     /// Flip one bit of a weight after this step, as memory that fails does
     #[arg(long)]
     pub(crate) flip: Option<u64>,
+    /// End after this step without a word, as a crash does
+    #[arg(long)]
+    pub(crate) crash: Option<u64>,
 }

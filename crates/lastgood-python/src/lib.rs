@@ -31,7 +31,7 @@ mod _lastgood {
     #[pymodule_export]
     use crate::reader::Reader;
     #[pymodule_export]
-    use crate::replay::{Replay, audit_journal};
+    use crate::replay::{Replay, audit_journal, resumed};
     #[pymodule_export]
     use crate::run::Run;
     #[pymodule_export]

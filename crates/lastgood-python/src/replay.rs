@@ -8,6 +8,7 @@ use lastgood::journal::audit::audit;
 use lastgood::ledger::Ledger;
 use lastgood::replay::compare::Divergence;
 use lastgood::replay::judge::{Judged, judge};
+use lastgood::replay::resume::{self, Resumed};
 use lastgood::replay::window::Window;
 use lastgood::replay::{Place, Plan, Prepared, Span, prepare};
 use lastgood::restore::Selector;
@@ -148,6 +149,33 @@ fn divergence(found: &Divergence) -> Value {
         ("expected", found.expected.as_str().into()),
         ("actual", found.actual.as_str().into()),
         ("text", found.to_string().into()),
+    ])
+}
+
+/// What came of the steps that `attempt` did again: `from_step`, `to`, `states`, `divergences`; None if it did none again.
+#[pyfunction]
+pub(crate) fn resumed(
+    py: Python<'_>,
+    url: &str,
+    options: BTreeMap<String, String>,
+    run: &str,
+    attempt: u64,
+) -> PyResult<Option<Py<PyAny>>> {
+    let name: RunName = run.parse().or_raise()?;
+    let found = py.detach(|| {
+        let source = repository(url, &options, false)?;
+        let ledger = source.existing(&name)?;
+        Ok(resume::resumed(&source, &ledger, attempt..=attempt)?.pop())
+    });
+    found.or_raise()?.map(|found| to_python(py, &resumed_value(&found))).transpose()
+}
+
+fn resumed_value(found: &Resumed) -> Value {
+    Value::map([
+        ("from_step", found.from_step.into()),
+        ("to", found.to.into()),
+        ("states", Value::Array(found.states.iter().map(|step| (*step).into()).collect())),
+        ("divergences", Value::Array(found.divergences.iter().map(divergence).collect())),
     ])
 }
 

@@ -125,7 +125,7 @@ impl Run {
     #[new]
     #[pyo3(signature = (
         url, options, run, rank, world_size, incarnation, settings, journal=None,
-        environment=None, replay=None, preflight="refuse", accept=None,
+        environment=None, replay=None, preflight="refuse", accept=None, resume="live",
     ))]
     #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
     fn new(
@@ -142,6 +142,7 @@ impl Run {
         replay: Option<&str>,
         preflight: &str,
         accept: Option<&str>,
+        resume: &str,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
@@ -160,6 +161,7 @@ impl Run {
             journal,
             environment,
             preflight,
+            resume: resume.parse().or_raise()?,
             ..RunOptions::default()
         };
         py.detach(|| {
@@ -265,9 +267,24 @@ impl Run {
 
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
     fn build_on(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<()> {
+        py.detach(|| self.with(|run| run.build_on(&checkpoint.contents()))).or_raise()
+    }
+
+    /// What is to be done again before the run is live, as a person is told it; None if nothing is.
+    fn resume_notice(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        py.detach(|| self.with(|run| Ok(run.resume_notice()))).or_raise()
+    }
+
+    /// The attempt that recorded what is to be done again, the step before it, and its last step; None if nothing is.
+    fn todo(&self, py: Python<'_>) -> PyResult<Option<(u64, u64, u64)>> {
+        py.detach(|| self.with(|run| Ok(run.todo()))).or_raise()
+    }
+
+    /// Goes on from a state that is no checkpoint's: nothing is to be done again.
+    fn go_live(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| {
             self.with(|run| {
-                run.build_on(&checkpoint.contents());
+                run.go_live();
                 Ok(())
             })
         })
@@ -313,7 +330,7 @@ impl Run {
         py.detach(|| {
             self.with(|run| {
                 run.step(record);
-                Ok(())
+                run.check_resume()
             })
         })
         .or_raise()

@@ -48,6 +48,10 @@ pub const PREFLIGHT: &str = "LASTGOOD_PREFLIGHT";
 /// What a preflight [accepts](lastgood::preflight::Acceptance), as JSON.
 pub const ACCEPT: &str = "LASTGOOD_ACCEPT";
 
+/// How a run goes on from its checkpoint: `live`, which is the default, or
+/// [`replay`](lastgood::replay::Resume::Replay).
+pub const RESUME: &str = "LASTGOOD_RESUME";
+
 /// The prefixes of variables that stores take credentials and endpoints from.
 pub const STORE_VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
@@ -135,6 +139,7 @@ impl Rank {
             journal,
             preflight,
             replay: replay.transpose()?,
+            resume: parse(RESUME, variable(RESUME))?.unwrap_or_default(),
             ..RunOptions::default()
         };
         Ok(Self { store, run: parse(RUN, variable(RUN))?, options })

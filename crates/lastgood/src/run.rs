@@ -15,11 +15,12 @@ pub use options::{Heartbeat, RunOptions};
 use crate::attempt::{self, NewAttempt};
 use crate::io::StoreIo;
 use crate::journal::rank::{self, RankJournal};
-use crate::journal::{Journal, JournalOptions, StepRecord, Value};
+use crate::journal::{Journal, JournalOptions, Kind as JournalKind, StepRecord, Value};
 use crate::ledger::{Attempt, Decision, History, Ledger, Standing, Writer};
 use crate::preflight::{Environment, PreflightOptions};
-use crate::replay::Due;
 use crate::replay::mode::Replaying;
+use crate::replay::resume::{Came, Resuming};
+use crate::replay::{Due, Resume};
 use crate::repository::Repository;
 use crate::restore;
 use crate::save::{Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
@@ -45,6 +46,7 @@ pub struct Run {
     // After the saver: what it still saves is recorded.
     journal: Option<RankJournal>,
     replaying: Option<Replaying>,
+    resuming: Option<Resuming>,
 }
 
 struct OptionalHeartbeat(Option<Heartbeat>);
@@ -111,13 +113,18 @@ impl Run {
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
-        let next = attempt.from;
+        let resuming = match (&journal, options.resume) {
+            (Some(journal), Resume::Replay) if replaying.is_none() => {
+                Some(resume(journal, (repository, &ledger), &attempt)?)
+            }
+            _ => None,
+        };
         Ok(Self {
             io,
             repository: repository.clone(),
             ledger,
+            next: attempt.from,
             attempt,
-            next,
             writer,
             world,
             heartbeat,
@@ -126,6 +133,7 @@ impl Run {
             saver,
             journal,
             replaying,
+            resuming,
         })
     }
 
@@ -161,6 +169,7 @@ impl Run {
         mode: Mode,
         declare: impl FnOnce(&mut Capture<'a>) -> Result<()>,
     ) -> Result<SaveHandle> {
+        self.check_resume()?;
         let due = self.replaying.as_ref().map(|replaying| replaying.take_due(step));
         let mut capture = Capture::new(self.world);
         match due {
@@ -191,9 +200,42 @@ impl Run {
         if self.replaying.is_some() {
             return self.save(step, Mode::Async, |capture| declare(capture));
         }
+        self.check_resume()?;
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
         self.saver.save_overlapped(step, capture, self.journal.as_ref())
+    }
+
+    /// The steps that are to be done again before the run is live, with [`Resume::Replay`]: the attempt that recorded
+    /// them, the step before the first, and the last one. `None` if there are none, or no more.
+    #[must_use]
+    pub fn todo(&self) -> Option<(u64, u64, u64)> {
+        self.resuming.as_ref().and_then(Resuming::todo)
+    }
+
+    /// What a person is told of [`Run::todo`].
+    #[must_use]
+    pub fn resume_notice(&self) -> Option<String> {
+        let (attempt, from_step, to) = self.todo()?;
+        Some(format!(
+            "attempt {attempt} recorded steps {} to {to} after it: they are done again and compared",
+            from_step + 1
+        ))
+    }
+
+    /// The state is that of no checkpoint: nothing of what was recorded is to be done again.
+    pub fn go_live(&self) {
+        if let Some(resuming) = &self.resuming {
+            resuming.go_live();
+        }
+    }
+
+    /// Fails once a step that was done again came to something else than was recorded.
+    ///
+    /// # Errors
+    /// `Diverged`, naming the first difference.
+    pub fn check_resume(&self) -> Result<()> {
+        self.resuming.as_ref().map_or(Ok(()), Resuming::check)
     }
 
     /// The save that a replay leaves out: as if it were the source's checkpoint.
@@ -209,10 +251,11 @@ impl Run {
         self.replaying.as_ref().map_or(Due::Nothing, |replaying| replaying.due(step))
     }
 
-    /// False once a replay has reached its last step: the program then closes the run and ends.
+    /// False once a replay has reached its last step, or a step that was done again came to something else than was
+    /// recorded: the program then closes the run and ends.
     #[must_use]
     pub fn goes_on(&self) -> bool {
-        !self.replaying.as_ref().is_some_and(Replaying::is_over)
+        !self.replaying.as_ref().is_some_and(Replaying::is_over) && self.check_resume().is_ok()
     }
 
     /// Captures what `declare` names as the state at `step`, for its fingerprints alone: they are recorded in the
@@ -257,6 +300,18 @@ impl Run {
         if let Some(replaying) = &self.replaying {
             replaying.reached(record.step());
         }
+        if let (Some(journal), Some(resuming)) = (&self.journal, &self.resuming) {
+            match resuming.done(&record) {
+                Came::Alike => {}
+                Came::ToItsEnd(value) => {
+                    rank::tell(journal, journal.resume(JournalKind::RESUMED, value))
+                }
+                Came::Apart(value, error) => {
+                    rank::tell(journal, journal.resume(JournalKind::DIVERGED, value));
+                    rank::tell(journal, Err(error));
+                }
+            }
+        }
     }
 
     /// Records an event of the caller's own kind.
@@ -264,7 +319,17 @@ impl Run {
     /// # Errors
     /// `Invalid` if the run has no journal or the event is too large; `Overloaded`.
     pub fn event(&self, name: &str, data: Value) -> Result<()> {
-        self.journal.as_ref().ok_or_else(rank::missing)?.event(name, data)
+        let journal = self.journal.as_ref().ok_or_else(rank::missing)?;
+        let told = journal.event(name, data)?;
+        self.happened(JournalKind::EVENT, told);
+        Ok(())
+    }
+
+    /// Something happened that a run which goes on by a replay must do again.
+    fn happened(&self, kind: JournalKind, value: Value) {
+        if let Some(resuming) = &self.resuming {
+            resuming.happened(kind, value);
+        }
     }
 
     /// Records what was read from outside of the run, which a replay cannot read again, and gives what to go on
@@ -274,11 +339,13 @@ impl Run {
     /// As [`Run::event`]; `Diverged` in a replay that reads what is not recorded.
     pub fn read_external(&self, name: &str, value: Value) -> Result<Value> {
         let journal = self.journal.as_ref().ok_or_else(rank::missing)?;
-        let value = match &self.replaying {
-            Some(replaying) => replaying.external(journal.own(), name)?,
-            None => value,
+        let value = match (&self.replaying, &self.resuming) {
+            (Some(replaying), _) => replaying.external(journal.own(), name)?,
+            (None, Some(resuming)) => resuming.external(name, value)?,
+            (None, None) => value,
         };
-        self.journal.as_ref().ok_or_else(rank::missing)?.external(name, value.clone())?;
+        let told = journal.external(name, value.clone())?;
+        self.happened(JournalKind::EXTERNAL_READ, told);
         Ok(value)
     }
 
@@ -328,12 +395,25 @@ impl Run {
     ///
     /// # Errors
     /// The failures of saves that nobody has asked for, of the kind of the last one: `Unavailable`,
-    /// `Overloaded`, `Denied`, `Fenced`, `Conflict`.
+    /// `Overloaded`, `Denied`, `Fenced`, `Conflict`; `Diverged` as [`Run::check_resume`].
     pub fn close(mut self) -> Result<()> {
+        let resumed = self.check_resume();
         let saved = self.saver.close();
         let sealed = self.journal.as_ref().map_or(Ok(()), |journal| journal.journal().close());
-        saved.and(sealed)
+        saved.and(sealed).and(resumed)
     }
+}
+
+/// Prepares to do again what earlier attempts did behind the checkpoint of `attempt`.
+fn resume(
+    journal: &RankJournal,
+    source: (&Repository, &Ledger),
+    attempt: &Attempt,
+) -> Result<Resuming> {
+    // What a crash has left on this disk is what is to be done again.
+    journal.journal().wait_recovered();
+    let lanes = (journal.lanes(), journal.own());
+    Resuming::open(source, lanes, attempt.number, attempt.from)
 }
 
 fn check(options: &RunOptions) -> Result<()> {
@@ -346,6 +426,10 @@ fn check(options: &RunOptions) -> Result<()> {
             "give all ranks of one start the same name, new for every start: each would fence the \
              others otherwise",
         ));
+    }
+    if options.resume == Resume::Replay && options.journal.is_none() {
+        return Err(Error::invalid("a run that goes on by a replay needs a journal")
+            .with_remedy("open it with one, or leave LASTGOOD_RESUME unset"));
     }
     options.save.check()?;
     options.preflight.accept.check()?;

@@ -118,6 +118,7 @@ Examples:
   lastgood replay --store /data/ckpt --run llm --from 4000 --to 5000 --ranks 2 -- python train.py
   lastgood replay --store /data/ckpt --run llm --mode shadow -- python train.py
   lastgood replay --store /data/ckpt --run llm --mode travel --to 4321 -- python train.py
+  lastgood replay --store /data/ckpt --run llm --mode resume -- python train.py
   lastgood replay --store /data/ckpt --run llm --mode audit
 
 The command is the job's own, unchanged. It restores the checkpoint, is ended after the last step, and records into a

@@ -18,6 +18,8 @@ pub(crate) enum ReplayMode {
     Reexecute,
     /// Run the steps again, and save the state of the last one as a checkpoint of another run
     Travel,
+    /// Go on with the run: do again, and compare, what is recorded behind its last good checkpoint, and then live
+    Resume,
     /// Run windows of a run that goes on again, chosen by chance, to find silent corruption
     Shadow,
 }

@@ -15,6 +15,7 @@ mod postmortem;
 mod preflight;
 mod prove;
 mod replay;
+mod resumed;
 mod show;
 pub(crate) mod supervise;
 mod verify;

@@ -11,7 +11,7 @@ use lastgood::{Error, Hash, RunName};
 use serde_json::json;
 
 use super::{supervise, verify};
-use crate::args::{Replay, ReplayMode};
+use crate::args::{Replay, ReplayMode, Supervise};
 use crate::exit::Exit;
 use crate::replay::{Source, divergence_json};
 use crate::{output, session};
@@ -29,6 +29,12 @@ pub(super) fn run(args: &Replay, as_json: bool) -> Result<Exit> {
         return shadow::run(args, as_json);
     }
     let (repository, ledger) = session::ledger(&args.run)?;
+    if args.mode == ReplayMode::Resume {
+        let before = ledger.history().attempt().map_or(1, |attempt| attempt.world_size);
+        let ranks = args.ranks.unwrap_or(before);
+        let job = Supervise::by_replay(args.run.clone(), ranks, args.command.clone())?;
+        return supervise::run(&job, as_json);
+    }
     let ends = (args.from.as_deref(), &args.to);
     let span = Span::find(&repository, &ledger, ends, args.ranks)?;
     let temporary = tempfile::Builder::new().prefix("lastgood-replay.").tempdir()?;

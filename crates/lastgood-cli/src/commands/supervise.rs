@@ -13,6 +13,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use lastgood::Repository;
+use lastgood::replay::Resume;
 use lastgood::restore::choose;
 use lastgood_serve::supervise::{RankEnvironment, Stream, not_replaced, tie_to_parent};
 use lastgood_serve::{Control, Event, Job, Outcome, rank, supervise};
@@ -20,6 +21,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::resumed;
 use crate::args::Supervise;
 use crate::exit::Exit;
 use crate::{output, program, session};
@@ -35,16 +37,33 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
         ranks_min: args.shrink.then_some(args.min_ranks),
         store: args.run.store.store.clone(),
         run: args.run.run.clone(),
-        environment: preflight(args)?,
+        environment: told(args)?,
         restarts_max: args.restarts,
         stall_timeout: (!args.stall_timeout.is_zero()).then_some(args.stall_timeout),
         grace: args.grace,
         master_port: args.master_port,
     };
     let control = stop_on_signals()?;
-    let outcome = supervise(&repository, &job, &control, &mut |event| match as_json {
-        true => show_json(&event),
-        false => show(&event),
+    let by_replay = args.resume == Resume::Replay;
+    // The first attempt and the newest.
+    let mut attempts: Option<(u64, u64)> = None;
+    let outcome = supervise(&repository, &job, &control, &mut |event| {
+        match as_json {
+            true => show_json(&event),
+            false => show(&event),
+        }
+        match (&event, attempts) {
+            (Event::Started { attempt, .. }, before) => {
+                attempts = Some((before.map_or(*attempt, |(first, _)| first), *attempt));
+            }
+            // The next attempt would come to the same.
+            (Event::Failed(_), Some((_, newest)))
+                if by_replay && resumed::has_diverged(&repository, &args.run.run, newest) =>
+            {
+                control.stop();
+            }
+            _ => {}
+        }
     })?;
     let (exit, text) = match &outcome {
         Outcome::Finished { attempts: 1 } => (Exit::Done, "done".to_owned()),
@@ -65,12 +84,21 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
             show_way_back(&repository, args)?;
         }
     }
-    Ok(exit)
+    match attempts.filter(|_| by_replay) {
+        Some((first, _)) => match resumed::show(&repository, &args.run.run, first, as_json)? {
+            Exit::Done => Ok(exit),
+            diverged => Ok(diverged),
+        },
+        None => Ok(exit),
+    }
 }
 
-/// What ranks are told of their preflights.
-fn preflight(args: &Supervise) -> Result<RankEnvironment> {
+/// What ranks are told of how to go on.
+fn told(args: &Supervise) -> Result<RankEnvironment> {
     let mut variables = Vec::new();
+    if args.resume != Resume::Live {
+        variables.push((rank::RESUME.to_owned(), args.resume.to_string()));
+    }
     if let Some(mode) = &args.preflight {
         variables.push((rank::PREFLIGHT.to_owned(), mode.clone()));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,9 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
             job.flip_bit();
         }
         run.step(record(&report));
+        if args.crash == Some(job.step()) {
+            process::abort();
+        }
         let is_due = run.due(job.step()) != Due::Nothing;
         if job.step().is_multiple_of(args.every) || job.is_finished() || is_due {
             let mode = if job.is_finished() { Mode::Sync } else { Mode::Async };
@@ -81,6 +85,8 @@ pub(crate) fn run(args: &DemoRank) -> Result<Exit> {
         }
         saves.look()?;
     }
+    // Else the other ranks are where this one has left them.
+    run.check_resume()?;
     let digest = job.digest(&mut collective)?.to_hex().to_string();
     if world.rank == 0 {
         let accuracy = job.evaluate();

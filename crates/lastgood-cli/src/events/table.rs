@@ -88,12 +88,21 @@ pub(crate) const KINDS: &[Holds] = &[
     holds(Kind::FAULT, &[], "a fault of a rank, a host, a store or a device"),
     holds(Kind::PREFLIGHT, &[], "what a preflight found"),
     holds(Kind::TAIL_CUT, &[], "a torn end was cut off when the journal was recovered"),
-    holds(Kind::DIVERGED, &[], "a re-execution differs from what was recorded"),
+    holds(
+        Kind::DIVERGED,
+        &["attempt", "at", "code", "rank", "what", "recorded", "found"],
+        "a step that is done again differs from what an earlier attempt recorded",
+    ),
     holds(Kind::REWOUND, &["checkpoint", "step"], "the attempt went back to a checkpoint"),
     holds(
         Kind::STATE_LAYOUT,
         &["layout", "part", "parts", "tensors"],
         "the tensors of the digests that name this layout",
+    ),
+    holds(
+        Kind::RESUMED,
+        &["attempt", "from", "from_step", "to"],
+        "steps were done again as an earlier attempt recorded them",
     ),
 ];
 

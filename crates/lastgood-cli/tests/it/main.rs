@@ -13,6 +13,7 @@ mod output;
 mod postmortem;
 mod preflight;
 mod replay;
+mod resume;
 mod run;
 mod s3;
 mod shadow;

@@ -145,6 +145,8 @@ kinds! {
     REWOUND = 17, "rewound";
     /// The tensors that digests of the state are of, in their order.
     STATE_LAYOUT = 18, "state.layout";
+    /// What an earlier attempt recorded after the checkpoint has been done again, and came to the same.
+    RESUMED = 19, "resumed";
 }
 
 impl Kind {

@@ -216,7 +216,7 @@ pub(crate) fn frames(lane: Lane) -> Vec<Frame> {
 fn journal() -> BTreeMap<String, Vec<u8>> {
     let mut segments = BTreeMap::new();
     let rank = Lane::of_rank(0).unwrap();
-    for (lane, piece) in [(Lane::CONTROL, 0..4), (rank, 0..11), (rank, 11..19)] {
+    for (lane, piece) in [(Lane::CONTROL, 0..4), (rank, 0..11), (rank, 11..20)] {
         let frames = frames(lane);
         let begin = Position { next: piece.start as u64, head: frames[piece.start].prev };
         let mut bytes = Vec::new();

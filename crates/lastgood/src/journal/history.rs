@@ -4,7 +4,9 @@
 //! overtaken: the steps were done again, or the attempt was fenced and did not know it. Such frames stay, as
 //! evidence, and are shown when they are asked for.
 
-use lastgood_format::journal::{CUT, Cut, Kind as JournalKind, Lane, LaneName, Position, Value};
+use lastgood_format::journal::{
+    CUT, Cut, Frame, Kind as JournalKind, Lane, LaneName, Position, Value,
+};
 use lastgood_format::ledger::Kind;
 use lastgood_format::{Error, Hash, Result};
 
@@ -116,16 +118,24 @@ async fn begin_of(
             continue;
         }
         begun.rewinds += u64::from(frame.kind == JournalKind::REWOUND);
-        let value = frame.value()?;
-        let id = value.get("checkpoint").and_then(Value::as_bytes).unwrap_or_default();
-        let id = <[u8; Hash::BYTES]>::try_from(id)
-            .map_err(|_| Error::corrupt(format!("{} names no checkpoint", frame.place())))?;
-        begun.from = Some(Hash::from_bytes(id));
+        begun.from = Some(restored(&frame)?);
     }
     if !is_recorded {
         begun.from = from;
     }
     Ok(begun)
+}
+
+/// The checkpoint that the state became the one of.
+///
+/// # Errors
+/// `Corrupt` if the event names none.
+pub(crate) fn restored(frame: &Frame) -> Result<Hash> {
+    let value = frame.value()?;
+    let id = value.get("checkpoint").and_then(Value::as_bytes).unwrap_or_default();
+    let id = <[u8; Hash::BYTES]>::try_from(id)
+        .map_err(|_| Error::corrupt(format!("{} names no checkpoint", frame.place())))?;
+    Ok(Hash::from_bytes(id))
 }
 
 /// Every attempt that is in the journal, whole: what led to now, and what was overtaken.

@@ -78,6 +78,11 @@ impl RankJournal {
         &self.journal
     }
 
+    /// The lanes of its logical ranks.
+    pub(crate) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
     /// The lane of the first logical rank.
     pub(crate) fn own(&self) -> Lane {
         self.lanes.first().copied().unwrap_or(Lane::CONTROL)
@@ -120,16 +125,23 @@ impl RankJournal {
         }
     }
 
-    /// Something of a kind that the caller names.
-    pub(crate) fn event(&self, name: &str, data: Value) -> Result<()> {
+    /// Something of a kind that the caller names. Gives what the event says.
+    pub(crate) fn event(&self, name: &str, data: Value) -> Result<Value> {
         let value = Value::map([("kind", name.into()), ("data", data)]);
-        self.append(self.own(), Kind::EVENT, value).map(drop)
+        self.append(self.own(), Kind::EVENT, value.clone())?;
+        Ok(value)
     }
 
-    /// Something that was read from outside of the run.
-    pub(crate) fn external(&self, name: &str, value: Value) -> Result<()> {
+    /// Something that was read from outside of the run. Gives what the event says.
+    pub(crate) fn external(&self, name: &str, value: Value) -> Result<Value> {
         let value = Value::map([("key", name.into()), ("value", value)]);
-        self.append(self.own(), Kind::EXTERNAL_READ, value).map(drop)
+        self.append(self.own(), Kind::EXTERNAL_READ, value.clone())?;
+        Ok(value)
+    }
+
+    /// What came of the steps that were to be done again: an event of [`Kind::RESUMED`] or [`Kind::DIVERGED`].
+    pub(crate) fn resume(&self, kind: Kind, value: Value) -> Result<()> {
+        self.append(self.own(), kind, value).map(drop)
     }
 
     /// What a preflight found.

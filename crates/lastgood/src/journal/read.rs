@@ -102,6 +102,17 @@ impl JournalReader {
         LaneReader { segments: firsts.unwrap_or_default().into(), ..first }
     }
 
+    /// The frames of one lane from `position` on, which a checkpoint names.
+    #[must_use]
+    pub(crate) fn lane_from(&self, attempt: u64, lane: Lane, position: Position) -> LaneReader {
+        let mut reader = self.lane(attempt, lane);
+        let before = reader.segments.iter().take_while(|first| **first < position.next).count();
+        // The one that it stands in, or behind: its frames say whether the position is one of this lane.
+        reader.segments.drain(..before.saturating_sub(1));
+        reader.position = position;
+        reader
+    }
+
     /// The frames of `parts` that `filter` wants, in the canonical order: part by part, and in each by step,
     /// logical rank and sequence, the control lane first.
     #[must_use]
@@ -211,8 +222,14 @@ impl LaneReader {
             stored = self.store.get(object, segment::BYTES_MAX).await?;
             decoded = Segment::decode(&stored, self.attempt, self.lane);
         }
-        let Segment { header, frames } = decoded?;
-        self.check_begin(&header.begin)?;
+        let Segment { header, mut frames } = decoded?;
+        let before = self.position.next.saturating_sub(header.begin.next);
+        frames.drain(..(before as usize).min(frames.len()));
+        let begin = match frames.first() {
+            Some(frame) => Position { next: frame.sequence, head: frame.prev },
+            None => header.end,
+        };
+        self.check_begin(&begin)?;
         let heads = frames.iter().skip(1).map(|frame| frame.prev).chain([header.end.head]);
         let heads: Vec<Hash> = heads.collect();
         self.bytes_done += stored.len() as u64;

@@ -36,6 +36,8 @@ struct State {
     stuck: Option<Error>,
     failures: Vec<Error>,
     recovered: Option<Recovered>,
+    /// True once it was tried to recover what earlier attempts have left.
+    has_recovered: bool,
     closing: bool,
 }
 
@@ -78,6 +80,7 @@ impl Journal {
                 stuck: None,
                 failures: Vec::new(),
                 recovered: None,
+                has_recovered: false,
                 closing: false,
             }),
             changed: Condvar::new(),
@@ -159,6 +162,13 @@ impl Journal {
     #[must_use]
     pub fn recovered(&self) -> Option<Recovered> {
         self.shared.lock().recovered.clone()
+    }
+
+    /// Waits until what earlier attempts have left on this disk is in the repository, or a failure says that it is
+    /// not.
+    pub(crate) fn wait_recovered(&self) {
+        let waits = |state: &mut State| !state.has_recovered;
+        drop(self.shared.changed.wait_while(self.shared.lock(), waits));
     }
 
     /// Seals everything and ends the threads. A second call does nothing.
@@ -290,6 +300,9 @@ impl Shared {
                 state.tell(error);
             }
         }
+        state.has_recovered = true;
+        drop(state);
+        self.changed.notify_all();
     }
 
     fn seal(&self, upto: &Cut) -> Result<()> {

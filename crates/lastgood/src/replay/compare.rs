@@ -28,6 +28,15 @@ pub enum Difference {
 }
 
 impl Difference {
+    const ALL: [Self; 6] =
+        [Self::State, Self::Kind, Self::Missing, Self::Extra, Self::Step, Self::Data];
+
+    /// The one with this code.
+    #[must_use]
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|difference| difference.code() == code)
+    }
+
     /// The stable code.
     #[must_use]
     pub fn code(self) -> &'static str {
@@ -131,7 +140,8 @@ pub fn compare(recorded: &Window, replayed: &Window) -> Comparison {
     comparison
 }
 
-fn compare_step(
+/// Compares one step, the first one that both have if it `is_first`.
+pub(super) fn compare_step(
     recorded: &Window,
     replayed: &Window,
     (step, is_first): (u64, bool),

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`Plan`] | what a replaying process is told |
 //! | `mode` | what a [`Run`](crate::Run) does differently in a replay |
+//! | [`resume`] | going on after a crash: what is recorded first, live then |
 //! | [`span`] | which steps, from which checkpoint |
 //! | [`judge`] | what was recorded beside what came out |
 //! | [`window`] | what a journal says of some steps |
@@ -16,8 +17,10 @@
 //! | [`compare`] | the first place where two windows part |
 
 pub mod compare;
+mod external;
 pub mod judge;
 pub(crate) mod mode;
+pub mod resume;
 pub mod span;
 pub mod state;
 pub mod window;
@@ -26,6 +29,7 @@ use std::collections::BTreeSet;
 
 use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
 pub use mode::Due;
+pub use resume::Resume;
 use serde::{Deserialize, Serialize};
 pub use span::Span;
 

@@ -1,11 +1,12 @@
 //! What a run does differently in a replay.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use lastgood_format::journal::{Kind, Lane, Value};
 use lastgood_format::{Error, Hash, Result};
 
+use super::external::{Reads, read_of};
 use super::{Plan, Replay};
 use crate::io::StoreIo;
 use crate::journal::read::Filter;
@@ -37,14 +38,6 @@ pub(crate) struct Replaying {
 }
 
 #[derive(Debug, Default)]
-struct Reads {
-    /// What was read last before the steps that are replayed: a program that starts may read it again.
-    before: Option<Value>,
-    /// What was read on the way, in order.
-    next: VecDeque<Value>,
-}
-
-#[derive(Debug, Default)]
 struct Progress {
     step: u64,
     digested: BTreeSet<u64>,
@@ -62,15 +55,11 @@ impl Replaying {
             let mut events = window::events(source, &ledger, plan.to, filter).await?;
             let mut external: BTreeMap<(Lane, String), Reads> = BTreeMap::new();
             while let Some(frame) = events.next().await? {
-                let value = frame.value()?;
-                let (Some(Value::Text(key)), Some(read)) = (value.get("key"), value.get("value"))
-                else {
-                    continue;
-                };
-                let of_key = external.entry((frame.lane, key.clone())).or_default();
+                let Some((key, read)) = read_of(&frame)? else { continue };
+                let of_key = external.entry((frame.lane, key)).or_default();
                 match frame.step < plan.from_step || window::is_before(&cut, &frame) {
-                    true => of_key.before = Some(read.clone()),
-                    false => of_key.next.push_back(read.clone()),
+                    true => of_key.before = Some(read),
+                    false => of_key.next.push_back(read),
                 }
             }
             Ok(external)

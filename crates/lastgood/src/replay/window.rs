@@ -176,7 +176,12 @@ impl Window {
         Ok(())
     }
 
-    fn add(&mut self, table: &mut Table, steps: &RangeInclusive<u64>, frame: &Frame) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        table: &mut Table,
+        steps: &RangeInclusive<u64>,
+        frame: &Frame,
+    ) -> Result<()> {
         let value = frame.value()?;
         if frame.kind == Kind::STATE_DIGEST {
             let at = value.get("at").and_then(Value::as_u64);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::journal::JournalOptions;
 use crate::preflight::{Environment, PreflightOptions};
-use crate::replay::Replay;
+use crate::replay::{Replay, Resume};
 use crate::save::SaveOptions;
 use crate::state::World;
 
@@ -33,6 +33,9 @@ pub struct RunOptions {
     pub preflight: PreflightOptions,
     /// What to do instead of what the program asks for, if it is to replay. Default none.
     pub replay: Option<Replay>,
+    /// How it goes on from its checkpoint: with [`Resume::Replay`] it does again, and compares, what earlier attempts
+    /// recorded behind it. Needs a journal. Default live.
+    pub resume: Resume,
 }
 
 impl Default for RunOptions {
@@ -46,6 +49,7 @@ impl Default for RunOptions {
             environment: Environment::new(),
             preflight: PreflightOptions::default(),
             replay: None,
+            resume: Resume::Live,
         }
     }
 }

@@ -36,7 +36,8 @@ impl Run {
             declare(state, &mut targets)?;
             match self.look_and_read(&contents, targets, &mut notices) {
                 Ok(restored) => {
-                    self.build_on(&contents);
+                    self.build_on(&contents)?;
+                    notices.extend(self.resume_notice());
                     return Ok(Some(Restored { notices, ..restored }));
                 }
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -107,13 +108,21 @@ impl Run {
     }
 
     /// The state is that of `contents` now: the next save may reuse its chunks, and names it its parent.
-    pub fn build_on(&self, contents: &Contents) {
+    ///
+    /// # Errors
+    /// With [`Resume::Replay`](crate::replay::Resume::Replay), `Corrupt` if what is to be done again cannot be read
+    /// from the journal; `Unavailable`, `Denied`.
+    pub fn build_on(&self, contents: &Contents) -> Result<()> {
         // The chunks of a replay's source are in another repository.
         if self.replaying.is_none() {
             self.saver.set_base(base_of(contents));
         }
         if let Some(journal) = &self.journal {
             rank::tell(journal, journal.restored(&contents.id(), contents.manifest().step));
+        }
+        match &self.resuming {
+            Some(resuming) => resuming.restored(&self.repository, &self.ledger, contents.id()),
+            None => Ok(()),
         }
     }
 
@@ -174,7 +183,8 @@ impl Run {
         let contents = self.find(selector)?;
         let mut notices = Vec::new();
         let restored = self.look_and_read(&contents, targets, &mut notices)?;
-        self.build_on(&contents);
+        self.build_on(&contents)?;
+        notices.extend(self.resume_notice());
         Ok(Restored { notices, ..restored })
     }
 

@@ -19,6 +19,7 @@ mod memory;
 mod names;
 mod preflight;
 mod resharding;
+mod resume;
 mod reuse;
 mod round_trip;
 mod s3;
