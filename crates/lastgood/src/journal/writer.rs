@@ -42,7 +42,12 @@ struct State {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    /// Wakes the thread that syncs: something was appended, or the journal is closed.
+    appended: Condvar,
+    /// Wakes who waits for an event to become durable.
+    durable: Condvar,
+    /// Wakes the threads that look now and then.
+    closed: Condvar,
     /// Held while segments are put: one at a time, so that each continues the one before.
     sealing: Mutex<()>,
     tail: Mutex<Tail>,
@@ -80,7 +85,9 @@ impl Journal {
                 recovered: None,
                 closing: false,
             }),
-            changed: Condvar::new(),
+            appended: Condvar::new(),
+            durable: Condvar::new(),
+            closed: Condvar::new(),
             sealing: Mutex::new(()),
             tail: Mutex::new(Tail::new(Arc::clone(&disk), folder.clone(), owner, &stem)),
             folder,
@@ -111,7 +118,7 @@ impl Journal {
         state.appended += 1;
         let ticket = Ticket(state.appended);
         drop(state);
-        self.shared.changed.notify_all();
+        self.shared.appended.notify_one();
         Ok(ticket)
     }
 
@@ -122,7 +129,7 @@ impl Journal {
     pub fn wait(&self, ticket: Ticket) -> Result<()> {
         self.process.check()?;
         let waits = |state: &mut State| state.durable < ticket.0 && state.stuck.is_none();
-        let state = self.shared.changed.wait_while(self.shared.lock(), waits);
+        let state = self.shared.durable.wait_while(self.shared.lock(), waits);
         let state = state.unwrap_or_else(PoisonError::into_inner);
         match &state.stuck {
             Some(error) if state.durable < ticket.0 => Err(error.clone()),
@@ -169,7 +176,8 @@ impl Journal {
     pub fn close(&self) -> Result<()> {
         self.process.check()?;
         self.shared.lock().closing = true;
-        self.shared.changed.notify_all();
+        self.shared.appended.notify_all();
+        self.shared.closed.notify_all();
         let threads = mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         if threads.into_iter().any(|thread| thread.join().is_err()) {
             return Err(Error::internal("a thread of the journal panicked"));
@@ -218,7 +226,7 @@ impl Shared {
     fn sync_groups(&self) {
         loop {
             let waits = |state: &mut State| state.pending.is_empty() && !state.closing;
-            let state = self.changed.wait_while(self.lock(), waits);
+            let state = self.appended.wait_while(self.lock(), waits);
             let mut state = state.unwrap_or_else(PoisonError::into_inner);
             if state.pending.is_empty() {
                 return;
@@ -241,10 +249,10 @@ impl Shared {
                 }
             }
             let is_stuck = state.stuck.is_some();
-            self.changed.notify_all();
+            self.durable.notify_all();
             if is_stuck {
                 let waits = |state: &mut State| !state.closing;
-                let waited = self.changed.wait_timeout_while(state, LOOK, waits);
+                let waited = self.closed.wait_timeout_while(state, LOOK, waits);
                 if waited.unwrap_or_else(PoisonError::into_inner).0.closing {
                     return;
                 }
@@ -259,7 +267,7 @@ impl Shared {
         let mut last = self.io.env.elapsed();
         loop {
             let waits = |state: &mut State| !state.closing;
-            let waited = self.changed.wait_timeout_while(self.lock(), LOOK, waits);
+            let waited = self.closed.wait_timeout_while(self.lock(), LOOK, waits);
             let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             let is_full = state.lanes.open_bytes_max() >= segment::FRAMES_BYTES;
             let (is_closing, upto) = (state.closing, state.lanes.cut());
@@ -317,7 +325,7 @@ impl Shared {
         }
         let counts = state.lanes.sealed_counts();
         drop(state);
-        self.changed.notify_all();
+        self.durable.notify_all();
         self.tail.lock().unwrap_or_else(PoisonError::into_inner).release(&counts);
     }
 }
