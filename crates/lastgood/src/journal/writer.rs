@@ -5,10 +5,10 @@ use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lastgood_format::journal::tail::Owner;
-use lastgood_format::journal::{Cut, Lane, segment};
+use lastgood_format::journal::{Cut, Kind, Lane, Value, segment};
 use lastgood_format::{Error, ErrorKind, Result};
 use lastgood_store::{Disk, RealDisk};
 
@@ -48,6 +48,8 @@ struct Shared {
     durable: Condvar,
     /// Wakes the threads that look now and then.
     closed: Condvar,
+    /// What the journal says of itself stands here.
+    own: Lane,
     /// Held while segments are put: one at a time, so that each continues the one before.
     sealing: Mutex<()>,
     tail: Mutex<Tail>,
@@ -64,30 +66,36 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Begins the `lanes` of `owner`'s attempt. What earlier attempts have left in `folder` is sealed behind it.
+    /// Begins the lanes of `owner`'s attempt, those that `first` are of, with these events. What earlier attempts
+    /// have left in `folder` is sealed behind it, and `own` says what was not.
     pub(crate) fn start(
         io: StoreIo,
         owner: Owner,
-        lanes: impl IntoIterator<Item = Lane>,
+        (first, own): (&[Event], Lane),
         folder: PathBuf,
         seal_after: Duration,
     ) -> Result<Self> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let stem = format!("{:016x}", io.env.random());
+        let mut state = State {
+            lanes: Lanes::new(owner.clone(), first.iter().map(|event| event.lane)),
+            pending: Vec::new(),
+            appended: 0,
+            durable: 0,
+            stuck: None,
+            failures: Vec::new(),
+            recovered: None,
+            closing: false,
+        };
+        for event in first {
+            state.append(event, io.env.now())?;
+        }
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                lanes: Lanes::new(owner.clone(), lanes),
-                pending: Vec::new(),
-                appended: 0,
-                durable: 0,
-                stuck: None,
-                failures: Vec::new(),
-                recovered: None,
-                closing: false,
-            }),
+            state: Mutex::new(state),
             appended: Condvar::new(),
             durable: Condvar::new(),
             closed: Condvar::new(),
+            own,
             sealing: Mutex::new(()),
             tail: Mutex::new(Tail::new(Arc::clone(&disk), folder.clone(), owner, &stem)),
             folder,
@@ -113,10 +121,7 @@ impl Journal {
         if state.closing {
             return Err(Error::new(ErrorKind::Closed, "the journal is closed"));
         }
-        let State { lanes, pending, .. } = &mut *state;
-        pending.extend_from_slice(lanes.append(event, now)?);
-        state.appended += 1;
-        let ticket = Ticket(state.appended);
+        let ticket = state.append(event, now)?;
         drop(state);
         self.shared.appended.notify_one();
         Ok(ticket)
@@ -172,7 +177,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Unavailable` and what else kept events from being sealed, if nobody was told of it; they stay in the open
-    /// segment.
+    /// segment. `Corrupt` if those of an earlier attempt were damaged, and nobody was told.
     pub fn close(&self) -> Result<()> {
         self.process.check()?;
         self.shared.lock().closing = true;
@@ -182,9 +187,23 @@ impl Journal {
         if threads.into_iter().any(|thread| thread.join().is_err()) {
             return Err(Error::internal("a thread of the journal panicked"));
         }
+        // What a thread said of its last work.
+        self.shared.sync_group();
         self.shared.release();
         self.take_failures().into_iter().next().map_or(Ok(()), Err)
     }
+}
+
+/// What an event says of a failure of this rank: of the save of `step`, or of the journal.
+pub(crate) fn fault(what: &str, step: Option<u64>, error: &Error) -> Value {
+    let step = step.map(|step| ("step", step.into()));
+    let object = error.object().map(|object| ("object", object.into()));
+    let members = [
+        ("what", what.into()),
+        ("error", error.kind().name().into()),
+        ("cause", error.to_string().into()),
+    ];
+    Value::map(members.into_iter().chain(step).chain(object))
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
@@ -195,6 +214,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 impl State {
+    fn append(&mut self, event: &Event, now: SystemTime) -> Result<Ticket> {
+        self.pending.extend_from_slice(self.lanes.append(event, now)?);
+        self.appended += 1;
+        Ok(Ticket(self.appended))
+    }
+
     /// Keeps an error, unless the last one that was kept says the same.
     fn tell(&mut self, error: Error) {
         let is_news = self
@@ -222,35 +247,27 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Syncs what was appended, everything that came meanwhile at once, until the journal is closed.
+    /// Records what the journal itself has to say, also while it is being closed. That it cannot is no failure:
+    /// whoever must know is told.
+    fn note(&self, kind: Kind, value: Value) {
+        let event = Event { lane: self.own, kind, step: 0, value };
+        let appended = self.lock().append(&event, self.io.env.now());
+        if appended.is_ok() {
+            self.appended.notify_one();
+        }
+    }
+
+    /// Syncs what was appended, in groups, until the journal is closed.
     fn sync_groups(&self) {
         loop {
             let waits = |state: &mut State| state.pending.is_empty() && !state.closing;
             let state = self.appended.wait_while(self.lock(), waits);
-            let mut state = state.unwrap_or_else(PoisonError::into_inner);
-            if state.pending.is_empty() {
+            if state.unwrap_or_else(PoisonError::into_inner).pending.is_empty() {
                 return;
             }
-            let frames = mem::take(&mut state.pending);
-            let (counts, ticket) = (state.lanes.counts(), state.appended);
-            drop(state);
-            let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-            let written = tail.append(&frames, &counts);
-            drop(tail);
-            let mut state = self.lock();
-            match written {
-                Ok(()) => {
-                    state.durable = state.durable.max(ticket);
-                    state.stuck = None;
-                }
-                Err(error) => {
-                    state.pending.splice(0..0, frames);
-                    state.fail(&self.folder, &error);
-                }
-            }
-            let is_stuck = state.stuck.is_some();
-            self.durable.notify_all();
-            if is_stuck {
+            self.sync_group();
+            let state = self.lock();
+            if state.stuck.is_some() {
                 let waits = |state: &mut State| !state.closing;
                 let waited = self.closed.wait_timeout_while(state, LOOK, waits);
                 if waited.unwrap_or_else(PoisonError::into_inner).0.closing {
@@ -260,11 +277,40 @@ impl Shared {
         }
     }
 
+    /// Syncs what was appended, everything that came meanwhile at once.
+    fn sync_group(&self) {
+        // Held all the time: the groups stand in the file in their order.
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        let frames = mem::take(&mut state.pending);
+        if frames.is_empty() {
+            return;
+        }
+        let (counts, ticket) = (state.lanes.counts(), state.appended);
+        drop(state);
+        let written = tail.append(&frames, &counts);
+        let mut state = self.lock();
+        match written {
+            Ok(()) => {
+                state.durable = state.durable.max(ticket);
+                state.stuck = None;
+            }
+            Err(error) => {
+                state.pending.splice(0..0, frames);
+                state.fail(&self.folder, &error);
+            }
+        }
+        drop(state);
+        self.durable.notify_all();
+    }
+
     /// Recovers what earlier attempts have left, and then seals what waits for too long, until the journal is
     /// closed; and then the rest.
     fn seal_now_and_then(&self, disk: &dyn Disk, seal_after: Duration) {
         self.recover(disk);
         let mut last = self.io.env.elapsed();
+        // Why nothing was sealed the last time.
+        let mut failed = None;
         loop {
             let waits = |state: &mut State| !state.closing;
             let waited = self.closed.wait_timeout_while(self.lock(), LOOK, waits);
@@ -277,25 +323,41 @@ impl Shared {
                 continue;
             }
             last = now;
-            if let Err(error) = self.seal(&upto) {
+            let sealed = self.seal(&upto);
+            if let Err(error) = &sealed {
+                // As long as it goes on, it is one failure: its events wait with the others.
+                if failed != Some(error.kind()) {
+                    self.note(Kind::FAULT, fault("seal", None, error));
+                }
+                let error = error.clone();
                 self.lock().tell(error.context("events of the journal are not in the store"));
             }
+            failed = sealed.err().map(|error| error.kind());
             if is_closing {
                 return;
             }
         }
     }
 
+    /// What was not recovered is recorded, and told if it is more than a crash may leave.
     fn recover(&self, disk: &dyn Disk) {
         let owner = self.lock().lanes.owner().clone();
-        let recovering = recover::recover(disk, &self.folder, self.io.store.as_ref(), &owner);
-        let recovered = self.io.block_on(recovering);
-        let mut state = self.lock();
-        match recovered {
-            Ok(recovered) => state.recovered = Some(recovered),
+        let store = self.io.store.as_ref();
+        let mut recovered = Recovered::default();
+        let all = recover::recover(disk, &self.folder, store, &owner, &mut recovered);
+        let all = self.io.block_on(all);
+        for notice in &recovered.notices {
+            self.note(Kind::TAIL_CUT, notice.value());
+            if let Some(error) = notice.error() {
+                self.lock().tell(error);
+            }
+        }
+        match all {
+            Ok(()) => self.lock().recovered = Some(recovered),
             Err(error) => {
+                self.note(Kind::FAULT, fault("recover", None, &error));
                 let error = error.context("the journal of an earlier attempt is not recovered yet");
-                state.tell(error);
+                self.lock().tell(error);
             }
         }
     }
