@@ -157,7 +157,8 @@ impl Journal {
         self.shared.seal(upto)
     }
 
-    /// What could not be made durable or sealed, since it was last asked for. Events are kept until they are.
+    /// What could not be made durable or sealed, since it was last asked for, and damage that was found in what earlier
+    /// attempts have left. Events of this one are kept until they are sealed.
     pub fn take_failures(&self) -> Vec<Error> {
         mem::take(&mut self.shared.lock().failures)
     }
