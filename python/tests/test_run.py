@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import signal
@@ -464,6 +465,30 @@ def test_an_end_tells_a_failure(tmp_path: Path) -> None:
     child = spawn(code, str(tmp_path))
     _, err = child.communicate(timeout=60)
     assert "lastgood:" in err and "step 2" in err
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_damage_of_the_journal_of_a_killed_process_warns(tmp_path: Path, is_damaged: bool) -> None:
+    """A torn end is what a kill may leave, and nobody is warned of it."""
+    code = "for step in range(1, 6): run.step(step)\nimport time; time.sleep(1); os.kill(os.getpid(), 9)"
+    assert spawn("import os\n" + code, str(tmp_path)).wait(60) == -signal.SIGKILL
+    (left,) = tmp_path.glob(".journal/default/*.open")
+    if is_damaged:
+        flip(left, left.stat().st_size - 200)
+    else:
+        os.truncate(left, left.stat().st_size - 30)
+    with lg.open(tmp_path, {}, rng=False) as run, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        deadline = time.monotonic() + 30
+        for step in itertools.count(1):
+            run.save(step, block=True)
+            if not left.exists() and len(caught) >= is_damaged or time.monotonic() > deadline:
+                break
+    said = [str(one.message) for one in caught if one.category is lg.SaveWarning]
+    assert [("the journal of attempt 1" in one, ".aside" in one) for one in said] == [
+        (True, True)
+    ] * is_damaged
+    assert left.with_suffix(".aside").exists() == is_damaged
 
 
 def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:

@@ -411,7 +411,7 @@ fn resume(
     attempt: &Attempt,
 ) -> Result<Resuming> {
     // What a crash has left on this disk is what is to be done again.
-    journal.journal().wait_recovered();
+    journal.journal().wait_recovered()?;
     let lanes = (journal.lanes(), journal.own());
     Resuming::open(source, lanes, attempt.number, attempt.from)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use lastgood::journal::lanes::{self, Event, Lanes};
 use lastgood::journal::read::JournalReader;
-use lastgood::journal::recover::recover;
+use lastgood::journal::recover::{Recovered, recover};
 use lastgood::journal::tail::Tail;
 use lastgood::journal::{Kind, Lane, Value};
 use lastgood_format::RunName;
@@ -242,7 +242,8 @@ fn recover_all(
         let disk = PlatterDisk { platter: platter.clone(), fate: fate.clone() };
         let disk = (setting.disk)(Arc::new(disk));
         let way = Way { store: store.clone(), fate: fate.clone() };
-        let recovered = wait(recover(disk.as_ref(), FOLDER.as_ref(), &way, &owner));
+        let mut found = Recovered::default();
+        let recovered = wait(recover(disk.as_ref(), FOLDER.as_ref(), &way, &owner, &mut found));
         if fate.is_over() {
             played.second_crashes += 1;
             if random.chance(500) {
@@ -251,7 +252,7 @@ fn recover_all(
             continue;
         }
         match recovered {
-            Ok(recovered) => played.notices += recovered.notices.len() as u64,
+            Ok(()) => played.notices += found.notices.len() as u64,
             Err(error) => played.broken = Some(format!("the recovery failed: {error}")),
         }
         return;

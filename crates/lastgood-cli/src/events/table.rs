@@ -82,12 +82,17 @@ pub(crate) const KINDS: &[Holds] = &[
     holds(Kind::CHECKPOINT_SEEN, &["checkpoint", "step"], "a save became a checkpoint"),
     holds(Kind::EXTERNAL_READ, &["key", "value"], "something from outside of the run was read"),
     holds(Kind::EVENT, &["kind", "data"], "an event of the program's own kind"),
-    holds(Kind::DATA_PLAN, &[], "how data is drawn from here on"),
-    holds(Kind::MEMBERSHIP, &[], "which process has which logical ranks"),
-    holds(Kind::OVERRIDE, &[], "a hyper-parameter was changed by hand"),
-    holds(Kind::FAULT, &[], "a fault of a rank, a host, a store or a device"),
+    holds(
+        Kind::FAULT,
+        &["what", "step", "error", "cause", "object"],
+        "a save failed, or the journal could not be sealed or recovered",
+    ),
     holds(Kind::PREFLIGHT, &[], "what a preflight found"),
-    holds(Kind::TAIL_CUT, &[], "a torn end was cut off when the journal was recovered"),
+    holds(
+        Kind::TAIL_CUT,
+        &["attempt", "file", "bytes", "cause", "aside"],
+        "a torn or damaged end was cut off when an earlier attempt's journal was recovered",
+    ),
     holds(
         Kind::DIVERGED,
         &["attempt", "at", "code", "rank", "what", "recorded", "found"],

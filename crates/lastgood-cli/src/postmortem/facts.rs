@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use lastgood::certificate::{Certificate, PublicKey};
 use lastgood::journal::history::everything;
-use lastgood::journal::read::Filter;
+use lastgood::journal::read::{Filter, JournalReader};
 use lastgood::journal::{Kind as EventKind, Lane};
 use lastgood::ledger::{Checkpoint, History, Ledger};
 use lastgood::preflight::Report;
@@ -14,6 +14,8 @@ use lastgood::replay::window::Window;
 use lastgood::restore::choose;
 use lastgood::{Error, ErrorKind, Hash, Repository, RunName};
 use lastgood_format::ledger::{Entry, Kind};
+
+use super::faults::faults;
 
 /// How many checkpoints are shown that were not taken.
 const CANDIDATES_MAX: usize = 12;
@@ -109,21 +111,25 @@ impl Facts {
         let end = entries.iter().position(|e| started(e) == Some(next + 1));
         let shown = &entries[begin..end.unwrap_or(entries.len())];
         let before = history_before(ledger, &entries[..turn])?;
-        let mut failed = attempt_of(repository, ledger, &entries[begin])?;
-        let mut after = attempt_of(repository, ledger, &entries[turn])?;
+        let reader = repository.journal(ledger.run())?;
+        let mut failed = attempt_of(repository, &reader, &entries[begin])?;
+        let mut after = attempt_of(repository, &reader, &entries[turn])?;
         let told = shown.iter().filter(|entry| entry.attempt == failed.number).map(at_of).max();
         failed.ended = failed.ended.max(told.unwrap_or(0)).min(after.started.max(failed.started));
         let told = shown.iter().filter(|entry| entry.attempt == after.number).map(at_of).max();
         after.ended = after.ended.max(told.unwrap_or(0));
         let chosen = after.from.and_then(|id| before.checkpoint(&id)).cloned();
-        let again = again(repository, ledger, &failed, &after, chosen.as_ref())?;
-        let preflights = match repository.preflights(ledger.run(), next) {
+        let again = again(repository, &reader, &failed, &after, chosen.as_ref())?;
+        let preflights = match repository.preflights_in(&reader, next) {
             // What is said of the incident is worth more than what is not.
             Err(error) if error.kind() == ErrorKind::Corrupt => Vec::new(),
             found => found?,
         };
         let mut moments: Vec<Moment> = shown.iter().filter_map(moment).collect();
         moments.extend(steps(&failed, &after));
+        for attempt in [failed.number, next] {
+            moments.extend(faults(repository, &reader, attempt)?);
+        }
         moments.sort();
         Ok(Self {
             store: repository.store().location().clone(),
@@ -203,11 +209,10 @@ fn at_of(entry: &Entry) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn attempt_of(repository: &Repository, ledger: &Ledger, entry: &Entry) -> Result<Attempt> {
+fn attempt_of(repository: &Repository, reader: &JournalReader, entry: &Entry) -> Result<Attempt> {
     let Kind::AttemptStarted { number, world_size, from, .. } = entry.kind else {
         return Ok(Attempt::default());
     };
-    let reader = repository.journal(ledger.run())?;
     let filter = Filter { kinds: vec![EventKind::STEP], ..Filter::default() };
     let mut events = reader.merged(&everything([number]), filter);
     let mut attempt =
@@ -234,7 +239,7 @@ fn attempt_of(repository: &Repository, ledger: &Ledger, entry: &Entry) -> Result
 /// What both say of the steps that were done twice.
 fn again(
     repository: &Repository,
-    ledger: &Ledger,
+    reader: &JournalReader,
     failed: &Attempt,
     next: &Attempt,
     chosen: Option<&Checkpoint>,
@@ -245,9 +250,8 @@ fn again(
     if steps.is_empty() {
         return Ok(None);
     }
-    let window = |attempt: &Attempt| {
-        Window::of_attempt(repository, ledger.run(), attempt.number, steps.clone())
-    };
+    let window =
+        |attempt: &Attempt| Window::of_attempt(repository, reader, attempt.number, steps.clone());
     let (mut one, mut other) = (window(failed)?, window(next)?);
     // A rank that was killed may not have come as far as the others: what only one says is no difference.
     one.steps.retain(|at, _| other.steps.contains_key(at));
@@ -335,3 +339,6 @@ fn steps(failed: &Attempt, next: &Attempt) -> Vec<Moment> {
     });
     [last, first, caught].into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`facts`] | reads them from the ledger and the journal |
+//! | [`faults`] | what the journal says of failures |
 //! | [`page`] | one HTML file of them, which needs nothing else |
 
 mod facts;
+mod faults;
 mod page;
 mod timeline;
 

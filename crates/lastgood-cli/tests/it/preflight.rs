@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -10,8 +11,9 @@ use crate::tool::{Ran, on};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lastgood");
 
+/// In a folder whose name a shell and a URL would take for something else.
 fn trained() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::Builder::new().prefix("it's 100%25 ").tempdir().unwrap();
     let args = ["demo", "--kills", "0", "--seed", "3", "--steps", "20", "--ranks", "2"];
     on(folder.path(), &args).exits(0);
     folder
@@ -74,8 +76,13 @@ fn another_configuration_is_refused_and_can_be_accepted() {
     on(folder, &args).exits(2);
     let unknown = on(folder, &[&args[..], &["--reason", "x"]].concat()).exits(4);
     assert!(unknown.err.contains("code.configuration"), "{}", unknown.err);
-    let args = ["preflight", "--run", "demo", "--accept", "code.", "--reason", "longer"];
-    let accepted = on(folder, &args).exits(0);
+    // The command that it names is whole: a person says why, and where they are does not matter.
+    let (_, command) = stopped.err.split_once("`lastgood preflight").unwrap();
+    let (rest, _) = command.split_once('`').unwrap();
+    let command = format!("\"$0\" preflight{}", rest.replace("TEXT", "longer"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command, PROGRAM]).current_dir("/").env_remove("LASTGOOD_STORE");
+    let accepted = Ran::from(shell.output().unwrap()).exits(0);
     assert!(
         accepted.out.contains("recorded in the ledger: code.configuration"),
         "{}",

@@ -127,17 +127,12 @@ kinds! {
     EXTERNAL_READ = 8, "external.read";
     /// An event of the user's own kind.
     EVENT = 9, "event";
-    /// How data is to be drawn from here on.
-    DATA_PLAN = 10, "data.plan";
-    /// Which process has which logical ranks.
-    MEMBERSHIP = 11, "membership";
-    /// A hyper-parameter was changed by hand.
-    OVERRIDE = 12, "override";
-    /// A fault of a rank, a host, a store or a device.
+    // 10 to 12 are reserved: no version has written them (`FORMAT.md`, "Events").
+    /// A save of this rank failed, or its journal could not be sealed or recovered.
     FAULT = 13, "fault";
     /// What a preflight found.
     PREFLIGHT = 14, "preflight";
-    /// A torn or damaged tail was cut off here when the journal was recovered.
+    /// The end of an earlier attempt's open segment was torn or damaged, and was cut off when it was recovered.
     TAIL_CUT = 15, "tail.cut";
     /// A re-execution differs from what was recorded.
     DIVERGED = 16, "diverged";

@@ -190,11 +190,12 @@ pub(crate) fn value() -> journal::Value {
     ])
 }
 
-/// The frames of one lane of attempt 1, by the kinds that this version knows and one that none knows.
+/// The frames of one lane of attempt 1: of every kind up to the newest, reserved ones too, and one that none knows.
 pub(crate) fn frames(lane: Lane) -> Vec<Frame> {
     let Descriptor { repository, .. } = descriptor();
     let mut prev = journal::genesis(&repository, &run(), 1, lane);
-    let kinds = journal::Kind::ALL.iter().copied().chain([journal::Kind::from_code(9_999)]);
+    let newest = journal::Kind::ALL.iter().map(|kind| kind.code()).max().unwrap();
+    let kinds = (1..=newest).chain([9_999]).map(journal::Kind::from_code);
     let frame = |(sequence, kind): (u64, journal::Kind)| {
         let frame = Frame {
             kind,

@@ -11,7 +11,7 @@ use lastgood_format::{Error, Hash, Result, RunName};
 use super::JournalOptions;
 use super::lanes::Event;
 use super::record::StepRecord;
-use super::writer::{Journal, Ticket};
+use super::writer::{Journal, Ticket, fault};
 use crate::ledger::Attempt;
 use crate::preflight::{Environment, Report, environment};
 use crate::repository::Repository;
@@ -44,33 +44,33 @@ impl RankJournal {
         let logical = options.logical(world)?;
         let folder = options.folder(repository, run.as_str())?;
         let lanes: Vec<Lane> = logical.clone().filter_map(Lane::of_rank).collect();
+        let own = own(&lanes);
         let leads = world.rank == 0;
         let owner = Owner {
             repository: repository.id().to_owned(),
             run: run.clone(),
             attempt: attempt.number,
         };
-        let all = lanes.iter().copied().chain(leads.then_some(Lane::CONTROL));
-        let io = repository.io().clone();
-        let journal = Journal::start(io, owner, all, folder, options.seal_after)?;
-        let happened = AtomicU64::new(0);
+        let begun = Value::map([
+            ("world", world.size.into()),
+            ("rank", world.rank.into()),
+            ("logical", Value::Array(vec![logical.start.into(), logical.end.into()])),
+            ("from", attempt.from.map_or(Value::Null, |id| hash(&id))),
+        ]);
+        let mut first = everywhere(leads, &lanes, Kind::ATTEMPT_BEGUN, 0, &begun);
         let value = environment::value(environment);
+        first.push(Event { lane: own, kind: Kind::ENVIRONMENT, step: 0, value });
+        let io = repository.io().clone();
+        let journal = Journal::start(io, owner, (&first, own), folder, options.seal_after)?;
         let given = (!environment.is_empty()).then(|| environment::digest(environment));
-        let environment = given.transpose()?;
-        let this = Self { journal, lanes, leads, wait: options.wait, environment, happened };
-        let from = attempt.from.map_or(Value::Null, |id| hash(&id));
-        this.everywhere(
-            Kind::ATTEMPT_BEGUN,
-            0,
-            &Value::map([
-                ("world", world.size.into()),
-                ("rank", world.rank.into()),
-                ("logical", Value::Array(vec![logical.start.into(), logical.end.into()])),
-                ("from", from),
-            ]),
-        )?;
-        this.append(this.own(), Kind::ENVIRONMENT, value)?;
-        Ok(this)
+        Ok(Self {
+            journal,
+            lanes,
+            leads,
+            wait: options.wait,
+            environment: given.transpose()?,
+            happened: AtomicU64::new(0),
+        })
     }
 
     /// The journal below it.
@@ -85,7 +85,7 @@ impl RankJournal {
 
     /// The lane of the first logical rank.
     pub(crate) fn own(&self) -> Lane {
-        self.lanes.first().copied().unwrap_or(Lane::CONTROL)
+        own(&self.lanes)
     }
 
     fn append(&self, lane: Lane, kind: Kind, value: Value) -> Result<Ticket> {
@@ -94,11 +94,8 @@ impl RankJournal {
 
     /// The same event in every lane of this process.
     fn everywhere(&self, kind: Kind, step: u64, value: &Value) -> Result<()> {
-        let control = self.leads.then_some(Lane::CONTROL);
-        for lane in control.into_iter().chain(self.lanes.iter().copied()) {
-            self.journal.append(&Event { lane, kind, step, value: value.clone() })?;
-        }
-        Ok(())
+        let events = everywhere(self.leads, &self.lanes, kind, step, value);
+        events.iter().try_for_each(|event| self.journal.append(event).map(drop))
     }
 
     /// The state is that of a checkpoint now.
@@ -168,6 +165,17 @@ impl Drop for RankJournal {
     }
 }
 
+fn own(lanes: &[Lane]) -> Lane {
+    lanes.first().copied().unwrap_or(Lane::CONTROL)
+}
+
+/// The same event in every lane of a process.
+fn everywhere(leads: bool, lanes: &[Lane], kind: Kind, step: u64, value: &Value) -> Vec<Event> {
+    let control = leads.then_some(Lane::CONTROL);
+    let lanes = control.into_iter().chain(lanes.iter().copied());
+    lanes.map(|lane| Event { lane, kind, step, value: value.clone() }).collect()
+}
+
 /// Seals what a save includes, before its shard index says so.
 pub(crate) fn seal(journal: &Journal, metadata: &BTreeMap<String, String>) -> Result<()> {
     match metadata.get(CUT) {
@@ -182,6 +190,13 @@ pub(crate) fn seen(journal: &Journal, lane: Lane, save: &SaveKey, checkpoint: &H
     let event = Event { lane, kind: Kind::CHECKPOINT_SEEN, step: 0, value };
     // The ledger says so too.
     let _ = journal.append(&event);
+}
+
+/// Says that a save of this rank has failed.
+pub(crate) fn failed(journal: &Journal, lane: Lane, step: u64, error: &Error) {
+    let value = fault("save", Some(step), error);
+    // Whoever saves is told of the failure itself.
+    let _ = journal.append(&Event { lane, kind: Kind::FAULT, step: 0, value });
 }
 
 fn hash(hash: &Hash) -> Value {

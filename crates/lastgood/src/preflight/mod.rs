@@ -23,7 +23,7 @@ use std::str::FromStr;
 
 pub use environment::Effect;
 use lastgood_format::ledger::{Accepted, Kind};
-use lastgood_format::{Error, Result};
+use lastgood_format::{Error, Result, RunName};
 pub use report::{Compared, Finding, Report, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -204,8 +204,8 @@ pub async fn record(
     .await
 }
 
-/// Why the report stands against the restore; `None` if nothing does.
-pub(crate) fn refusal(report: &Report, run: &str) -> Option<Error> {
+/// Why the report stands against the restore of `run`, which lies in `store`; `None` if nothing does.
+pub(crate) fn refusal(report: &Report, store: &str, run: &RunName) -> Option<Error> {
     let refused: Vec<&Finding> = report.refused().collect();
     if refused.is_empty() {
         return None;
@@ -218,7 +218,10 @@ pub(crate) fn refusal(report: &Report, run: &str) -> Option<Error> {
     let mut keys: Vec<&str> = refused.iter().map(|finding| family(&finding.key)).collect();
     keys.sort_unstable();
     keys.dedup();
-    let accept: Vec<String> = keys.iter().map(|key| format!("--accept {key}")).collect();
+    let accept: Vec<String> = keys.iter().map(|key| format!("--accept {}", word(key))).collect();
+    // A location is no secret: a URL with a password or a query opens no store. A folder is named as such, since
+    // its name may have what means something else in a URL.
+    let store = word(store.strip_prefix("file://").unwrap_or(store));
     Some(
         Error::incompatible(format!(
             "checkpoint {} of step {} was saved by a process that computes otherwise; nothing was \
@@ -228,11 +231,20 @@ pub(crate) fn refusal(report: &Report, run: &str) -> Option<Error> {
             shown.concat()
         ))
         .with_remedy(format!(
-            "make it as it was; or record that it may go on with `lastgood preflight --run {run} {} \
-             --reason TEXT`, and start again",
+            "make it as it was; or record that it may go on with `lastgood preflight --store {store} --run {run} \
+             {} --reason TEXT`, and start again",
             accept.join(" ")
         )),
     )
+}
+
+/// `text` as one word of a shell.
+fn word(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:@%+=,".contains(&byte);
+    match !text.is_empty() && text.bytes().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// The key, or if many are alike all that begin as it does.

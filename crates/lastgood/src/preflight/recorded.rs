@@ -6,7 +6,7 @@ use lastgood_format::journal::{CUT, Cut, ENVIRONMENT, Kind, Lane, LaneName};
 use lastgood_format::{Error, ErrorKind, Hash, Result, RunName};
 
 use super::{Environment, Report, environment};
-use crate::journal::read::LaneReader;
+use crate::journal::read::{JournalReader, LaneReader};
 use crate::repository::Repository;
 use crate::restore::Contents;
 
@@ -93,7 +93,18 @@ impl Repository {
     /// # Errors
     /// `Corrupt`, `Incompatible` if the journal is damaged; `Unavailable`, `Denied`.
     pub fn preflights(&self, run: &RunName, attempt: u64) -> Result<Vec<(Lane, Report)>> {
-        let reader = self.journal(run)?;
+        self.preflights_in(&self.journal(run)?, attempt)
+    }
+
+    /// As [`Repository::preflights`], of a journal that is listed.
+    ///
+    /// # Errors
+    /// As [`Repository::preflights`].
+    pub fn preflights_in(
+        &self,
+        reader: &JournalReader,
+        attempt: u64,
+    ) -> Result<Vec<(Lane, Report)>> {
         let mut found = Vec::new();
         for lane in reader.lanes().filter(|lane| lane.attempt == attempt) {
             let mut frames = reader.lane(attempt, lane.lane);

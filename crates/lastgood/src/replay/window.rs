@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use lastgood_format::journal::{Cut, Frame, Kind, Lane, LaneName, Value};
-use lastgood_format::{Error, Hash, Result, RunName};
+use lastgood_format::{Error, Hash, Result};
 
 use super::state::{State, Table};
 use crate::journal::history::{self, Part, everything};
@@ -121,14 +121,12 @@ impl Window {
     /// As [`Window::read`].
     pub fn of_attempt(
         source: &Repository,
-        run: &RunName,
+        reader: &JournalReader,
         attempt: u64,
         steps: RangeInclusive<u64>,
     ) -> Result<Self> {
-        source.block_on(async {
-            let reader = source.journal_reader(run).await?;
-            Self::of_parts(&reader, &everything([attempt]), steps, &Cut::default()).await
-        })
+        let parts = everything([attempt]);
+        source.block_on(Self::of_parts(reader, &parts, steps, &Cut::default()))
     }
 
     async fn of_parts(

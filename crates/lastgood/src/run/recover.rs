@@ -224,7 +224,8 @@ impl Run {
         if self.world.rank == 0 {
             objects::check_sizes(&self.io, contents)?;
         }
-        let refused = preflight::refusal(&report, self.ledger.run().as_str());
+        let store = self.repository.store().location();
+        let refused = preflight::refusal(&report, &store, self.ledger.run());
         match refused.filter(|_| self.preflight.mode == Mode::Refuse) {
             Some(error) => Err(error),
             None => Ok(report),

@@ -35,7 +35,7 @@ pub(crate) use shared::Shared;
 pub(crate) use witness::{KEY as ALIKE, check_alike};
 pub(crate) use worker::{Recording, Worker};
 
-use crate::journal::rank::RankJournal;
+use crate::journal::rank::{self, RankJournal};
 use crate::process::Process;
 use crate::state::Capture;
 
@@ -248,7 +248,11 @@ impl Saver {
     ) -> Result<Begun> {
         self.process.check()?;
         self.shared.refuse(self.options.failures_max)?;
-        let room = self.make_room(capture)?;
+        let room = self.make_room(capture).inspect_err(|error| {
+            if let Some(journal) = journal {
+                rank::failed(journal.journal(), journal.own(), step, error);
+            }
+        })?;
         let generation = self.shared.next_generation(step);
         let handle = SaveHandle::new(SaveKey { attempt: self.attempt, step, generation });
         let mut metadata = capture.metadata.clone();

@@ -180,7 +180,8 @@ impl Worker {
                 Some(Waiting { index, plan, handle, arena, deadline, next_rank, last, rewritten })
             }
             // The call itself failed, and has told its caller why.
-            Err(_) if matches!(handle.status(), SaveStatus::Failed(_)) => {
+            Err(_) if let SaveStatus::Failed(error) = handle.status() => {
+                self.record(handle.step(), &error);
                 if let Some(arena) = arena {
                     self.shared.give_arena(arena);
                 }
@@ -474,7 +475,15 @@ impl Worker {
         }
         inner.free.extend(arena);
         drop(inner);
+        self.record(handle.step(), &error);
         handle.set(SaveStatus::Failed(error));
         self.shared.changed.notify_all();
+    }
+
+    /// Records that the save of `step` has failed.
+    fn record(&self, step: u64, error: &Error) {
+        if let Some(Recording { journal, lane, .. }) = &self.journal {
+            rank::failed(journal, *lane, step, error);
+        }
     }
 }

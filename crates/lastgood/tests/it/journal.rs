@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lastgood::journal::audit::{Audit, audit};
 use lastgood::journal::history::{everything, parts};
 use lastgood::journal::read::Filter;
+use lastgood::journal::recover::Recovered;
 use lastgood::journal::{Frame, JournalOptions, Kind, Lane, StepRecord, Value};
 use lastgood::restore::Selector;
 use lastgood::save::Mode;
@@ -19,7 +20,7 @@ use crate::fixture::{bytes, capture_bytes, in_folder, options, run_name, target_
 
 const LENGTH: usize = 1000;
 
-fn journaled(repository: &Repository, world: World, incarnation: &str) -> Run {
+pub(crate) fn journaled(repository: &Repository, world: World, incarnation: &str) -> Run {
     let options = RunOptions {
         journal: Some(JournalOptions { wait: true, ..JournalOptions::default() }),
         environment: [("python.version".to_owned(), "3.11".to_owned())].into(),
@@ -28,13 +29,13 @@ fn journaled(repository: &Repository, world: World, incarnation: &str) -> Run {
     Run::open(repository, &run_name(), options).unwrap()
 }
 
-fn steps(run: &Run, steps: impl IntoIterator<Item = u64>) {
+pub(crate) fn steps(run: &Run, steps: impl IntoIterator<Item = u64>) {
     for step in steps {
         run.step(StepRecord::new(step).loss(step as f32));
     }
 }
 
-fn save(run: &mut Run, step: u64) {
+pub(crate) fn save(run: &mut Run, step: u64) {
     let data = bytes(step, LENGTH);
     run.save(step, Mode::Sync, |c| capture_bytes(c, &data)).unwrap();
 }
@@ -48,11 +49,11 @@ fn restore(run: &mut Run) -> u64 {
 }
 
 /// Ends a run as `kill -9` does: nothing is sealed, nothing is removed.
-fn kill(run: Run) {
+pub(crate) fn kill(run: Run) {
     std::mem::forget(run);
 }
 
-fn read(repository: &Repository, all: bool, filter: Filter) -> Vec<Frame> {
+pub(crate) fn read(repository: &Repository, all: bool, filter: Filter) -> Vec<Frame> {
     let ledger = repository.existing(&run_name()).unwrap();
     let reader = repository.journal(&run_name()).unwrap();
     let mut attempts: Vec<u64> = reader.lanes().map(|lane| lane.attempt).collect();
@@ -69,22 +70,22 @@ fn read(repository: &Repository, all: bool, filter: Filter) -> Vec<Frame> {
     found.unwrap()
 }
 
-fn kinds(kinds: &[Kind]) -> Filter {
+pub(crate) fn kinds(kinds: &[Kind]) -> Filter {
     Filter { kinds: kinds.to_vec(), ..Filter::default() }
 }
 
 /// Attempt, lane, step and kind of each frame.
-fn told(frames: &[Frame]) -> Vec<String> {
+pub(crate) fn told(frames: &[Frame]) -> Vec<String> {
     frames.iter().map(|f| format!("{} {} {} {}", f.attempt, f.lane, f.step, f.kind)).collect()
 }
 
-fn audited(repository: &Repository) -> Audit {
+pub(crate) fn audited(repository: &Repository) -> Audit {
     let ledger = repository.existing(&run_name()).unwrap();
     let reader = repository.journal(&run_name()).unwrap();
     repository.block_on(audit(&ledger, &reader)).unwrap()
 }
 
-fn open_segments(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn open_segments(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder.join(".journal/test"))
         .map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>());
     let mut found = entries.unwrap_or_default();
@@ -92,7 +93,7 @@ fn open_segments(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn wait_for_recovery(run: &Run) -> lastgood::journal::recover::Recovered {
+pub(crate) fn wait_for_recovery(run: &Run) -> Recovered {
     let begin = Instant::now();
     loop {
         if let Some(recovered) = run.journal().unwrap().recovered() {
@@ -201,43 +202,6 @@ fn a_killed_run_leaves_its_last_steps_to_the_next_attempt() {
     assert!(all.contains(&"1 0 7 step".to_owned()), "what was overtaken is lost: {all:?}");
     assert!(open_segments(folder.path()).is_empty());
     assert!(audited(&repository).findings.is_empty());
-}
-
-#[test]
-fn a_torn_end_is_cut_off_and_told() {
-    let (folder, repository) = in_folder();
-    let first = journaled(&repository, World::ALONE, "a");
-    steps(&first, 1..=5);
-    kill(first);
-    let open = open_segments(folder.path());
-    let whole = fs::read(&open[0]).unwrap();
-    fs::write(&open[0], &whole[..whole.len() - 30]).unwrap();
-    let second = journaled(&repository, World::ALONE, "b");
-    let recovered = wait_for_recovery(&second);
-    assert!(recovered.notices[0].contains("are cut off"), "{recovered:?}");
-    second.close().unwrap();
-    let all = told(&read(&repository, true, kinds(&[Kind::STEP])));
-    assert_eq!(all.last().unwrap(), "1 0 4 step");
-    assert!(audited(&repository).findings.is_empty());
-}
-
-#[test]
-fn damage_in_the_middle_of_an_open_segment_is_kept_for_a_person() {
-    let (folder, repository) = in_folder();
-    let first = journaled(&repository, World::ALONE, "a");
-    steps(&first, 1..=5);
-    kill(first);
-    let open = open_segments(folder.path());
-    let mut damaged = fs::read(&open[0]).unwrap();
-    let middle = damaged.len() / 2;
-    damaged[middle] ^= 4;
-    fs::write(&open[0], &damaged).unwrap();
-    let second = journaled(&repository, World::ALONE, "b");
-    let recovered = wait_for_recovery(&second);
-    assert!(recovered.notices[0].contains("set aside as"), "{recovered:?}");
-    second.close().unwrap();
-    assert_eq!(open_segments(folder.path()), [open[0].with_extension("aside")]);
-    assert_eq!(fs::read(open[0].with_extension("aside")).unwrap(), damaged);
 }
 
 #[test]

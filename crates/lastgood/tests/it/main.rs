@@ -14,6 +14,7 @@ mod faults;
 mod fencing;
 mod fixture;
 mod journal;
+mod journal_failures;
 mod ledger;
 mod memory;
 mod names;

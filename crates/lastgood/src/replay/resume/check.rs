@@ -7,7 +7,7 @@ use lastgood_format::journal::{Frame, Kind, Value};
 use lastgood_format::{Error, Result};
 
 use crate::journal::history::everything;
-use crate::journal::read::Filter;
+use crate::journal::read::{Filter, JournalReader};
 use crate::ledger::Ledger;
 use crate::replay::compare::{Difference, Divergence, compare_states};
 use crate::replay::window::Window;
@@ -39,10 +39,11 @@ pub fn resumed(
     ledger: &Ledger,
     attempts: RangeInclusive<u64>,
 ) -> Result<Vec<Resumed>> {
-    let mut found = repository.block_on(told(repository, ledger, attempts))?;
+    let reader = repository.journal(ledger.run())?;
+    let mut found = repository.block_on(told(&reader, attempts))?;
     for one in found.iter_mut().filter(|one| one.divergences.is_empty()) {
         let steps = one.from_step + 1..=one.to;
-        let of = |attempt| Window::of_attempt(repository, ledger.run(), attempt, steps.clone());
+        let of = |attempt| Window::of_attempt(repository, &reader, attempt, steps.clone());
         let (recorded, again) = (of(one.recorded_by)?, of(one.attempt)?);
         for (step, state) in &recorded.states {
             if let Some(here) = again.states.get(step) {
@@ -54,12 +55,7 @@ pub fn resumed(
     Ok(found)
 }
 
-async fn told(
-    repository: &Repository,
-    ledger: &Ledger,
-    attempts: RangeInclusive<u64>,
-) -> Result<Vec<Resumed>> {
-    let reader = repository.journal_reader(ledger.run()).await?;
+async fn told(reader: &JournalReader, attempts: RangeInclusive<u64>) -> Result<Vec<Resumed>> {
     let kinds = vec![Kind::RESUMED, Kind::DIVERGED];
     let mut events = reader.merged(&everything(attempts), Filter { kinds, ..Filter::default() });
     let mut found: BTreeMap<u64, Resumed> = BTreeMap::new();
