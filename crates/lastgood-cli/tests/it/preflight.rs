@@ -49,11 +49,28 @@ fn the_job_itself_says_whether_it_can_go_on() {
     let ranks = said["ranks"].as_array().unwrap();
     assert_eq!(ranks.len(), 2);
     assert!(ranks.iter().all(|rank| rank["environment"] == "alike"), "{said}");
+    // Parameters are read by both of them.
+    let read: u64 = ranks.iter().map(|rank| rank["bytes"].as_u64().unwrap()).sum();
+    assert!(read > 0 && ranks[0]["bytes"].as_u64().unwrap() < read, "{said}");
     assert_eq!(keys(&ranks[0]), documented("preflight: ranks"));
     assert_eq!(entries(folder), before, "looking changes nothing");
     let fewer = ask(folder, &["--json", "--ranks", "1"], "20").exits(0).json().pop().unwrap();
     assert_eq!(check(&fewer, "topology")["outcome"], "note");
     assert_eq!(fewer["ranks"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_job_that_asks_for_something_else_is_refused_by_name() {
+    let folder = trained();
+    let folder = folder.path();
+    let job = ["--", PROGRAM, "__demo-rank", "--steps", "20", "--every", "5"];
+    let asked = ["preflight", "--run", "demo", "--json"];
+    let forgets = [&asked[..], &job, &["--forget", "optimizer"]].concat();
+    let said = on(folder, &forgets).exits(5).json().pop().unwrap();
+    let coverage = check(&said, "coverage");
+    assert_eq!(coverage["outcome"], "refused", "{said}");
+    let text = coverage["found"].as_str().unwrap();
+    assert!(text.contains("optimizer") && text.contains("is only in the checkpoint"), "{text}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod choose;
 mod contents;
 mod fetch;
+mod needs;
 mod plan;
 mod verify;
 
@@ -12,6 +13,7 @@ pub(crate) use choose::choose_id;
 pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
 use lastgood_format::{Hash, Result};
+pub(crate) use needs::needs;
 pub use verify::VerifiedPacks;
 pub(crate) use verify::{check_sizes, verify_all, verify_one};
 
@@ -44,12 +46,17 @@ pub(crate) fn restore_from(
 ) -> Result<Restored> {
     let plan = plan::Plan::new(contents, targets)?;
     let (bytes, bytes_read) = fetch::run(io, contents, plan)?;
-    Ok(Restored {
+    Ok(Restored { bytes, bytes_read, ..untouched(contents) })
+}
+
+/// What a restore of `contents` has done that has not touched its targets.
+pub(crate) fn untouched(contents: &Contents) -> Restored {
+    Restored {
         checkpoint: contents.id(),
         step: contents.manifest().step,
         world_size: contents.manifest().world_size,
-        bytes,
-        bytes_read,
+        bytes: 0,
+        bytes_read: 0,
         notices: Vec::new(),
-    })
+    }
 }

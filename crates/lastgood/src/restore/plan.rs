@@ -180,7 +180,11 @@ fn zeroed(bytes: usize, here: &dyn Fn() -> String) -> Result<Vec<u8>> {
     Ok(memory)
 }
 
-fn check_request(here: &dyn Fn() -> String, want: &Want, info: &TensorInfo) -> Result<NdBox> {
+pub(super) fn check_request(
+    here: &dyn Fn() -> String,
+    want: &Want,
+    info: &TensorInfo,
+) -> Result<NdBox> {
     let has = || format!("the checkpoint has {} of {:?}", info.dtype, info.shape);
     match want {
         Want::Blob if info.dtype == Dtype::Blob => Ok(NdBox::whole(&info.shape)),
@@ -196,8 +200,11 @@ fn check_request(here: &dyn Fn() -> String, want: &Want, info: &TensorInfo) -> R
     }
 }
 
-/// Compares the names that are asked for with those that are there, and tells all differences at once.
-fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
+/// The names that are asked for and not there, and those that are there and nothing asks for.
+pub(super) fn names_apart(
+    contents: &Contents,
+    targets: &Targets<'_>,
+) -> (Vec<String>, Vec<String>) {
     let asked: BTreeSet<Name<'_>> =
         targets.requests.iter().map(|r| (r.component.as_str(), r.name.as_str())).collect();
     let there: BTreeSet<Name<'_>> =
@@ -212,6 +219,12 @@ fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
         extra.extend(own.map(|(component, name)| show(component, name)));
         extra.extend(extra_components(contents, targets, &there));
     }
+    (missing, extra)
+}
+
+/// Compares the names that are asked for with those that are there, and tells all differences at once.
+fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
+    let (missing, extra) = names_apart(contents, targets);
     if missing.is_empty() && extra.is_empty() {
         return Ok(());
     }

@@ -22,6 +22,8 @@ impl Run {
     /// rank among several ends with `Corrupt`, and the next attempt goes back, since all ranks must
     /// go back together. So it is with one that was marked bad or expired since the attempt started.
     ///
+    /// A process that [only looks](Run::only_looks) records what the restore would do; its targets stay as they are.
+    ///
     /// # Errors
     /// `NotFound` and `Incompatible` if names, dtypes or shapes differ; `Corrupt`, also if the run has
     /// checkpoints and all are bad: it is not fresh; `Unavailable`; `Denied`. The memory of the targets is unspecified after an error.
@@ -195,8 +197,16 @@ impl Run {
         targets: Targets<'_>,
         notices: &mut Vec<String>,
     ) -> Result<Restored> {
-        let report = self.preflight(contents, &Needs::default())?;
+        // A restore finds out by itself, and has a kind of error for each thing that does not fit.
+        let needs = match self.only_looks() {
+            true => restore::needs(contents, &targets),
+            false => Needs::default(),
+        };
+        let report = self.preflight(contents, &needs)?;
         notices.extend(report.refused().map(|finding| format!("it goes on although {finding}")));
+        if self.only_looks() {
+            return Ok(restore::untouched(contents));
+        }
         self.read(contents, targets)
     }
 
