@@ -1,6 +1,8 @@
 //! What came of a run that went on by a replay.
 
 use anyhow::Result;
+use lastgood::attempt::tell_incident;
+use lastgood::replay::compare::Divergence;
 use lastgood::replay::resume::{Resumed, resumed};
 use lastgood::{Repository, RunName};
 use serde_json::json;
@@ -22,7 +24,7 @@ pub(super) fn show(
     first: u64,
     as_json: bool,
 ) -> Result<Exit> {
-    let ledger = repository.existing(run)?;
+    let mut ledger = repository.existing(run)?;
     let last = ledger.history().attempt().map_or(0, |attempt| attempt.number);
     let found = resumed(repository, &ledger, first..=last)?;
     for one in &found {
@@ -34,6 +36,12 @@ pub(super) fn show(
     }
     if found.is_empty() && !as_json {
         output::line("live        nothing was recorded behind the checkpoint");
+    }
+    for one in &found {
+        if let Some(first) = one.divergences.first() {
+            let reason = format!("{}; {}", apart(one, first), first.told("done again"));
+            repository.block_on(tell_incident(&mut ledger, "lastgood run", &reason))?;
+        }
     }
     let has_diverged = found.iter().any(|one| !one.divergences.is_empty());
     Ok(if has_diverged { Exit::Diverged } else { Exit::Done })
@@ -52,15 +60,25 @@ fn lines(one: &Resumed) {
         output::line(format_args!("differs     {}", divergence.told("done again")));
     }
     match divergences.first() {
-        Some(first) => output::line(format_args!(
-            "DIVERGED    attempt {attempt} comes to something else than attempt {recorded_by} at step {}: {}",
-            first.step, first.what
-        )),
-        None => output::line(format_args!(
-            "resumed     attempt {attempt} did steps {} to {to} again as attempt {recorded_by} recorded them ({}), \
-             and is live since",
-            from_step + 1,
-            output::count(states.len(), "state")
-        )),
+        Some(first) => output::line(format_args!("DIVERGED    {}", apart(one, first))),
+        None => {
+            let states = match states.len() {
+                0 => "no state to compare".to_owned(),
+                count => output::count(count, "state"),
+            };
+            output::line(format_args!(
+                "resumed     attempt {attempt} did steps {} to {to} again as attempt {recorded_by} recorded them \
+                 ({states}), and is live since",
+                from_step + 1
+            ));
+        }
     }
+}
+
+fn apart(one: &Resumed, first: &Divergence) -> String {
+    let Resumed { attempt, recorded_by, .. } = one;
+    format!(
+        "attempt {attempt} comes to something else than attempt {recorded_by} at step {}: {}",
+        first.step, first.what
+    )
 }

@@ -57,6 +57,7 @@ fn what_comes_to_something_else_ends_it_before_it_is_saved() {
     // It would come to the same again: there is no third attempt.
     let log = on(folder, &["log", "--run", "llm"]).exits(0).out;
     assert_eq!(log.matches("attempt.started").count(), 2, "{log}");
+    assert!(log.contains("attempt 2 comes to something else than attempt 1 at step"), "{log}");
     assert_eq!(log.matches("checkpoint.committed").count(), 2, "{log}");
     // Undisturbed it goes on, to the same as if nothing had been.
     let said = resume(folder, &[], &[]).exits(0);
