@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lastgood import _journal, _lastgood, _steps, _world
+from lastgood import _journal, _lastgood, _preflight, _steps, _world
 from lastgood._lastgood import (
     Closed,
     Conflict,
@@ -257,6 +257,16 @@ class Files:
         raise Conflict(
             f"the files of run {self.run} were changed by others again and again for {_TRY_SECONDS} s; try again"
         )
+
+    def differences(self, folder: str) -> list[str]:
+        """What a process that reads the checkpoint of DCP in ``folder`` should know of the one that committed it."""
+        with contextlib.suppress(LastgoodError):
+            reader = self._reader(self.run)
+            step = number_in(folder)
+            ids = [row["id"] for row in reader.history() if row["step"] == step]
+            if ids:
+                return _preflight.of_who_reads(reader, self._checkpoint(self.run, ids[-1]))
+        return []
 
     def waiting(self, folder: str, *, own: bool = False) -> dict[str, dict[str, Any]]:
         """What ranks of this start have written below ``folder``, or are writing, and no catalog names."""

@@ -110,9 +110,18 @@ class Reader:
         """
         Every checkpoint, oldest first.
         """
+    def look(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]], environment: dict[str, str], mode: str, accept: str | None) -> Any:
+        """
+        As `preflight`, but nothing is refused and nothing recorded.
+        """
     def mark(self, /, selector: str, standing: str, reason: str) -> str:
         """
         Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    def preflight(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]], environment: dict[str, str], mode: str, accept: str | None) -> Any:
+        """
+        Looks whether this process, which computes with `environment` and goes on from the checkpoint, may restore it,
+        and raises what stands against it. Gives what it found; `mode`, `accept` and `needs` are as of `Run`.
         """
     def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
         """
@@ -239,10 +248,11 @@ class Run:
         """
         True if the process ends once it has looked whether it could restore.
         """
-    def preflight(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]]) -> Any:
+    def preflight(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]], verifies: bool = False) -> Any:
         """
         Looks whether a checkpoint can be restored here, and raises what stands against it. Gives what it found;
-        `needs` are the bytes that are read, those of memory, and what does not fit.
+        `needs` are the bytes that are read, those of memory, and what does not fit. `verifies`: the caller reads every
+        byte, and goes on by itself from what is damaged.
         """
     def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
         """

@@ -1,4 +1,5 @@
-"""What the ranks of a job tell each other outside of a collective: short JSON texts through the group's own store."""
+"""What the ranks of a job tell each other outside of a collective: short JSON texts through the store of
+torch.distributed or jax.distributed."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from lastgood import _world
-from lastgood._lastgood import Incompatible, Invalid, LastgoodError
+from lastgood import _lastgood, _world
+from lastgood._lastgood import Incompatible, Invalid
 from lastgood._state import World
 
 _rounds = itertools.count()
@@ -26,14 +27,18 @@ class Peers:
         self._store: Any = None
         if world.size == 1:
             return
-        if _world._distributed() is None:
+        if _world._distributed() is not None:
+            from torch.distributed import distributed_c10d
+
+            self._store = distributed_c10d._get_default_store()
+            return
+        jax = _world._jax()
+        self._store = jax.store() if jax is not None else None
+        if self._store is None:
             raise Invalid(
                 f"there are {world.size} ranks, and they have no process group yet: make the trainer (or call "
                 "torch.distributed.init_process_group) before lastgood is asked"
             )
-        from torch.distributed import distributed_c10d
-
-        self._store = distributed_c10d._get_default_store()
 
     def gather(self, what: str, mine: Any) -> list[Any]:
         """What every rank has to say, by rank. Nobody returns before all have said it."""
@@ -44,6 +49,32 @@ class Peers:
         return [
             json.loads(bytes(self._store.get(f"{key}/{rank}"))) for rank in range(self.world.size)
         ]
+
+    def agree(self, what: str, work: Callable[[], Any], wait: timedelta = _WORK_MAX) -> list[Any]:
+        """Does ``work`` on every rank at once, and gives what each gave, by rank. What fails on one fails on all.
+
+        Raises:
+            What failed here; else of the kind of what the lowest rank failed with, and telling it.
+        """
+        failure: Exception | None = None
+        try:
+            mine = {"value": work()}
+        except Exception as error:
+            failure, mine = error, {"error": str(error), "kind": type(error).__name__}
+        if failure is not None and self.world.size == 1:
+            raise failure
+        told = [mine]
+        if self.world.size > 1:
+            key = f"lastgood/{what}/{next(_rounds)}"
+            self._store.set(f"{key}/{self.world.rank}", json.dumps(mine))
+            told = [self._hear(f"{key}/{rank}", wait) for rank in range(self.world.size)]
+        if failure is not None:
+            raise failure
+        for rank, each in enumerate(told):
+            if "error" in each:
+                kind = getattr(_lastgood, each["kind"], Incompatible)
+                raise kind(f"rank {rank}: {each['error']}")
+        return [each["value"] for each in told]
 
     def in_turn(self, what: str, work: Callable[[], Any]) -> Any:
         """Does ``work`` on the first rank of each node, one node after the other, since they may share a disk; gives
@@ -63,7 +94,7 @@ class Peers:
             try:
                 mine = work()
                 answer = before if rank else {"value": mine}
-            except LastgoodError as error:
+            except Exception as error:
                 answer, failure = {"error": f"rank {rank}: {error}"}, error
         else:
             answer = before
@@ -75,7 +106,7 @@ class Peers:
             raise Incompatible(last["error"])
         return last["value"]
 
-    def _hear(self, key: str) -> Any:
+    def _hear(self, key: str, wait: timedelta = _WORK_MAX) -> Any:
         """What another rank says when its work is done: reading a large checkpoint takes longer than a message."""
-        self._store.wait([key], _WORK_MAX)
+        self._store.wait([key], wait)
         return json.loads(bytes(self._store.get(key)))

@@ -1,4 +1,8 @@
-"""Before a restore: what differs from the process that saved, and what is accepted of it."""
+"""Before a restore: what differs from the process that saved, and what is accepted of it.
+
+Who goes on from a checkpoint is refused, warned, or let go, as the program says. Who only reads one is at most warned:
+what it computes is no part of the run.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,36 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 
+from lastgood import _environment, _lastgood
 from lastgood._environment import Effect
 from lastgood._lastgood import Invalid
+
+#: How long a rank waits until the others have compared themselves.
+WAIT = timedelta(minutes=10)
+_MODES = ("refuse", "warn", "off")
+#: How many differences are named to who only reads.
+_SHOWN_MAX = 20
+#: What this process was told of what it reads: a key with both values.
+_told: set[tuple[str, str | None, str | None]] = set()
 
 
 def mode_of(preflight: str | None) -> str:
     """What is done with what differs: as the program says, else as the environment does. The engine checks it."""
     return os.environ.get("LASTGOOD_PREFLIGHT", "refuse") if preflight is None else str(preflight)
+
+
+def check(preflight: str | None, accept: Mapping[str, str] | None) -> None:
+    """Refuses what is no way to treat a preflight, for those who open the run later.
+
+    Raises:
+        Invalid: if it is none.
+    """
+    if preflight is not None and preflight not in _MODES:
+        raise Invalid(f"preflight is {', '.join(_MODES[:-1])} or {_MODES[-1]}, given {preflight!r}")
+    acceptance_of(accept)
 
 
 def acceptance_of(accept: Mapping[str, str] | None) -> str | None:
@@ -139,6 +164,69 @@ def findings_of(found: Mapping[str, Any]) -> list[Finding]:
 def notices_of(found: Mapping[str, Any]) -> list[str]:
     """What a person should know of a restore that goes on."""
     return [f"goes on although {finding}" for finding in findings_of(found) if finding.refused]
+
+
+def of_run(native: Any, checkpoint: Any, needs: tuple[int, int]) -> list[str]:
+    """Asks whether a rank of a run may go on from ``checkpoint``, of which it verifies every byte by itself: so many
+    bytes are read, and so many of memory are needed. Gives what a person should know.
+
+    Raises:
+        Incompatible: if something stands against it.
+        Unavailable, Denied: as the store says.
+    """
+    return notices_of(native.preflight(checkpoint, (*needs, []), True))
+
+
+def of_reader(
+    reader: Any,
+    checkpoint: Any,
+    preflight: str | None = None,
+    accept: Mapping[str, str] | None = None,
+) -> list[str]:
+    """As `of_run`, for a process that is no rank of the run and goes on from ``checkpoint`` nevertheless.
+
+    Raises:
+        As `of_run`; Invalid: if the environment of the process says what is no way to treat a preflight.
+    """
+    mode = mode_of(preflight)
+    if mode == "off" or _is_replay():
+        return []
+    found = _environment.collect()
+    needs: tuple[int, int, list[str]] = (0, 0, [])
+    return notices_of(reader.preflight(checkpoint, needs, found, mode, acceptance_of(accept)))
+
+
+def of_who_reads(native: Any, checkpoint: Any, preflight: str | None = None) -> list[str]:
+    """As `of_reader`, for who only reads ``checkpoint``: nothing is refused, and each difference is told once in a
+    process. Of other code nothing is told: what evaluates is another program. ``native`` is a ``Reader`` or ``Run``.
+
+    Raises:
+        Unavailable, Denied: as the store says.
+    """
+    mode = mode_of(preflight)
+    if mode == "off" or _is_replay():
+        return []
+    needs: tuple[int, int, list[str]] = (0, 0, [])
+    is_reader = isinstance(native, _lastgood.Reader)
+    here = (_environment.collect(), mode, acceptance_of(None)) if is_reader else ()
+    new = []
+    for finding in findings_of(native.look(checkpoint, needs, *here)):
+        values = (finding.key, finding.recorded, finding.found)
+        if finding.refused and not finding.key.startswith("code.") and values not in _told:
+            _told.add(values)
+            new.append(str(finding))
+    if not new:
+        return []
+    more = [f"and {len(new) - _SHOWN_MAX} more"] if len(new) > _SHOWN_MAX else []
+    return [
+        f"checkpoint {checkpoint.id[:16]} of step {checkpoint.step} was saved by a process that computes otherwise; "
+        f"what is computed from it here may differ: {'; '.join([*new[:_SHOWN_MAX], *more])}"
+    ]
+
+
+def _is_replay() -> bool:
+    """True in a replay, which says by itself where it parts from what was recorded."""
+    return "LASTGOOD_REPLAY" in os.environ
 
 
 def report_of(

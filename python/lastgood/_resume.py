@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lastgood import _folders, _journal, _lastgood, _run, _steps, _world
+from lastgood import _folders, _journal, _lastgood, _preflight, _run, _steps, _world
 from lastgood._lastgood import Corrupt, LastgoodError, NotFound
 from lastgood._peers import Peers
 from lastgood._policy import Policy
@@ -21,6 +21,8 @@ from lastgood._state import World
 _opened: dict[tuple[str, str], Run] = {}
 #: The newest step that this process saved in each.
 _newest: dict[int, int] = {}
+#: What the program said last of the preflight of each.
+_given: dict[tuple[str, str], tuple[str | None, Mapping[str, str] | None]] = {}
 
 
 class _Never(Policy):
@@ -41,22 +43,35 @@ def place_of(store: str | os.PathLike[str] | None, beside: Path) -> str:
     )
 
 
-def open_run(place: str, run: str | None, *, alone: bool = False, before: int | None = None) -> Run:
+def open_run(
+    place: str,
+    run: str | None,
+    *,
+    alone: bool = False,
+    before: int | None = None,
+    preflight: str | None = None,
+    accept: Mapping[str, str] | None = None,
+) -> Run:
     """The run, opened once in this process. ``alone``: only this rank saves. ``before``: a step that is to be saved;
-    if this attempt has one as new already, a new attempt begins."""
+    if this attempt has one as new already, a new attempt begins, and so it does if the ``preflight`` is another one."""
     name = run if run is not None else os.environ.get("LASTGOOD_RUN", "default")
     key = (place, name)
     known = _opened.get(key)
-    newest = -1
+    newest, was = -1, _given.get(key, (None, None))
+    given = was if preflight is None and accept is None else (preflight, accept)
+    _given[key] = given
     if known is not None and not known._closed:
         newest = _newest.get(id(known), -1)
-        if newest < 0 or known._replays or (before is not None and newest < before):
+        is_new = newest < 0 or (before is not None and newest < before)
+        if known._replays or (is_new and given == was):
             return known
         known.close()
     opened = (
-        _run.open(place, {}, run=name, policy=_Never(), rng=False)
+        _run.open(
+            place, {}, run=name, policy=_Never(), rng=False, preflight=given[0], accept=given[1]
+        )
         if not alone
-        else _alone(place, name)
+        else _alone(place, name, *given)
     )
     if newest >= 0:
         with contextlib.suppress(NotFound, Corrupt):
@@ -67,7 +82,7 @@ def open_run(place: str, run: str | None, *, alone: bool = False, before: int | 
     return opened
 
 
-def _alone(place: str, name: str) -> Run:
+def _alone(place: str, name: str, preflight: str | None, accept: Mapping[str, str] | None) -> Run:
     # Under a supervisor a job of one rank is its attempt; one of several ranks is not, if only one of them saves.
     incarnation = _world.find_incarnation(World(), name) if _world.find_world().size == 1 else None
     native = _lastgood.Run(
@@ -80,6 +95,8 @@ def _alone(place: str, name: str) -> Run:
         {},
         replay=os.environ.get("LASTGOOD_REPLAY"),
         resume=_run.resume_of(None),
+        preflight=_preflight.mode_of(preflight),
+        accept=_preflight.acceptance_of(accept),
         **_journal.of_saves(place),
     )
     replays = _steps.plan() is not None
@@ -123,13 +140,23 @@ class Resume:
     adopt: bool = True
     #: Where what is set aside goes; None for ``parent``.
     beside: Path | None = None
+    #: False if the folder is only read: then what differs from the process that saved is told, and not refused.
+    goes_on: bool = True
     notices: list[str] = field(default_factory=list)
+    #: What was found of folders that are newer than a stored one, by its checkpoint.
+    looked: dict[str, _Newer] = field(default_factory=dict)
 
     def find(self) -> str | None:
-        """The folder, with every byte that was saved; None for a fresh run. Every rank asks, and gets the same."""
+        """The folder, with every byte that was saved; None for a fresh run. Every rank asks, and gets the same.
+
+        Raises:
+            Incompatible: if a rank computes otherwise than the one that saved; nothing was changed.
+        """
         peers = Peers(World(self.run.rank, self.run.world_size))
         if self.run._replays:
             return self._find_replayed(peers)
+        if peers.world.size > 1:
+            self._ask_all(peers)
         chosen = peers.in_turn("last-good", lambda: self._choose(peers.world))
         for notice in self.notices:
             tell(notice)
@@ -141,6 +168,38 @@ class Resume:
             self._adopt(self.parent / folder, step, peers)
         return str(self.parent / folder)
 
+    def _ask_all(self, peers: Peers) -> None:
+        """Lets every rank compare itself before one of them changes anything. Several ranks go back to no other
+        checkpoint in this start."""
+        told = peers.in_turn("candidate", lambda: self._candidate(peers.world))
+        if told is None:
+            return
+        checkpoint, *needs = told
+
+        def ask() -> None:
+            self._ask(self.run._native.find(f"id:{checkpoint}"), (needs[0], needs[1]))
+
+        peers.agree("preflight", ask, _preflight.WAIT)
+
+    def _candidate(self, world: World) -> list[Any] | None:
+        """The id of the checkpoint that is gone on from, and what it needs; None for a folder that is on the disk
+        alone, of which no environment is known."""
+        if world.rank != 0:
+            return None
+        self.parent.mkdir(parents=True, exist_ok=True)
+        damaged: set[int] = set()
+        for stored in _folders.stored(self.run, self.owner, damaged):
+            if self._newer(stored, world, damaged).folder is not None:
+                return None
+            return [stored.checkpoint.id, *_needs(stored)]
+        return None
+
+    def _ask(self, checkpoint: Any, needs: tuple[int, int]) -> None:
+        if self.goes_on:
+            self.notices += _preflight.of_run(self.run._native, checkpoint, needs)
+        else:
+            self.notices += _preflight.of_who_reads(self.run._native, checkpoint)
+
     def _find_replayed(self, peers: Peers) -> str | None:
         """The folder that a replay begins with, written aside."""
         checkpoint = self.run._native.candidate()
@@ -148,6 +207,8 @@ class Resume:
             _journal.start_generators(self.run._native)
             return None
         stored = _folders.stored_in(self.run, self.owner, checkpoint)
+        if self.run._native.only_looks():
+            _steps.look(self.run, checkpoint, _needs(stored))
         folder = _steps.aside() / stored.name
 
         def write() -> None:
@@ -172,10 +233,13 @@ class Resume:
         self.parent.mkdir(parents=True, exist_ok=True)
         damaged: set[int] = set()
         for stored in _folders.stored(self.run, self.owner, damaged):
-            if world.rank == 0:
-                adopted = self._newer(stored, world, damaged)
-                if adopted is not None:
-                    return adopted
+            newer = self._newer(stored, world, damaged) if world.rank == 0 else _Newer()
+            if newer.folder is None and world.size == 1:
+                self._ask(stored.checkpoint, _needs(stored))
+            for folder, doubt in newer.doubted:
+                self._set_aside(folder, doubt)
+            if newer.folder is not None:
+                return self._adopted(newer.step, newer.folder)
             try:
                 return self._materialize(stored)
             except Corrupt as error:
@@ -184,11 +248,16 @@ class Resume:
                 _folders.reject(self.run, stored.checkpoint.id, error)
         return self._first(world) if world.rank == 0 else None
 
-    def _newer(
-        self, stored: _folders.Stored, world: World, damaged: set[int]
-    ) -> dict[str, Any] | None:
-        """A folder newer than what is stored, if it is proven whole; the others are set aside, since a step that is
-        done again would be mixed with what they hold. That the stored copy is ``damaged`` says nothing of a folder."""
+    def _newer(self, stored: _folders.Stored, world: World, damaged: set[int]) -> _Newer:
+        """A folder newer than what is stored, if it is proven whole; the others are to be set aside, since a step that
+        is done again would be mixed with what they hold. That the stored copy is ``damaged`` says nothing of one."""
+        known = self.looked.get(stored.checkpoint.id)
+        if known is None:
+            known = self.looked[stored.checkpoint.id] = self._look(stored, world, damaged)
+        return known
+
+    def _look(self, stored: _folders.Stored, world: World, damaged: set[int]) -> _Newer:
+        newer = _Newer()
         names = {file.path for file in stored.files}
         known = {found.step: found for found in self.run.history()}
         for step, folder in sorted(self.folders().items(), reverse=True):
@@ -198,9 +267,10 @@ class Resume:
             doubt = refused or self._doubt(step, folder, names, world)
             doubt = doubt or _written_before_boot(folder)
             if doubt is None:
-                return self._adopted(step, folder)
-            self._set_aside(folder, doubt)
-        return None
+                newer.step, newer.folder = step, folder
+                break
+            newer.doubted.append((folder, doubt))
+        return newer
 
     def _first(self, world: World) -> dict[str, Any] | None:
         """Without anything stored: the newest folder that is whole."""
@@ -251,6 +321,21 @@ class Resume:
             self.notices.append(f"{folder.name} is written back from the store")
         self.run._native.build_on(stored.checkpoint)
         return {"name": folder.name, "adopt": None}
+
+
+@dataclass
+class _Newer:
+    """The folder that is newer than what is stored and whole, with its step, and the newer ones that are not."""
+
+    step: int = -1
+    folder: Path | None = None
+    doubted: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def _needs(stored: _folders.Stored) -> tuple[int, int]:
+    """The bytes that are read, and those of memory: one file after the other is."""
+    sizes = [file.bytes for file in stored.files]
+    return sum(sizes), max(sizes, default=0)
 
 
 def _refused(known: Checkpoint) -> str:

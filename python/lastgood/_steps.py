@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from lastgood._lastgood import Invalid, LastgoodError
 from lastgood._run import Run, _place
+from lastgood._run import open as open_run
 
 
 class Steps:
@@ -73,17 +74,48 @@ def plan() -> dict[str, Any] | None:
     return told
 
 
+def only_looks() -> bool:
+    """True if this process looks whether it could restore, and ends."""
+    return bool((plan() or {}).get("preflight"))
+
+
+def look(run: Run, checkpoint: Any, needs: tuple[int, int]) -> NoReturn:
+    """Records whether this rank could restore ``checkpoint``, which needs so many bytes to be read and so many of
+    memory, and ends the process."""
+    run._native.preflight(checkpoint, (*needs, []))
+    end(run)
+
+
+def is_asked(store: str, run: str) -> bool:
+    """True if this process looks whether it could restore this run."""
+    return only_looks() and _is_source(store, run)
+
+
+def look_at(store: str, run: str) -> NoReturn:
+    """As `look`, for those who read the run without opening it; each rank needs its share at least."""
+    opened = open_run(store, {}, run=run, rng=False)
+    checkpoint = opened._native.candidate()
+    # A look is a look at one.
+    assert checkpoint is not None
+    share = -(-checkpoint.bytes // opened.world_size)
+    look(opened, checkpoint, (share, share))
+
+
+def _is_source(store: str, run: str) -> bool:
+    told = plan()
+    if told is None:
+        return False
+    source = told["source"]
+    return (_place(source["store"]), source["run"]) == (_place(store), run)
+
+
 def refuse(store: str, run: str, what: str) -> None:
     """Refuses to write to the run that is replayed.
 
     Raises:
         Invalid: if it is that.
     """
-    told = plan()
-    if told is None or (_place(told["source"]["store"]), told["source"]["run"]) != (
-        _place(store),
-        run,
-    ):
+    if not _is_source(store, run):
         return
     raise Invalid(
         f"run {run} is written by {what}, which records its saves and not what goes into the steps between them, so "

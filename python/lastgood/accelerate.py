@@ -22,7 +22,7 @@ import functools
 import os
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def attach(
     run: str | None = None,
     *,
     strict: bool = False,
+    preflight: str | None = None,
+    accept: Mapping[str, str] | None = None,
 ) -> Keeper:
     """Keeps what ``accelerator.save_state`` writes in a run, once it is written; on several ranks, all call this.
 
@@ -58,6 +60,8 @@ def attach(
             ``automatic_checkpoint_naming``, in the project's folder.
         run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
         strict: a failed save ends the training; by default it warns and training goes on.
+        preflight, accept: as for `lg.open`: what `Keeper.restore` and `Keeper.last_good` do if this process, on any
+            rank, computes otherwise than the one that saved.
 
     Raises:
         Invalid: if ``accelerator`` is none, or nothing says where its checkpoints are.
@@ -79,7 +83,7 @@ def attach(
                 "say in which folder the checkpoints are: lg.accelerate.attach(accelerator, FOLDER)"
             )
         folder = Path(accelerator.project_dir) / "checkpoints"
-    if automatic and _steps.plan() is not None:
+    if automatic and _steps.plan() is not None and not _steps.only_looks():
         raise Invalid(
             "automatic_checkpoint_naming counts checkpoints and not steps, so that the steps between them cannot be "
             "replayed; give each folder a name that ends in its step"
@@ -87,7 +91,9 @@ def attach(
     parent = Path(folder)
     # Accelerate's own rotation fails if there is anything else among its folders.
     beside = Path(accelerator.project_dir) if automatic else parent
-    keeper = Keeper(accelerator, parent, beside, _resume.place_of(store, beside), run, strict)
+    place = _resume.place_of(store, beside)
+    opened = _resume.open_run(place, run, preflight=preflight, accept=accept)
+    keeper = Keeper(accelerator, parent, beside, (place, run), opened, strict)
     accelerator.save_state = functools.partial(keeper._save, accelerator.save_state)
     accelerator.backward = functools.partial(keeper._backward, accelerator.backward)
     return keeper
@@ -107,17 +113,16 @@ class Keeper:
         accelerator: Any,
         parent: Path,
         beside: Path,
-        place: str,
-        name: str | None,
+        place: tuple[str, str | None],
+        run: Run,
         strict: bool,
     ) -> None:
         self._accelerator = accelerator
         self._parent = parent
         self._beside = beside
-        self._place = place
-        self._name = name
+        self._place, self._name = place
         self._strict = strict
-        self._run: Run = _resume.open_run(place, name)
+        self._run = run
         self._steps = _steps.Steps()
         #: The last step that was told, and the optimizers that tell their learning rates.
         self._told = -1
@@ -207,6 +212,7 @@ class Keeper:
         whole and ``adopt``.
 
         Raises:
+            Incompatible: if a process computes otherwise than the one that saved, and nobody accepted it.
             Corrupt: if what is stored is damaged and there is nothing to go back to.
         """
         parent, beside = self._parent, self._beside

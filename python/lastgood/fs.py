@@ -11,6 +11,7 @@ import io
 import os
 import re
 import threading
+import warnings
 from typing import Any
 
 from fsspec.spec import AbstractFileSystem
@@ -32,7 +33,9 @@ class LastgoodFileSystem(AbstractFileSystem):
 
     A file exists from the moment that it is closed; a checkpoint of DCP from the moment that its ``.metadata`` is
     renamed into place, and then with all its files. What was there before under the same name stays until then. Every
-    byte that is read is verified. Files cannot be changed in place; folders are what paths of files say.
+    byte that is read is verified. Files cannot be changed in place; folders are what paths of files say. A process that
+    opens a checkpoint of DCP and computes otherwise than the one that saved is warned, and not refused: what it reads
+    files for nobody knows.
 
     Args:
         store: as for `lg.open`; default ``LASTGOOD_STORE``.
@@ -98,6 +101,10 @@ class LastgoodFileSystem(AbstractFileSystem):
             entry = self._catalog(files).get(inner)
             if entry is None:
                 raise FileNotFoundError(f"lastgood://{self._strip_protocol(path)} does not exist")
+            folder, _, name = inner.rpartition("/")
+            # Whoever reads a checkpoint of DCP begins with this file.
+            for notice in files.differences(folder) if name == _METADATA else ():
+                warnings.warn(f"lastgood: {notice}", RuntimeWarning, stacklevel=4)
             return _Reading(files, inner, entry)
         if mode not in ("wb", "xb"):
             raise Invalid(

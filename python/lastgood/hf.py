@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,8 @@ def last_good(
     run: str | None = None,
     *,
     adopt: bool = True,
+    preflight: str | None = None,
+    accept: Mapping[str, str] | None = None,
 ) -> str | None:
     """The folder to resume from, for ``trainer.train(resume_from_checkpoint=…)``; None for a fresh run.
 
@@ -288,8 +291,11 @@ def last_good(
         adopt: take a newer folder that a crash kept from being saved, if it is proven whole: it has every file that
             its predecessor had and the trainer's state, which is written last; each file passes the checks of its
             format; and the system was not started since. It is saved first.
+        preflight, accept: as for `lg.open`: what is done if this process, on any rank, computes otherwise than the one
+            that saved. Nothing is moved or written before. A folder that is adopted tells of no process.
 
     Raises:
+        Incompatible: if a process computes otherwise, and nobody accepted it.
         Corrupt: if what is stored is damaged and there is nothing to go back to.
         Invalid: with several ranks, before there is a process group.
         Unavailable, Denied: as the store says.
@@ -300,7 +306,8 @@ def last_good(
         None
     """
     parent = Path(output_dir)
-    opened = _resume.open_run(_resume.place_of(store, parent), run)
+    place = _resume.place_of(store, parent)
+    opened = _resume.open_run(place, run, preflight=preflight, accept=accept)
     return _resume.Resume(opened, parent, _OWNER, lambda: _folders_of(parent), _doubt, adopt).find()
 
 

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from lastgood import (
     _journal,
     _lastgood,
     _memory,
+    _preflight,
     _resume,
     _rng,
     _steps,
@@ -106,6 +107,9 @@ class CheckpointIO:
         store: as for `lg.open`; default ``LASTGOOD_STORE``.
         run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
         strict: a failed save ends the training; by default it warns and training goes on.
+        preflight, accept: as for `lg.open`: what is done if this process, on any rank, computes otherwise than the one
+            that saved. It counts for `last_good`, and with `LastGood` for every checkpoint that ``fit`` goes on from;
+            what is only read, as by ``test`` and ``predict``, is at most warned of.
 
     Raises:
         Invalid: if there is no store.
@@ -124,9 +128,15 @@ class CheckpointIO:
         run: str | None = None,
         *,
         strict: bool = False,
+        preflight: str | None = None,
+        accept: Mapping[str, str] | None = None,
     ) -> None:
         self._place, self._name = _world.place_of(store, run)
         self._strict = strict
+        _preflight.check(preflight, accept)
+        self._preflight, self._accept = preflight, accept
+        #: Whether what is loaded next is gone on from; None if nobody says.
+        self._goes_on: bool | None = None
         for package in ("lightning.fabric", "lightning_fabric"):
             module = sys.modules.get(f"{package}.plugins.io.checkpoint_io")
             if module is not None:
@@ -134,7 +144,14 @@ class CheckpointIO:
                 module.CheckpointIO.register(type(self))
 
     def _run(self, before: int | None = None) -> Any:
-        return _resume.open_run(self._place, self._name, alone=True, before=before)
+        return _resume.open_run(
+            self._place,
+            self._name,
+            alone=True,
+            before=before,
+            preflight=self._preflight,
+            accept=self._accept,
+        )
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -174,6 +191,7 @@ class CheckpointIO:
 
         Raises:
             NotFound: if the file names a checkpoint that is not there.
+            Incompatible: if a process computes otherwise than the one that saved, and nobody accepted it.
             Corrupt: if it is damaged (and, for `last_good`, all before it are).
         """
         text = os.fspath(path)
@@ -184,44 +202,109 @@ class CheckpointIO:
             if named is None:
                 other: dict[str, Any] = _load_other(path, map_location, weights_only)
                 return other
-            reader = _reader(named["store"], named["run"])
-            value = _values.load(reader, reader.find(f"id:{named['checkpoint']}"), _COMPONENT)
+            value = self._load_named(named["store"], named["run"], named["checkpoint"])
         loaded: dict[str, Any] = _moved(value, map_location)
         return loaded
 
-    def _load_last_good(self) -> dict[str, Any]:
-        """Rank 0, which saves, reads first and passes over what is damaged; the others read what it chose."""
-        world = _world.find_world()
-        peers = Peers(world)
-        value: Any = None
-        chosen: dict[str, str | None] = {"id": None, "error": None}
-        if world.rank == 0:
-            try:
-                value, chosen["id"] = self._choose()
-            except LastgoodError as error:
-                chosen["error"] = str(error)
-                if world.size == 1:
-                    raise
-        chosen = peers.gather("resume", chosen)[0]
-        if chosen["id"] is None:
-            raise NotFound(chosen["error"] or f"run {self._name} has no checkpoint to go on from")
-        if value is None:
-            reader = _reader(self._place, self._name)
-            value = _values.load(reader, reader.find(f"id:{chosen['id']}"), _COMPONENT)
-        return value  # type: ignore[no-any-return]
+    @contextlib.contextmanager
+    def _loading(self, goes_on: bool) -> Iterator[None]:
+        """Says what a load is for, on every rank."""
+        self._goes_on = goes_on
+        try:
+            yield
+        finally:
+            self._goes_on = None
 
-    def _choose(self) -> tuple[Any, str | None]:
+    def _load_named(self, place: str, name: str, id_: str) -> Any:
+        """What `ModelCheckpoint` has named. Every rank loads it if it is gone on from."""
+        world = _world.find_world()
+
+        def ask() -> None:
+            self._compare(place, name, id_, world, goes_on=self._goes_on is True)
+
+        if self._goes_on:
+            Peers(world).agree("preflight", ask, _preflight.WAIT)
+        else:
+            ask()
+        reader = _reader(place, name)
+        return _values.load(reader, reader.find(f"id:{id_}"), _COMPONENT)
+
+    def _compare(self, place: str, name: str, id_: str, world: World, *, goes_on: bool) -> None:
+        """Compares this rank with the one that saved, as a rank that has no run open."""
+        reader = _lastgood.Reader(place, _world.store_options(), name, world.rank, world.size)
+        checkpoint = reader.find(f"id:{id_}")
+        if goes_on:
+            notices = _preflight.of_reader(reader, checkpoint, self._preflight, self._accept)
+        else:
+            notices = _preflight.of_who_reads(reader, checkpoint, self._preflight)
+        for notice in notices:
+            _resume.tell(notice)
+
+    def _load_last_good(self) -> dict[str, Any]:
+        """Rank 0, which saves, reads first and passes over what is damaged; the others read what it chose. Before
+        that, each compares itself with the process that saved."""
+        world = _world.find_world()
+        if _steps.only_looks():
+            self._look()
+        peers = Peers(world)
+        goes_on = self._goes_on is not False
+        found: list[Any] = []
+        while True:
+            chosen = peers.agree("resume", lambda: None if world.rank else self._candidate())[0]
+            if chosen is None:
+                raise NotFound(f"run {self._name} has no checkpoint to go on from")
+
+            def ask(id_: str = chosen) -> None:
+                if world.rank == 0 and goes_on:
+                    self._ask(id_)
+                else:
+                    self._compare(self._place, self._name, id_, world, goes_on=goes_on)
+
+            peers.agree("preflight", ask, _preflight.WAIT)
+
+            def read(id_: str = chosen) -> bool:
+                return world.rank != 0 or self._read(id_, found)
+
+            if peers.agree("read", read)[0]:
+                break
+        if world.rank != 0:
+            reader = _reader(self._place, self._name)
+            found.append(_values.load(reader, reader.find(f"id:{chosen}"), _COMPONENT))
+        return found[0]  # type: ignore[no-any-return]
+
+    def _look(self) -> None:
+        """Ends a process that only looks whether it could go on. Each rank looks by itself."""
+        run = _resume.open_run(
+            self._place, self._name, preflight=self._preflight, accept=self._accept
+        )
+        checkpoint = run._native.candidate()
+        # A look is a look at one.
+        assert checkpoint is not None
+        _steps.look(run, checkpoint, (checkpoint.bytes, checkpoint.bytes))
+
+    def _candidate(self) -> str | None:
+        checkpoint = self._run()._native.candidate()
+        return checkpoint.id if checkpoint is not None else None
+
+    def _ask(self, id_: str) -> None:
+        """As `_compare`, of the rank that has the run open, in whose journal it is."""
+        native = self._run()._native
+        checkpoint = native.find(f"id:{id_}")
+        for notice in _preflight.of_run(native, checkpoint, (checkpoint.bytes, checkpoint.bytes)):
+            _resume.tell(notice)
+
+    def _read(self, id_: str, found: list[Any]) -> bool:
+        """Reads a checkpoint, on rank 0; False if it is damaged."""
         run = self._run()
-        while (checkpoint := run._native.candidate()) is not None:
-            try:
-                value = _values.load(run._native, checkpoint, _COMPONENT)
-            except Corrupt as error:
-                for notice in run._native.reject(checkpoint, str(error)):
-                    _resume.tell(notice)
-                continue
-            run._native.build_on(checkpoint)
-            return value, checkpoint.id
-        return None, None
+        checkpoint = run._native.find(f"id:{id_}")
+        try:
+            found.append(_values.load(run._native, checkpoint, _COMPONENT))
+        except Corrupt as error:
+            for notice in run._native.reject(checkpoint, str(error)):
+                _resume.tell(notice)
+            return False
+        run._native.build_on(checkpoint)
+        return True
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes what is at ``path``. The checkpoint in the store is left to the store's retention."""
@@ -287,7 +370,7 @@ class LastGood(_callback_base()):  # type: ignore[misc]
     number generators, stores the folders of strategies that write by themselves, and tells a supervisor of the steps.
 
     Args:
-        store, run, strict: as for `CheckpointIO`.
+        store, run, strict, preflight, accept: as for `CheckpointIO`.
 
     Example:
         >>> import lastgood as lg
@@ -301,9 +384,13 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         run: str | None = None,
         *,
         strict: bool = False,
+        preflight: str | None = None,
+        accept: Mapping[str, str] | None = None,
     ) -> None:
         self._place, self._name = _world.place_of(store, run)
         self._strict = strict
+        _preflight.check(preflight, accept)
+        self._preflight, self._accept = preflight, accept
         self._pending: Any = None
         self._heartbeat: Any = None
         self._steps = _steps.Steps()
@@ -321,7 +408,13 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         self._heartbeat = heartbeat()
         strategy = trainer.strategy
         if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
-            strategy.checkpoint_io = CheckpointIO(self._place, self._name, strict=self._strict)
+            strategy.checkpoint_io = CheckpointIO(
+                self._place,
+                self._name,
+                strict=self._strict,
+                preflight=self._preflight,
+                accept=self._accept,
+            )
         if not getattr(strategy, "_lastgood", False):
             strategy._lastgood = True
             strategy.save_checkpoint = functools.partial(
@@ -366,7 +459,7 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         if trainer.strategy.reduce_boolean_decision(not folder.is_dir(), all=False):
             return
         try:
-            run = _resume.open_run(self._place, self._name, before=step)
+            run = self._open_run(before=step)
             peers = Peers(World(run.rank, run.world_size))
             peers.gather("written", step)
             handle = _folders.ingest(run, folder, step, _OWNER, peers)
@@ -376,12 +469,21 @@ class LastGood(_callback_base()):  # type: ignore[misc]
             _resume.tell_failure(error, f"the checkpoint {folder}", self._strict)
 
     def _load(self, trainer: Any, load: Any, checkpoint_path: Any, **kwargs: Any) -> Any:
+        goes_on = trainer.state.fn == "fit"
         if os.fspath(checkpoint_path) != _TOKEN or not self._is_folder():
-            return load(checkpoint_path, **kwargs)
-        run = _resume.open_run(self._place, self._name)
+            plugin = _own_plugin(trainer.strategy)
+            with plugin._loading(goes_on) if plugin is not None else contextlib.nullcontext():
+                return load(checkpoint_path, **kwargs)
+        run = self._open_run()
         parent = Path(trainer.default_root_dir) / "_lastgood-resume"
         found = _resume.Resume(
-            run, parent, _OWNER, dict, lambda *_: "it is not asked for", adopt=False
+            run,
+            parent,
+            _OWNER,
+            dict,
+            lambda *_: "it is not asked for",
+            adopt=False,
+            goes_on=goes_on,
         )
         folder = found.find()
         if folder is None:
@@ -391,6 +493,11 @@ class LastGood(_callback_base()):  # type: ignore[misc]
         if trainer.local_rank == 0:
             shutil.rmtree(parent, ignore_errors=True)
         return loaded
+
+    def _open_run(self, **how: Any) -> Run:
+        return _resume.open_run(
+            self._place, self._name, preflight=self._preflight, accept=self._accept, **how
+        )
 
     def _is_folder(self) -> bool:
         """True if the last good checkpoint is a folder that a strategy wrote."""
@@ -444,7 +551,7 @@ class LastGood(_callback_base()):  # type: ignore[misc]
             return None
         step = trainer.global_step
         try:
-            self._run = _resume.open_run(self._place, self._name, alone=alone, before=step)
+            self._run = self._open_run(alone=alone, before=step)
         except LastgoodError as error:
             _resume.tell_failure(error, "what goes into the steps", self._strict)
         return self._run
@@ -528,6 +635,14 @@ class _End(_callback_base()):  # type: ignore[misc]
         if is_due:
             trainer.save_checkpoint(_steps.aside() / "last.ckpt")
         _steps.end(run)
+
+
+def _own_plugin(strategy: Any) -> CheckpointIO | None:
+    """The plugin of this module, which another one may wrap."""
+    plugin = strategy.checkpoint_io
+    while plugin is not None and not isinstance(plugin, CheckpointIO):
+        plugin = getattr(plugin, "checkpoint_io", None)
+    return plugin
 
 
 def _writes_folders(strategy: Any) -> bool:

@@ -16,10 +16,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # Its variables are those of the processes that tests start (`children`), so that each may restore what the other saved;
-# but for the devices of jax, of which only a process that runs tests has several.
+# but for the devices of jax, of which only a process that runs tests has several, and for what is edited meanwhile.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ["LASTGOOD_ACCEPT"] = (
-    '{"keys": ["env.XLA_FLAGS"], "reason": "the tests have more devices", "always": true}'
+    '{"keys": ["code.commit", "code.diff", "env.XLA_FLAGS"], "reason": "it is of the tests", "always": true}'
 )
 
 # A session that was started in the background ignores Ctrl-C, and so would everything that it starts.
@@ -41,8 +41,9 @@ TOGETHER = {
         "fs",
         "accelerate",
         "peers_hf",
+        "preflight_trainers",
     ],
-    "jax": ["jax", "orbax", "peers_orbax", "jax_world"],
+    "jax": ["jax", "orbax", "peers_orbax", "jax_world", "preflight_orbax"],
 }
 #: What takes longest comes first, so that the workers end at the same time.
 FIRST = [*TOGETHER["trainers"], *TOGETHER["jax"]]

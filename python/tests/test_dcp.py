@@ -31,6 +31,7 @@ SCENARIOS = [
     "asynchronous",
     "no_collectives",
     "one_rank_fails",
+    "one_rank_differs",
     "killed_writer",
     "killed_anywhere",
     "torn_writer",

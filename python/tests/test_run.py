@@ -482,7 +482,7 @@ def test_damage_of_the_journal_of_a_killed_process_warns(tmp_path: Path, is_dama
         deadline = time.monotonic() + 30
         for step in itertools.count(1):
             run.save(step, block=True)
-            if not left.exists() and len(caught) >= is_damaged or time.monotonic() > deadline:
+            if (not left.exists() and len(caught) >= is_damaged) or time.monotonic() > deadline:
                 break
     said = [str(one.message) for one in caught if one.category is lg.SaveWarning]
     assert [("the journal of attempt 1" in one, ".aside" in one) for one in said] == [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from children import PROGRAMS
 from forks import Fork, environment
@@ -26,13 +28,19 @@ def of_rank(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def start(
-    program: str | Path, log: Path, *arguments: object, ranks: int = 1, tier: str = "trainers"
+    program: str | Path,
+    log: Path,
+    *arguments: object,
+    ranks: int = 1,
+    tier: str = "trainers",
+    more: Mapping[int, Mapping[str, str]] | None = None,
 ) -> list[Fork]:
-    """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK."""
+    """Starts ``programs/PROGRAM``, as torchrun would if there are several ranks; the output goes to ``log``.RANK.
+    ``more`` is what ranks have in their environment beside the others."""
     port = free_port()
     started = []
     for rank in range(ranks):
-        env = environment()
+        env = environment(**(more or {}).get(rank, {}))
         if ranks > 1:
             env |= {**of_rank(rank, ranks, port), "TORCHELASTIC_RUN_ID": "tests"}
         command = [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
@@ -54,9 +62,9 @@ def finish(started: list[Fork], log: Path, seconds: float = 300) -> list[int]:
     return [fork.wait() for fork in started]
 
 
-def run(program: str, log: Path, *arguments: object, ranks: int = 1) -> list[int]:
+def run(program: str, log: Path, *arguments: object, ranks: int = 1, **how: Any) -> list[int]:
     """Starts a program and waits for it."""
-    return finish(start(program, log, *arguments, ranks=ranks), log)
+    return finish(start(program, log, *arguments, ranks=ranks, **how), log)
 
 
 def output(log: Path, rank: int = 0) -> str:

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lastgood::ledger::Writer;
-use lastgood::restore::Selector;
+use lastgood::ledger::{Ledger, Writer};
+use lastgood::preflight::{Asker, Environment, Needs, Report};
+use lastgood::restore::{Contents, Selector};
 use lastgood::state::World;
-use lastgood::{Repository, RunName};
+use lastgood::{Repository, Result, RunName};
 use pyo3::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::Raise;
-use crate::run::{interruptible, read, repository, standing_of};
+use crate::event::to_python;
+use crate::run::{interruptible, needs_of, preflight_options, read, repository, standing_of};
 use crate::state::Targets;
 
 /// The checkpoints of a run, for whoever is no rank of it.
@@ -27,6 +29,27 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    fn report(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        needs: (u64, u64, Vec<String>),
+        (environment, mode, accept): (&Environment, &str, Option<&str>),
+        look: impl FnOnce(&Repository, &mut Ledger, &Contents, &Asker<'_>, &Needs) -> Result<Report>
+        + Send,
+    ) -> PyResult<Py<PyAny>> {
+        let options = preflight_options(mode, accept).or_raise()?;
+        let repository = self.repository(py)?;
+        let contents = checkpoint.contents();
+        let asker = Asker { world: self.world, environment, options: &options };
+        let needs = needs_of(needs, true);
+        let report = py.detach(|| {
+            let mut ledger = repository.ledger(&self.name)?;
+            look(&repository, &mut ledger, &contents, &asker, &needs)
+        });
+        to_python(py, &report.or_raise()?.to_value())
+    }
+
     /// The repository; a forked child, such as a worker of a `DataLoader`, opens its own.
     fn repository(&self, py: Python<'_>) -> PyResult<Repository> {
         let opened = self.lock().clone();
@@ -101,6 +124,41 @@ impl Reader {
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
         read(py, &self.repository(py)?, self.world, checkpoint, targets)
+    }
+
+    /// Looks whether this process, which computes with `environment` and goes on from the checkpoint, may restore it,
+    /// and raises what stands against it. Gives what it found; `mode`, `accept` and `needs` are as of `Run`.
+    fn preflight(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        needs: (u64, u64, Vec<String>),
+        environment: Environment,
+        mode: &str,
+        accept: Option<&str>,
+    ) -> PyResult<Py<PyAny>> {
+        self.report(py, checkpoint, needs, (&environment, mode, accept), Repository::preflight)
+    }
+
+    /// As `preflight`, but nothing is refused and nothing recorded.
+    fn look(
+        &self,
+        py: Python<'_>,
+        checkpoint: &Checkpoint,
+        needs: (u64, u64, Vec<String>),
+        environment: Environment,
+        mode: &str,
+        accept: Option<&str>,
+    ) -> PyResult<Py<PyAny>> {
+        self.report(
+            py,
+            checkpoint,
+            needs,
+            (&environment, mode, accept),
+            |repository, ledger, contents, asker, needs| {
+                repository.look(ledger, contents, asker, needs)
+            },
+        )
     }
 
     /// Reads and verifies every byte of a checkpoint, and gives their number.

@@ -83,6 +83,12 @@ fn journal_options(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<Jo
     Ok(options)
 }
 
+/// What is done with what a preflight finds, as Python names it.
+pub(crate) fn preflight_options(mode: &str, accept: Option<&str>) -> Result<PreflightOptions> {
+    let accept = accept.map(Acceptance::decode).transpose()?;
+    Ok(PreflightOptions { mode: mode.parse()?, accept: accept.unwrap_or_default() })
+}
+
 pub(crate) fn seconds(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds)
         .map_err(|e| Error::invalid(format!("{seconds} seconds are no duration: {e}")))
@@ -149,11 +155,7 @@ impl Run {
         let world = World { rank, size: world_size };
         let journal = journal.as_ref().map(journal_options).transpose()?;
         let environment = environment.unwrap_or_default();
-        let accept = accept.map(Acceptance::decode).transpose().or_raise()?;
-        let preflight = PreflightOptions {
-            mode: preflight.parse().or_raise()?,
-            accept: accept.unwrap_or_default(),
-        };
+        let preflight = preflight_options(preflight, accept).or_raise()?;
         let options_of_run = RunOptions {
             world,
             incarnation,
@@ -208,14 +210,17 @@ impl Run {
     }
 
     /// Looks whether a checkpoint can be restored here, and raises what stands against it. Gives what it found;
-    /// `needs` are the bytes that are read, those of memory, and what does not fit.
+    /// `needs` are the bytes that are read, those of memory, and what does not fit. `verifies`: the caller reads every
+    /// byte, and goes on by itself from what is damaged.
+    #[pyo3(signature = (checkpoint, needs, verifies=false))]
     fn preflight(
         &self,
         py: Python<'_>,
         checkpoint: &Checkpoint,
         needs: (u64, u64, Vec<String>),
+        verifies: bool,
     ) -> PyResult<Py<PyAny>> {
-        self.report(py, checkpoint, needs, lastgood::Run::preflight)
+        self.report(py, checkpoint, needs_of(needs, verifies), lastgood::Run::preflight)
     }
 
     /// As `preflight`, but nothing is refused and nothing recorded.
@@ -225,6 +230,7 @@ impl Run {
         checkpoint: &Checkpoint,
         needs: (u64, u64, Vec<String>),
     ) -> PyResult<Py<PyAny>> {
+        let needs = needs_of(needs, false);
         self.report(py, checkpoint, needs, |run, contents, needs| run.look(contents, needs))
     }
 
@@ -464,11 +470,10 @@ impl Run {
         &self,
         py: Python<'_>,
         checkpoint: &Checkpoint,
-        (bytes, memory, problems): (u64, u64, Vec<String>),
+        needs: Needs,
         look: impl FnOnce(&mut lastgood::Run, &Contents, &Needs) -> Result<Report> + Send,
     ) -> PyResult<Py<PyAny>> {
         let contents = checkpoint.contents();
-        let needs = Needs { bytes, memory, problems };
         let report = py.detach(|| self.with(|run| look(run, &contents, &needs))).or_raise()?;
         to_python(py, &report.to_value())
     }
@@ -481,6 +486,14 @@ impl Run {
         };
         work(inner.as_mut().ok_or_else(closed)?)
     }
+}
+
+/// What a restore needs, as Python tells it.
+pub(crate) fn needs_of(
+    (bytes, memory, problems): (u64, u64, Vec<String>),
+    verifies: bool,
+) -> Needs {
+    Needs { bytes, memory, problems, verifies }
 }
 
 pub(crate) fn standing_of(text: &str) -> Result<Standing> {

@@ -16,9 +16,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from lastgood import _run, _steps, _world
+from lastgood import _preflight, _run, _steps, _world
 from lastgood import jax as lg_jax
 from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
+from lastgood._peers import Peers
+from lastgood._state import World
 from lastgood.orbax import _items, _policies
 from lastgood.orbax._policies import Info
 
@@ -36,6 +38,9 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         metadata: of the run, kept with its first checkpoint.
         item_names: given if several items are saved by ``Composite``.
         run: the run's name in the store; default ``LASTGOOD_RUN``, else ``default``.
+        preflight, accept: as for `lastgood.open`: what `restore` does if this process, or another one of its job,
+            computes otherwise than the one that saved. With ``read_only`` nothing is refused: what evaluates a run is
+            warned once of each difference.
         settings: as for `lastgood.open`.
 
     ``save`` returns when the state is copied; the save before it is waited for, and what that failed with is raised. A
@@ -73,8 +78,11 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         handler_registry: Any = None,
         *,
         run: str | None = None,
+        preflight: str | None = None,
+        accept: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
+        _preflight.check(preflight, accept)
         old = {"checkpointers": checkpointers, "item_handlers": item_handlers}
         old["handler_registry"] = handler_registry
         given = [name for name, value in old.items() if value is not None]
@@ -88,8 +96,11 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         if self._options.create and "://" not in self._store:
             os.makedirs(self._store, exist_ok=True)
         self._name = run
-        if not self._options.read_only:
-            _steps.refuse(*_world.place_of(self._store, run), "lg.orbax.CheckpointManager")
+        place = _world.place_of(self._store, run)
+        self._is_asked = not self._options.read_only and _steps.is_asked(*place)
+        if not self._options.read_only and not self._is_asked:
+            _steps.refuse(*place, "lg.orbax.CheckpointManager")
+        self._asked: dict[str, Any] = {"preflight": preflight, "accept": accept}
         self._settings = settings
         self._given = dict(metadata) if metadata is not None else None
         self._single: bool | None = False if item_names else None
@@ -190,7 +201,13 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         """The attempt that writes, which begins with the first thing to write."""
         if self._writer is None:
             self._writer = _run.open(
-                self._store, self._state, run=self._name, rng=False, overlap=False, **self._settings
+                self._store,
+                self._state,
+                run=self._name,
+                rng=False,
+                overlap=False,
+                **self._asked,
+                **self._settings,
             )
             for id, reason in self._damaged.items():
                 self._writer.mark(f"id:{id}", "bad", reason)
@@ -351,7 +368,8 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
         Raises:
             FileNotFoundError: if there is no such step.
             Corrupt: if the step is damaged; with None, if all are.
-            Incompatible: if leaves are missing, left over, or of another shape or dtype: each is named.
+            Incompatible: if leaves are missing, left over, or of another shape or dtype: each is named; or if a process
+                computes otherwise than the one that saved, and nobody accepted it.
             What a save before failed with.
         """
         if items is not None or restore_kwargs is not None:
@@ -364,13 +382,19 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
             )
             return other.restore(step, args=args)
         self.wait_until_finished()
+        if self._is_asked:
+            _steps.look_at(*_world.place_of(self._store, self._name))
         if step is not None:
+            self._compare_all(self._info(step))
             return self._restore(self._info(step), args)
         if not self._infos:
             raise FileNotFoundError(f"No steps found in {self.directory}.")
         first: Corrupt | None = None
+        self._compare_all(self._infos[-1])
         for info in reversed(list(self._infos)):
             try:
+                if first is not None:
+                    self._compare(info)
                 found = self._restore(info, args)
             except Corrupt as error:
                 first = first or error
@@ -385,6 +409,32 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
             return found
         assert first is not None
         raise first
+
+    def _compare_all(self, info: Info) -> None:
+        """Lets every process compare itself before one of them reads: what one refuses, all do."""
+        if self._options.read_only:
+            self._compare(info)
+            return
+        try:
+            peers = Peers(_world.find_world())
+        except Invalid:
+            # A job whose processes are started together and know nothing of each other.
+            peers = Peers(World())
+        peers.agree("preflight", lambda: self._compare(info), _preflight.WAIT)
+
+    def _compare(self, info: Info) -> None:
+        """Compares this process with the one that saved. What is damaged is found by the restore."""
+        reader = self._reader()
+        try:
+            checkpoint = reader.find(f"id:{info.id}")
+        except Corrupt:
+            return
+        if self._options.read_only:
+            notices = _preflight.of_who_reads(reader, checkpoint, self._asked["preflight"])
+        else:
+            notices = _preflight.of_reader(reader, checkpoint, **self._asked)
+        for notice in notices:
+            warnings.warn(f"lastgood: {notice}", RuntimeWarning, stacklevel=5)
 
     def _reject(self, info: Info, reason: str) -> None:
         self._infos.remove(info)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, Sta
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from lastgood import _journal, _lastgood, _steps, _world
+from lastgood import _journal, _lastgood, _run, _steps, _world
 from lastgood._lastgood import Fenced, Invalid, LastgoodError, NotFound
 from lastgood._run import SaveWarning
 from lastgood._state import World
@@ -75,6 +75,7 @@ class _Process:
                     return known[1]
                 del self.runs[place]
                 _let_go(*known)
+            _steps.refuse(*place, "lg.torch.Writer")
             options = {"commit_wait": COMMIT_WAIT, **settings}
             native = _lastgood.Run(
                 place[0],
@@ -137,6 +138,12 @@ def step_of(checkpoint_id: Any) -> int:
     return int(numbers[-1])
 
 
+def is_written(place: tuple[str, str]) -> bool:
+    """True if this process has made a `Writer` of the run."""
+    made = {(_run._place(store), name) for store, name in list(_process.incarnations)}
+    return (_run._place(place[0]), place[1]) in made
+
+
 class _Staged(dict[str, Any]):
     """A staged state dict, of which it can be told whether anybody still holds it."""
 
@@ -188,7 +195,8 @@ class Writer(StorageWriter, AsyncStager):
     ) -> None:
         super().__init__()
         self._place = _world.place_of(store, run)
-        _steps.refuse(*self._place, "lg.torch.Writer")
+        if not _steps.is_asked(*self._place):
+            _steps.refuse(*self._place, "lg.torch.Writer")
         _lastgood.check_settings(settings)
         self._settings = settings
         self._maker: int | None = os.getpid()

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lastgood import _world
 from lastgood._lastgood import LastgoodError, Unavailable
 from lastgood.torch._dcp import Writer
 from lastgood.torch._dcp_read import Reader, from_assertion
@@ -21,7 +22,8 @@ def _raise(error: CheckpointException) -> NoReturn:
     all_failed: list[tuple[int, BaseException]] = sorted(failures.items(), key=lambda item: item[0])
     ours = [(r, f) for r, f in all_failed if isinstance(f, LastgoodError)]
     rank, first = (ours or all_failed or [(-1, error)])[0]
-    if isinstance(first, Exception) and len(failures) == 1:
+    is_own = rank == _world.find_world().rank
+    if isinstance(first, Exception) and len(failures) == 1 and is_own:
         raise first from error
     kind = type(first) if isinstance(first, LastgoodError) else Unavailable
     others = sorted(set(failures) - {rank})

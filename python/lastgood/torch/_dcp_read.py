@@ -8,6 +8,7 @@ import os
 import re
 import uuid
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from lastgood import _lastgood, _world
+from lastgood import _lastgood, _preflight, _steps, _world
 from lastgood._lastgood import Corrupt, Incompatible, LastgoodError, NotFound
 from lastgood.torch import _dcp_table
-from lastgood.torch._dcp import step_of
+from lastgood.torch._dcp import is_written, step_of
 from lastgood.torch._dcp_table import Table
 
 
@@ -60,10 +61,13 @@ class Reader(StorageReader):
         at: ``last-good``, ``latest``, a step, or at least 8 digits of an id; a ``checkpoint_id`` of `dcp.load` has
             precedence. A damaged ``last-good`` is marked bad, and a rank alone goes back to the one before by itself;
             on several ranks it is an error, and the next start goes back.
+        preflight, accept: as for `lg.open`: what a load does if this process computes otherwise than the one that
+            saved, before anything is read. Without either it is refused in a process that has a `Writer` of the run,
+            and goes on training; another one only reads, and is warned once of each difference.
 
     Raises:
         NotFound: if there is no such checkpoint, or it lacks what is asked for.
-        Incompatible: if an element of a tensor that is asked for was not saved.
+        Incompatible: if an element of a tensor that is asked for was not saved, or a rank computes otherwise.
         Corrupt: naming the object that is damaged. DCP wraps what is raised into a `CheckpointException`, which is no
             `Exception`; `lg.torch.load` does not.
 
@@ -78,9 +82,13 @@ class Reader(StorageReader):
         *,
         run: str | None = None,
         at: str | int = "last-good",
+        preflight: str | None = None,
+        accept: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._place = _world.place_of(store, run)
+        _preflight.check(preflight, accept)
+        self._preflight, self._accept = preflight, accept
         self._at = str(at)
         self._id: Any = None
         self._checkpoint: Any = None
@@ -91,13 +99,18 @@ class Reader(StorageReader):
         self.refused: LastgoodError | None = None
         #: The id of the checkpoint that was loaded last, and its step.
         self.loaded: tuple[str, int] | None = None
+        if _steps.is_asked(*self._place):
+            # Not in the load: DCP takes the end of a process for a failure of its.
+            _steps.look_at(*self._place)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_place": self._place, "_at": self._at, "_id": self._id}
+        kept = ("_place", "_at", "_id", "_preflight", "_accept")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         place, at = state["_place"], state["_at"]
-        self.__init__(place[0], run=place[1], at=at)  # type: ignore[misc]
+        asked = {"preflight": state["_preflight"], "accept": state["_accept"]}
+        self.__init__(place[0], run=place[1], at=at, **asked)  # type: ignore[misc]
         self._id = state["_id"]
 
     @property
@@ -217,8 +230,27 @@ class Reader(StorageReader):
         self._rank = kwargs.get("rank")
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Nothing of the local plan is lastgood's."""
+        """Nothing of the local plan is lastgood's. Every rank makes one, and what one fails with ends the load on all
+        of them before anything is read: each compares itself here with the process that saved.
+
+        Raises:
+            Incompatible: if it computes otherwise, and nobody accepted it.
+        """
+        self._compare()
         return plan
+
+    def _compare(self) -> None:
+        world = _world.find_world()
+        reader = _lastgood.Reader(
+            self._place[0], _world.store_options(), self._place[1], world.rank, world.size
+        )
+        asked = self._preflight is not None or self._accept is not None
+        if asked or is_written(self._place):
+            notices = _preflight.of_reader(reader, self._checkpoint, self._preflight, self._accept)
+        else:
+            notices = _preflight.of_who_reads(reader, self._checkpoint)
+        for notice in notices:
+            warnings.warn(f"lastgood: {notice}", RuntimeWarning, stacklevel=4)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Lets every rank load the coordinator's checkpoint: another one may be committed meanwhile."""
@@ -249,6 +281,7 @@ class Reader(StorageReader):
 
     def _use(self, checkpoint: Any) -> None:
         self._checkpoint = checkpoint
+        self._compare()
         rank = self._rank if _dcp_table.is_per_rank(checkpoint) else None
         self._table = _dcp_table.read(self._open(), checkpoint, rank)
 

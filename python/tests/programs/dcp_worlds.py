@@ -215,6 +215,37 @@ def one_rank_fails() -> None:
     load_everywhere(2, storage_reader=lambda: lg.torch.Reader(store))
 
 
+def one_rank_differs() -> None:
+    """One process computes otherwise than the one that saved: no rank loads, and each says which it is."""
+    store = f"{FOLDER}/differs"
+
+    def save(rank: int) -> None:
+        lg.torch.save(state(1), lg.torch.Writer(store), checkpoint_id=1)
+
+    def load(rank: int) -> None:
+        if rank == 1:
+            os.environ["OMP_SCHEDULE"] = "static,7"
+        found = empty()
+        # Whoever only reads is not refused.
+        dcp.load(found, storage_reader=lg.torch.Reader(store))
+        check(found, 1)
+        lg.torch.Writer(store)
+        found = empty()
+        try:
+            lg.torch.load(found, lg.torch.Reader(store))
+        except lg.Incompatible as error:
+            told = "env.OMP_SCHEDULE was nothing, is static,7"
+            assert told in str(error) and (rank == 1 or "rank 1: " in str(error)), error
+        else:
+            raise AssertionError("it was loaded")
+        assert found["step"] == -1, "nothing is changed on any rank"
+        dcp.load(found, storage_reader=lg.torch.Reader(store, accept={"env.": "another shell"}))
+        check(found, 1)
+
+    all_well(world(2, save))
+    all_well(world(2, load))
+
+
 def kill_in(rank_killed: int, at: str) -> Callable[[int], None]:
     """Kills a rank at a point of the save: before its part, or after it and before the commit."""
 

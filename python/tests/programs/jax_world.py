@@ -17,6 +17,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
 
 import lastgood as lg
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -67,4 +68,25 @@ run.close()
 id = lg.jax.save(store, 2, {"w": doubled}, run="one-shot")
 abstract = {"w": jax.ShapeDtypeStruct((8, 8), "float32", sharding=NamedSharding(mesh, P()))}
 check(lg.jax.restore(store, abstract, run="one-shot")["w"], host * 2)
+
+# One process computes otherwise: none restores, and each says which it is.
+manager = lg.orbax.CheckpointManager(f"{store}/orbax")
+manager.save(1, args=ocp.args.StandardSave({"w": doubled}))
+manager.close()
+if rank == 1:
+    os.environ["OMP_SCHEDULE"] = "static,7"
+manager = lg.orbax.CheckpointManager(f"{store}/orbax")
+args = ocp.args.StandardRestore(abstract)
+try:
+    manager.restore(1, args=args)
+except lg.Incompatible as error:
+    assert "env.OMP_SCHEDULE was nothing, is static,7" in str(error), error
+    assert rank == 1 or "rank 1: " in str(error), error
+else:
+    raise AssertionError("it was restored")
+reading = ocp.CheckpointManagerOptions(read_only=True)
+check(
+    lg.orbax.CheckpointManager(f"{store}/orbax", options=reading).restore(1, args=args)["w"],
+    host * 2,
+)
 print(f"rank {rank} is done: {id}", flush=True)

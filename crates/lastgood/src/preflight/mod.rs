@@ -7,12 +7,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`environment`] | what differs between two processes, and what that means |
+//! | `look` | what one process finds |
 //! | `recorded` | the environment that a checkpoint was saved in |
 //! | [`objects`] | whether every object is there; samples; how long reading takes |
 //! | [`machine`] | memory and space that are left |
 //! | [`Report`] | what was found, as the journal keeps it |
 
 pub mod environment;
+pub(crate) mod look;
 pub mod machine;
 pub mod objects;
 pub(crate) mod recorded;
@@ -24,6 +26,7 @@ use std::str::FromStr;
 pub use environment::Effect;
 use lastgood_format::ledger::{Accepted, Kind};
 use lastgood_format::{Error, Result, RunName};
+pub use look::Asker;
 pub use report::{Compared, Finding, Report, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -180,6 +183,9 @@ pub struct Needs {
     pub memory: u64,
     /// What does not fit: components, tensors, shapes, dtypes.
     pub problems: Vec<String>,
+    /// True if the caller reads every byte of the checkpoint and goes on by itself from what is missing or damaged: the
+    /// objects are not asked for beforehand.
+    pub verifies: bool,
 }
 
 /// Writes into the ledger that restores may differ so, unless it says so already.

@@ -16,8 +16,8 @@ pub(crate) fn needs(contents: &Contents, targets: &Targets<'_>) -> Needs {
     let (missing, extra) = names_apart(contents, targets);
     let missing = missing.iter().map(|name| format!("{name} is not in the checkpoint"));
     let extra = extra.iter().map(|name| format!("{name} is only in the checkpoint"));
-    let mut needs =
-        Needs { bytes: 0, memory: SCRATCH_BYTES, problems: missing.chain(extra).collect() };
+    let problems = missing.chain(extra).collect();
+    let mut needs = Needs { memory: SCRATCH_BYTES, problems, ..Needs::default() };
     for request in &targets.requests {
         // What is not there is told by its name.
         let Some(info) = contents.data_of(&request.component, &request.name) else { continue };

@@ -5,10 +5,7 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 use super::Run;
 use crate::journal::rank;
 use crate::ledger::Standing;
-use crate::preflight::recorded::{self, Recorded};
-use crate::preflight::{
-    self, Compared, Effect, Finding, Mode, Needs, Report, environment, machine, objects,
-};
+use crate::preflight::{self, Asker, Mode, Needs, Report, look, objects};
 use crate::replay::mode::Replaying;
 use crate::restore::{self, Contents, Restored, Selector};
 use crate::save::Base;
@@ -213,6 +210,7 @@ impl Run {
     /// Looks whether `contents` can be restored here, as [`Run::look`] does, and, on rank 0, whether every object is
     /// there. What is found is recorded in the journal; what [`RunOptions::preflight`](crate::RunOptions::preflight)
     /// accepts of it, in the ledger. [`Run::restore`] does so by itself. In a replay it does nothing.
+    /// A caller that [verifies](Needs::verifies) every object finds out by itself what is missing.
     ///
     /// # Errors
     /// `Incompatible` if something stands against it that nobody accepted, and [`Mode::Refuse`] is set; `Corrupt` if an
@@ -230,8 +228,9 @@ impl Run {
         if is_replay {
             return Ok(report);
         }
-        self.record_accepted(&report)?;
-        if self.world.rank == 0 {
+        let Self { io, ledger, writer, .. } = self;
+        io.block_on(look::record_accepted(ledger, writer, &self.preflight.accept, &report))?;
+        if self.world.rank == 0 && !needs.verifies {
             objects::check_sizes(&self.io, contents)?;
         }
         let store = self.repository.store().location();
@@ -248,96 +247,19 @@ impl Run {
     /// # Errors
     /// `Unavailable`, `Denied`.
     pub fn look(&self, contents: &Contents, needs: &Needs) -> Result<Report> {
-        let memory_available = machine::memory_available();
-        let mut report = Report {
-            checkpoint: contents.id(),
-            step: contents.manifest().step,
-            saved_by: contents.manifest().world_size,
-            restored_by: self.world.size,
-            environment: Compared::NotGiven,
-            findings: Vec::new(),
-            problems: needs.problems.clone(),
-            bytes: needs.bytes,
-            memory_needed: needs.memory,
-            memory_available,
+        let (source, ledger) = match &self.replaying {
+            Some(replaying) => (replaying.source(), replaying.ledger()),
+            None => (&self.repository, &self.ledger),
         };
-        self.compare(contents, &mut report)?;
-        if memory_available.is_some_and(|available| needs.memory > available) {
-            report.findings.push(Finding {
-                key: "memory".into(),
-                effect: Effect::Safety,
-                recorded: Some(format!("{} bytes to restore", needs.memory)),
-                found: memory_available.map(|bytes| format!("{bytes} bytes left")),
-                accepted: None,
-            });
-        }
-        self.note_accepted(&mut report);
-        Ok(report)
+        let asker =
+            Asker { world: self.world, environment: &self.environment, options: &self.preflight };
+        source.look(ledger, contents, &asker, needs)
     }
 
     /// True if this process ends once it has looked whether it could restore.
     #[must_use]
     pub fn only_looks(&self) -> bool {
         self.replaying.as_ref().is_some_and(Replaying::only_looks)
-    }
-
-    /// Compares the environment of this process with that of the one that saved.
-    fn compare(&self, contents: &Contents, report: &mut Report) -> Result<()> {
-        if self.environment.is_empty() || self.preflight.mode == Mode::Off {
-            return Ok(());
-        }
-        let source = self.replaying.as_ref().map_or(&self.repository, Replaying::source);
-        let rank = self.world.rank;
-        let recorded = recorded::recorded(source, contents, rank, &self.environment);
-        report.environment = match self.io.block_on(recorded)? {
-            Recorded::Alike => Compared::Alike,
-            Recorded::Nothing => Compared::NotRecorded,
-            Recorded::Other(recorded) => {
-                report.findings = environment::differences(&recorded, &self.environment);
-                Compared::Differs
-            }
-            Recorded::Lost(why) => {
-                report.findings.push(Finding {
-                    key: "environment".into(),
-                    effect: Effect::Numerics,
-                    recorded: Some(format!("another one, and it cannot be read: {why}")),
-                    found: Some("this one".into()),
-                    accepted: None,
-                });
-                Compared::Differs
-            }
-        };
-        Ok(())
-    }
-
-    /// Notes what of the findings is accepted, by the ledger or by what this process was given.
-    fn note_accepted(&self, report: &mut Report) {
-        let ledger = self.replaying.as_ref().map_or(&self.ledger, Replaying::ledger);
-        let recorded = ledger.history().accepted();
-        for finding in report.findings.iter_mut().filter(|finding| finding.is_refused()) {
-            if recorded.iter().any(|accepted| preflight::lets_go(accepted, finding)) {
-                finding.accepted = Some("as the ledger says".into());
-            }
-        }
-        self.preflight.accept.note(&mut report.findings);
-    }
-
-    /// Tells the ledger what this process was given to accept, and had to.
-    fn record_accepted(&mut self, report: &Report) -> Result<()> {
-        let known = self.ledger.history().accepted();
-        // Two values that the ledger lets go need no second entry; any two values are more than it may say.
-        let is_new = |finding: &&Finding| {
-            self.preflight.accept.always
-                || !known.iter().any(|accepted| preflight::lets_go(accepted, finding))
-        };
-        let new: Vec<Finding> = report.findings.iter().filter(is_new).cloned().collect();
-        let given = self.preflight.accept.of(&new);
-        if given.is_empty() {
-            return Ok(());
-        }
-        let reason = self.preflight.accept.reason.clone();
-        let Self { io, ledger, writer, .. } = self;
-        io.block_on(preflight::record(ledger, writer, given, reason))
     }
 
     /// The checkpoint that `selector` names.

@@ -8,7 +8,7 @@ use lastgood::journal::JournalOptions;
 use lastgood::ledger::Standing;
 use lastgood::preflight::objects::Depth;
 use lastgood::preflight::{
-    Acceptance, Compared, Environment, Mode, Needs, PreflightOptions, Report, Verdict,
+    Acceptance, Asker, Compared, Environment, Mode, Needs, PreflightOptions, Report, Verdict,
 };
 use lastgood::restore::{Restored, Selector};
 use lastgood::save::Mode as SaveMode;
@@ -249,7 +249,12 @@ fn memory_that_is_not_there_is_refused_and_recorded() {
     let (_folder, repository) = saved(environment("2.11"));
     let mut run = start(&repository, environment("2.11"), mode(Mode::Refuse));
     let contents = run.find(&Selector::LastGood).unwrap();
-    let needs = Needs { bytes: 1, memory: u64::MAX, problems: vec!["m/x is missing".into()] };
+    let needs = Needs {
+        bytes: 1,
+        memory: u64::MAX,
+        problems: vec!["m/x is missing".into()],
+        ..Needs::default()
+    };
     let error = run.preflight(&contents, &needs).unwrap_err();
     assert!(error.to_string().contains("--accept memory"), "{error}");
     run.close().unwrap();
@@ -280,4 +285,48 @@ fn who_accepts_says_why() {
     let error = Run::open(&repository, &run_name(), options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert_eq!(Acceptance::decode("[]").unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_process_that_is_no_rank_asks_the_same() {
+    let (_folder, repository) = saved(environment("2.11"));
+    let mut ledger = repository.existing(&run_name()).unwrap();
+    let newest = ledger.history().checkpoints().last().unwrap().id;
+    let contents = repository.contents(&ledger, &newest).unwrap();
+    let other = environment("2.12");
+    let attempt = ledger.history().newest_attempt();
+    let mut ask = |options: &PreflightOptions| {
+        let world = World::ALONE;
+        let asker = Asker { world, environment: &other, options };
+        let looked = repository.look(&ledger, &contents, &asker, &Needs::default()).unwrap();
+        let asked = repository.preflight(&mut ledger, &contents, &asker, &Needs::default());
+        (looked, asked)
+    };
+    let (looked, refused) = ask(&mode(Mode::Refuse));
+    assert_eq!((looked.environment, looked.verdict()), (Compared::Differs, Verdict::Refused));
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incompatible);
+    assert!(error.to_string().contains("package.torch was 2.11, is 2.12"), "{error}");
+    assert_eq!(ask(&mode(Mode::Warn)).1.unwrap().verdict(), Verdict::Refused);
+    assert_eq!(ask(&mode(Mode::Off)).1.unwrap().environment, Compared::NotGiven);
+    assert_eq!(on_record(&repository), 0);
+    let (_, accepted) = ask(&accept(&["package."], false));
+    assert_eq!(accepted.unwrap().verdict(), Verdict::Accepted);
+    assert_eq!(on_record(&repository), 1);
+    assert_eq!(ask(&mode(Mode::Refuse)).1.unwrap().verdict(), Verdict::Accepted);
+    let history = repository.existing(&run_name()).unwrap();
+    assert_eq!(history.history().newest_attempt(), attempt, "nobody is fenced");
+}
+
+#[test]
+fn who_verifies_every_object_finds_out_by_itself_what_is_missing() {
+    let (folder, repository) = saved(environment("2.11"));
+    fs::remove_file(files(folder.path(), "packs/").pop().unwrap()).unwrap();
+    let mut run = start(&repository, environment("2.11"), mode(Mode::Refuse));
+    let contents = run.find(&Selector::LastGood).unwrap();
+    let needs = Needs { verifies: true, ..Needs::default() };
+    assert_eq!(run.preflight(&contents, &needs).unwrap().verdict(), Verdict::Passed);
+    let error = run.preflight(&contents, &Needs::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    run.close().unwrap();
 }
