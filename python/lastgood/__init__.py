@@ -39,10 +39,11 @@ from lastgood._lastgood import (
     Unavailable,
     __version__,
 )
+from lastgood._open import open, runs
 from lastgood._policy import Policy
 from lastgood._preflight import Finding, Report
 from lastgood._replay import Audited, Divergence, Replayed, replay
-from lastgood._run import Run, open, runs
+from lastgood._run import Run
 from lastgood._tree import register
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from lastgood import _lastgood, _run, _world
+from lastgood import _lastgood, _open, _run, _world
 from lastgood._lastgood import Diverged, Invalid
 
 _MODES = ("audit", "reexecute", "travel", "resume", "shadow")
@@ -199,7 +199,7 @@ def _execute(
     rng: bool,
 ) -> None:
     begin, end = native.steps
-    with _run.open_run(place, state, name, rng=rng, plan=native.plan, ends=False) as run:
+    with _open.open_run(place, state, name, rng=rng, plan=native.plan, ends=False) as run:
         run.restore()
         for step in range(begin + 1, end + 1):
             run.step(step, **(step_fn(step) or {}))
@@ -217,7 +217,7 @@ def _go_on(
     saved = None
     with (
         contextlib.suppress(Diverged),
-        _run.open_run(place, state, name, rng=rng, resume="replay") as run,
+        _open.open_run(place, state, name, rng=rng, resume="replay") as run,
     ):
         begin = run.restore()
         todo = run._native.todo()

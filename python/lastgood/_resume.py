@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lastgood import _folders, _journal, _lastgood, _preflight, _run, _steps, _world
+from lastgood import _folders, _journal, _lastgood, _open, _preflight, _run, _steps, _world
 from lastgood._lastgood import Corrupt, LastgoodError, NotFound
 from lastgood._peers import Peers
 from lastgood._policy import Policy
@@ -67,7 +67,7 @@ def open_run(
             return known
         known.close()
     opened = (
-        _run.open(
+        _open.open(
             place, {}, run=name, policy=_Never(), rng=False, preflight=given[0], accept=given[1]
         )
         if not alone
@@ -94,7 +94,7 @@ def _alone(place: str, name: str, preflight: str | None, accept: Mapping[str, st
         incarnation,
         {},
         replay=os.environ.get("LASTGOOD_REPLAY"),
-        resume=_run.resume_of(None),
+        resume=_open.resume_of(None),
         preflight=_preflight.mode_of(preflight),
         accept=_preflight.acceptance_of(accept),
         **_journal.of_saves(place),

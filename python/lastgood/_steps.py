@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lastgood._lastgood import Invalid, LastgoodError
-from lastgood._run import Run, _place
+from lastgood._run import Run
 from lastgood._run import open as open_run
+from lastgood._world import resolved
 
 
 class Steps:
@@ -106,7 +107,7 @@ def _is_source(store: str, run: str) -> bool:
     if told is None:
         return False
     source = told["source"]
-    return (_place(source["store"]), source["run"]) == (_place(store), run)
+    return (resolved(source["store"]), source["run"]) == (resolved(store), run)
 
 
 def refuse(store: str, run: str, what: str) -> None:

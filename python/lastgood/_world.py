@@ -128,3 +128,12 @@ def find_incarnation(world: World, run: str) -> str | None:
         raise Unavailable(
             f"rank 0 has not opened run {run} within {_NAMING}: {error}; every rank opens the same runs, as often"
         ) from None
+
+
+def resolved(url: str) -> str:
+    """The store that ``url`` names, the same for every way to name a folder."""
+    return (
+        os.path.abspath(url.removeprefix("file://"))
+        if "://" not in url.removeprefix("file://")
+        else url
+    )

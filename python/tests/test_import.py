@@ -216,6 +216,7 @@ def test_examples_in_docstrings_run() -> None:
     """Every example of the core; those of frameworks run in the frameworks' own tests."""
     count = 0
     for module in [
+        "_open",
         "_run",
         "_state",
         "_tree",

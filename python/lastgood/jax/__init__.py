@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from lastgood import _lastgood, _run, _state, _world
+from lastgood import _lastgood, _open, _run, _state, _world
 from lastgood._lastgood import Corrupt, NotFound
 from lastgood._restore import Plan
 from lastgood._state import Durable, Loading, Saved, Snapshot, World
@@ -109,7 +109,7 @@ def save(
         Array([0., 1., 2.], dtype=float32)
     """
     state = {COMPONENT: Durable(Tree(tree))}
-    with _run.open(store, state, run=run, rng=False, overlap=False, **settings) as opened:
+    with _open.open(store, state, run=run, rng=False, overlap=False, **settings) as opened:
         found: str = opened.save(step, block=True).durable.result()
     return found
 

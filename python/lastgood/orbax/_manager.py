@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from lastgood import _preflight, _run, _steps, _world
+from lastgood import _open, _preflight, _run, _steps, _world
 from lastgood import jax as lg_jax
 from lastgood._lastgood import Corrupt, Invalid, LastgoodError, NotFound
 from lastgood._peers import Peers
@@ -200,7 +200,7 @@ class CheckpointManager(ocp.AbstractCheckpointManager):
     def _open(self) -> _run.Run:
         """The attempt that writes, which begins with the first thing to write."""
         if self._writer is None:
-            self._writer = _run.open(
+            self._writer = _open.open(
                 self._store,
                 self._state,
                 run=self._name,

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, Sta
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from lastgood import _journal, _lastgood, _run, _steps, _world
+from lastgood import _journal, _lastgood, _steps, _world
 from lastgood._lastgood import Fenced, Invalid, LastgoodError, NotFound
 from lastgood._run import SaveWarning
 from lastgood._state import World
@@ -140,8 +140,8 @@ def step_of(checkpoint_id: Any) -> int:
 
 def is_written(place: tuple[str, str]) -> bool:
     """True if this process has made a `Writer` of the run."""
-    made = {(_run._place(store), name) for store, name in list(_process.incarnations)}
-    return (_run._place(place[0]), place[1]) in made
+    made = {(_world.resolved(store), name) for store, name in list(_process.incarnations)}
+    return (_world.resolved(place[0]), place[1]) in made
 
 
 class _Staged(dict[str, Any]):
