@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lastgood._lastgood import Invalid, LastgoodError
+from lastgood._open import open as open_run
 from lastgood._run import Run
-from lastgood._run import open as open_run
 from lastgood._world import resolved
 
 
