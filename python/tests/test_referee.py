@@ -85,6 +85,7 @@ def check(rows: list[Any], points: int, resumes: set[int], *, ordered: bool = Tr
     assert rows[0].outcome.resumed_from_step == SECOND
 
 
+@pytest.mark.slow
 def test_hf_trainer(monkeypatch: Any, record_property: Any, tmp_path: Path) -> None:
     check(judge(monkeypatch, record_property, tmp_path, "hf_trainer"), 19, {FIRST})
 
@@ -95,6 +96,7 @@ def test_accelerate_loop(monkeypatch: Any, record_property: Any, tmp_path: Path)
     assert len(rows) > 5
 
 
+@pytest.mark.slow
 def test_lightning_trainer(monkeypatch: Any, record_property: Any, tmp_path: Path) -> None:
     rows = judge(monkeypatch, record_property, tmp_path, "lightning_trainer")
     check(rows, len(rows), {FIRST, SECOND}, ordered=False)

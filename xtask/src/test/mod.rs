@@ -7,6 +7,7 @@ mod stages;
 
 use std::collections::BTreeSet;
 use std::env;
+use std::num::NonZero;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -234,7 +235,8 @@ fn judge(succeeded: bool, counted: Option<Count>) -> Count {
 }
 
 fn command(stage: &Stage, installation: &Installation) -> Result<Command> {
-    let mut words = stage.command.split_whitespace();
+    let line = stage.long.filter(|_| is_set("LASTGOOD_SLOW")).unwrap_or(stage.command);
+    let mut words = line.split_whitespace();
     let program = match words.next().unwrap_or_default() {
         "xtask" => env::current_exe().context("this program's own file")?.display().to_string(),
         "cargo" => process::cargo(),
@@ -250,8 +252,13 @@ fn command(stage: &Stage, installation: &Installation) -> Result<Command> {
     if let Some(gateway) = installation.gateway_env() {
         use_gateway(&mut command, stage, gateway);
     }
-    if is_ci() && stage.needs.contains(&Need::Nextest) {
-        command.env("NEXTEST_PROFILE", "ci");
+    if stage.needs.contains(&Need::Nextest) {
+        // Many of them wait, for a rank to end or a time to pass.
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        command.env("NEXTEST_TEST_THREADS", (cores * 2).to_string());
+        if is_ci() {
+            command.env("NEXTEST_PROFILE", "ci");
+        }
     }
     Ok(command)
 }
@@ -269,7 +276,11 @@ fn use_gateway(command: &mut Command, stage: &Stage, (variable, address): (&str,
 }
 
 fn is_ci() -> bool {
-    env::var("CI").is_ok_and(|ci| !matches!(ci.as_str(), "" | "0" | "false"))
+    is_set("CI")
+}
+
+fn is_set(variable: &str) -> bool {
+    env::var(variable).is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
 }
 
 /// Prints the table and the closing line, and says whether everything is well.

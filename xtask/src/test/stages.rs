@@ -32,6 +32,8 @@ pub(super) struct Stage {
     /// The command line. Its first word may be `xtask`, which is this program, or one of the programs of the
     /// workspace: to have cargo run it would build it and all below it again, with fewer features.
     pub(super) command: &'static str,
+    /// The command line where `LASTGOOD_SLOW` asks for the long variant.
+    pub(super) long: Option<&'static str>,
     pub(super) env: &'static [(&'static str, &'static str)],
     pub(super) needs: &'static [Need],
     /// Runs programs of the workspace, which are built before the first such stage.
@@ -42,7 +44,20 @@ pub(super) struct Stage {
 
 impl Stage {
     const fn new(name: &'static str, shows: &'static str, command: &'static str) -> Self {
-        Self { name, shows, command, env: &[], needs: &[], programs: false, beside: false }
+        Self {
+            name,
+            shows,
+            command,
+            long: None,
+            env: &[],
+            needs: &[],
+            programs: false,
+            beside: false,
+        }
+    }
+
+    const fn long(self, command: &'static str) -> Self {
+        Self { long: Some(command), ..self }
     }
 
     const fn env(self, env: &'static [(&'static str, &'static str)]) -> Self {
@@ -140,9 +155,10 @@ pub(super) const STAGES: &[Stage] = &[
     .programs(),
     Stage::new(
         "enumerate",
-        "a million states that a crash can leave on a disk",
-        "lastgood-chaos enumerate --states 1000000",
+        "250,000 states that a crash can leave on a disk; a million in the long variant",
+        "lastgood-chaos enumerate --states 250000",
     )
+    .long("lastgood-chaos enumerate --states 1000000")
     .programs(),
     Stage::new(
         "journal",
@@ -155,9 +171,10 @@ pub(super) const STAGES: &[Stage] = &[
         .programs(),
     Stage::new(
         "cli-flips",
-        "2,000 flipped bits of a larger repository, through the command",
-        "lastgood-chaos cli-flips --flips 2000",
+        "500 flipped bits of a larger repository, through the command; 2,000 in the long variant",
+        "lastgood-chaos cli-flips --flips 500",
     )
+    .long("lastgood-chaos cli-flips --flips 2000")
     .programs(),
     Stage::new("full-disk", "a disk that fills up during a save", "lastgood-chaos full-disk")
         .needs(&[Need::Root, Need::FileSystems])

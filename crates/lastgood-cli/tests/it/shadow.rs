@@ -6,7 +6,9 @@ use crate::json::{documented, keys};
 use crate::tool::{Ran, on};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lastgood");
-const JOB: [&str; 6] = ["--", PROGRAM, "__demo-rank", "--steps", "24", "--every"];
+/// With digests no save is left out because the next one comes.
+const JOB: [&str; 8] =
+    ["--", PROGRAM, "__demo-rank", "--digest-every", "4", "--steps", "24", "--every"];
 
 fn train(folder: &Path, more: &[&str]) {
     let run = ["run", "--run", "llm", "--ranks", "2"];
