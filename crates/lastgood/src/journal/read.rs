@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::mem;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -110,6 +111,7 @@ impl JournalReader {
         // The one that it stands in, or behind: its frames say whether the position is one of this lane.
         reader.segments.drain(..before.saturating_sub(1));
         reader.position = position;
+        reader.begins_inside = true;
         reader
     }
 
@@ -134,6 +136,8 @@ pub struct LaneReader {
     frames: VecDeque<(Frame, Hash)>,
     /// Behind the last frame that was given.
     position: Position,
+    /// The position stands in the next segment, and not where it begins.
+    begins_inside: bool,
     /// Segments without a frame of these steps are left out.
     steps: Option<RangeInclusive<u64>>,
     /// The rewinds in segments that were left out.
@@ -159,6 +163,7 @@ impl LaneReader {
             segments: VecDeque::from([0]),
             frames: VecDeque::new(),
             position: Position { next: 0, head },
+            begins_inside: false,
             steps: None,
             rewinds_skipped: 0,
             bytes_done: 0,
@@ -223,8 +228,10 @@ impl LaneReader {
             decoded = Segment::decode(&stored, self.attempt, self.lane);
         }
         let Segment { header, mut frames } = decoded?;
-        let before = self.position.next.saturating_sub(header.begin.next);
-        frames.drain(..(before as usize).min(frames.len()));
+        if mem::take(&mut self.begins_inside) {
+            let before = self.position.next.saturating_sub(header.begin.next);
+            frames.drain(..(before as usize).min(frames.len()));
+        }
         let begin = match frames.first() {
             Some(frame) => Position { next: frame.sequence, head: frame.prev },
             None => header.end,
