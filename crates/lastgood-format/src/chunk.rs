@@ -1,5 +1,6 @@
 //! Codecs of one chunk.
 
+use crate::planes::{self, SAMPLE, WIDTHS};
 use crate::{Error, Hash, Result, frames};
 
 /// The smallest chunk size that may be chosen.
@@ -19,11 +20,13 @@ pub enum Codec {
     Zstd,
     /// Nothing stored: every decoded byte is zero.
     Zero,
+    /// Byte planes, each of them raw or a zstd frame.
+    Planes,
 }
 
 impl Codec {
     /// Every codec, in the order of the codes.
-    pub const ALL: &'static [Self] = &[Self::Raw, Self::Zstd, Self::Zero];
+    pub const ALL: &'static [Self] = &[Self::Raw, Self::Zstd, Self::Zero, Self::Planes];
 
     /// The code in packs and shard indexes.
     #[must_use]
@@ -32,6 +35,7 @@ impl Codec {
             Self::Raw => 0,
             Self::Zstd => 1,
             Self::Zero => 2,
+            Self::Planes => 3,
         }
     }
 
@@ -45,7 +49,7 @@ impl Codec {
     pub(crate) fn may_store(self, stored_bytes: u32, decoded_bytes: u32) -> bool {
         match self {
             Self::Raw => stored_bytes == decoded_bytes,
-            Self::Zstd => stored_bytes < decoded_bytes,
+            Self::Zstd | Self::Planes => stored_bytes < decoded_bytes,
             Self::Zero => stored_bytes == 0,
         }
     }
@@ -57,6 +61,7 @@ impl Codec {
             Self::Raw => "raw",
             Self::Zstd => "zstd",
             Self::Zero => "zero",
+            Self::Planes => "planes",
         }
     }
 }
@@ -68,26 +73,57 @@ pub enum Encoded {
     Raw,
     /// Store nothing.
     Zero,
-    /// Store these bytes, a zstd frame.
-    Zstd(Vec<u8>),
+    /// Store these bytes, of this codec.
+    Coded(Codec, Vec<u8>),
 }
 
-/// Encodes with zstd at `level` if that saves at least a sixteenth, as zero if every byte is zero,
-/// else raw.
+/// Encodes as zero if every byte is zero; otherwise, with a zstd `level`, in the way that a sample says is the smallest:
+/// as a zstd frame, or in planes of elements of `width` bytes if there are such planes; raw if that saves less than a
+/// sixteenth.
 ///
 /// # Errors
 /// `Internal` if the encoder fails.
-pub fn encode(decoded: &[u8], level: Option<i32>) -> Result<Encoded> {
+pub fn encode(decoded: &[u8], width: usize, level: Option<i32>) -> Result<Encoded> {
     if decoded.iter().all(|byte| *byte == 0) {
         return Ok(Encoded::Zero);
     }
-    let Some(level) = level else { return Ok(Encoded::Raw) };
-    let frame = frames::compress(decoded, level)
-        .map_err(|e| Error::internal(format!("zstd cannot compress a chunk: {e}")))?;
-    if frame.len() + decoded.len() / 16 < decoded.len() {
-        return Ok(Encoded::Zstd(frame));
+    let Some((codec, level)) =
+        level.and_then(|level| Some((choose(decoded, width, level)?, level)))
+    else {
+        return Ok(Encoded::Raw);
+    };
+    let coded = match codec {
+        Codec::Planes => planes::encode(decoded, width, level)?,
+        _ => Some(
+            frames::compress(decoded, level)
+                .map_err(|e| Error::internal(format!("zstd cannot compress a chunk: {e}")))?,
+        ),
+    };
+    match coded.filter(|coded| coded.len() + decoded.len() / 16 < decoded.len()) {
+        Some(coded) => Ok(Encoded::Coded(codec, coded)),
+        None => Ok(Encoded::Raw),
     }
-    Ok(Encoded::Raw)
+}
+
+/// The codec that makes a sample of `decoded` the smallest; `None` if none saves a tenth.
+fn choose(decoded: &[u8], width: usize, level: i32) -> Option<Codec> {
+    let sample = match decoded.len() <= 2 * SAMPLE {
+        true => decoded,
+        false => {
+            // Elements stay whole.
+            let begin = (decoded.len() / 2 - SAMPLE / 2) & !7;
+            &decoded[begin..begin + SAMPLE]
+        }
+    };
+    let whole = frames::compress(sample, level).map_or(sample.len(), |frame| frame.len());
+    let apart = match WIDTHS.contains(&width) {
+        true => planes::estimate(sample, width, level),
+        false => usize::MAX,
+    };
+    let (codec, bytes) = if apart < whole { (Codec::Planes, apart) } else { (Codec::Zstd, whole) };
+    // A sample that is everything is no guess.
+    let saves = sample.len() == decoded.len() || bytes * 10 <= sample.len() * 9;
+    saves.then_some(codec)
 }
 
 /// Decodes `stored` into exactly `decoded` and checks its hash. Nothing of `decoded` may be used
@@ -98,6 +134,10 @@ pub fn encode(decoded: &[u8], level: Option<i32>) -> Result<Encoded> {
 pub fn decode_into(codec: Codec, stored: &[u8], decoded: &mut [u8], hash: &Hash) -> Result<()> {
     let expected = decoded.len();
     let found = match codec {
+        Codec::Planes => {
+            planes::decode(stored, decoded)?;
+            expected
+        }
         Codec::Raw if stored.len() == expected => {
             decoded.copy_from_slice(stored);
             expected
@@ -154,16 +194,4 @@ pub fn check(decoded: &[u8], hash: &Hash) -> Result<()> {
         return Err(Error::corrupt(format!("chunk: expected hash {hash}, found {found}")));
     }
     Ok(())
-}
-
-/// Guesses from a sample whether zstd would save at least a tenth of `bytes`.
-#[must_use]
-pub fn seems_compressible(bytes: &[u8], level: i32) -> bool {
-    const SAMPLE: usize = 16 << 10;
-    if bytes.len() <= 2 * SAMPLE {
-        return true;
-    }
-    let middle = (bytes.len() / 2).saturating_sub(SAMPLE / 2);
-    let sample = &bytes[middle..middle + SAMPLE];
-    frames::compress(sample, level).is_ok_and(|frame| frame.len() * 10 <= SAMPLE * 9)
 }

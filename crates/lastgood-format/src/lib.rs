@@ -32,6 +32,7 @@ pub mod ledger;
 pub mod manifest;
 mod members;
 pub mod pack;
+mod planes;
 pub mod sealed;
 mod wire;
 

@@ -96,7 +96,7 @@ pub fn run(program: &Path, flips: u64, seed: u64) -> Result<Report> {
     Ok(Report { bytes: objects.iter().map(|object| object.bytes).sum(), classes })
 }
 
-/// Checkpoints of two ranks with raw, compressed, zero and reused chunks; a ledger with heads; and the
+/// Checkpoints of two ranks with raw, compressed, plane, zero and reused chunks; a ledger with heads; and the
 /// leavings of a save of one rank.
 fn make(folder: &Path) -> Result<()> {
     let store = LocalStore::open(folder)?;
@@ -139,14 +139,18 @@ fn save_steps(repository: &Repository, world: World) -> Result<()> {
     Ok(())
 }
 
-/// Beside the state that every attack saves: text, which is compressed, and zeros.
+/// Beside the state that every attack saves: text, which is compressed, zeros, and numbers of like size, which are
+/// stored in planes.
 fn save(run: &mut lastgood::Run, step: u64) -> Result<lastgood::save::SaveHandle> {
     let state = State::at(step, run.world(), SIZE);
     let text = format!("step {step} of the flips; ").repeat(20_000).into_bytes();
     let zeros = vec![0; 300_000];
+    let numbers = (0..75_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) | 0x3c00_0000);
+    let numbers: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
     let saved = run.save(step, Mode::Async, |capture| {
         state.capture(capture)?;
         let mut extra = capture.component("extra", "attack", Durability::Durable)?;
+        extra.replicated("numbers", Dtype::F32, &[75_000], &numbers)?;
         extra.replicated("text", Dtype::U8, &[text.len() as u64], &text)?;
         extra.replicated("zeros", Dtype::U8, &[zeros.len() as u64], &zeros)
     })?;

@@ -29,6 +29,12 @@ pub(crate) fn descriptor() -> Descriptor {
     Descriptor::new(0x0123_4567_89ab_cdef_0011_2233_4455_6677)
 }
 
+/// As numbers of like size: the last of four bytes is always the same.
+pub(crate) fn alike(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.iter_mut().skip(3).step_by(4).for_each(|byte| *byte = 0x3c);
+    bytes
+}
+
 /// `count` bytes that follow no pattern that zstd would find.
 fn noise(count: usize) -> Vec<u8> {
     crate::seeded::Seeded(7).bytes(count)
@@ -113,6 +119,7 @@ fn second(base: Hash) -> Draft {
         reuses: vec![base],
         components: vec![component("model", Durability::Durable)],
         tensors: vec![
+            whole(0, "alike", Dtype::F32, &[256], alike(noise(1024))),
             whole(0, "noise", Dtype::Bf16, &[8, 8], noise(128)),
             whole(0, "pattern", Dtype::U8, &dims, pattern),
         ],

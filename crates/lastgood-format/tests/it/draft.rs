@@ -144,15 +144,15 @@ fn fill(rows: &[Vec<u8>], object: &str, base: &Stored) -> (Vec<Chunk>, Vec<Pack>
 
 fn append(stored: &mut Vec<u8>, table: &mut Vec<PackedChunk>, row: &[u8]) -> PackedChunk {
     let offset = stored.len() as u64;
-    let codec = match chunk::encode(row, Some(3)).unwrap() {
+    let codec = match chunk::encode(row, 4, Some(3)).unwrap() {
         Encoded::Raw => {
             stored.extend_from_slice(row);
             Codec::Raw
         }
         Encoded::Zero => Codec::Zero,
-        Encoded::Zstd(frame) => {
-            stored.extend_from_slice(&frame);
-            Codec::Zstd
+        Encoded::Coded(codec, coded) => {
+            stored.extend_from_slice(&coded);
+            codec
         }
     };
     let at = PackedChunk {

@@ -74,8 +74,9 @@ fn tensor(seeded: &mut Seeded, component: u32, name: String) -> DraftTensor {
         }
         let bytes = extent.elements().and_then(|elements| dtype.bytes_of(elements));
         let Some(bytes) = bytes.filter(|_| !seeded.one_in(4)) else { continue };
-        let data = match seeded.below(3) {
+        let data = match seeded.below(4) {
             0 => vec![0; bytes as usize],
+            2 => corpus::alike(seeded.bytes(bytes as usize)),
             1 => vec![seeded.next() as u8; bytes as usize],
             _ => seeded.bytes(bytes as usize),
         };

@@ -111,12 +111,11 @@ impl<'j> Packer<'j> {
                     self.append(hashed.hash, decoded_bytes, Codec::Raw, Some(part))?;
                 Ok(chunk(decoded_bytes, Codec::Raw, pack, offset))
             }
-            Source::New(Encoded::Zstd(frame)) => {
-                let stored_bytes = narrow(frame.len())?;
-                let part = Part::Owned(frame.into());
-                let (pack, offset) =
-                    self.append(hashed.hash, decoded_bytes, Codec::Zstd, Some(part))?;
-                Ok(chunk(stored_bytes, Codec::Zstd, pack, offset))
+            Source::New(Encoded::Coded(codec, coded)) => {
+                let stored_bytes = narrow(coded.len())?;
+                let part = Part::Owned(coded.into());
+                let (pack, offset) = self.append(hashed.hash, decoded_bytes, codec, Some(part))?;
+                Ok(chunk(stored_bytes, codec, pack, offset))
             }
         }
     }

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use lastgood_format::chunk::{self, Codec, Encoded};
+use lastgood_format::chunk::{self, Encoded};
 use lastgood_format::index::{Chunk, Pack};
 use lastgood_format::{Error, Hash, Result};
 use lastgood_store::Payload;
@@ -146,7 +146,7 @@ fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<Ha
             .rows
             .clone()
             .map(|i| {
-                let row = job.plan.rows[i];
+                let row = &job.plan.rows[i];
                 hash_chunk(job, i, &bytes[row.offset..row.offset + row.bytes])
             })
             .collect();
@@ -171,7 +171,7 @@ fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8]) -> Result<Hashed> {
     let hash = Hash::of(bytes);
     let source = match job.base.and_then(|base| base.find(&hash, bytes.len())) {
         Some(stored) => Source::Stored(stored),
-        None => Source::New(encode(bytes, job.level, &hash)?),
+        None => Source::New(encode(bytes, job.plan.rows[row].width, job.level, &hash)?),
     };
     let sums = match job.digesting {
         Some(digesting) => digesting.row(job.plan, row, bytes, Some(&hash))?,
@@ -182,12 +182,11 @@ fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8]) -> Result<Hashed> {
 
 /// What is encoded is decoded again before it is relied on: a fault of codec or memory between
 /// capture and use must not pass.
-fn encode(bytes: &[u8], level: Option<i32>, hash: &Hash) -> Result<Encoded> {
-    let level = level.filter(|level| chunk::seems_compressible(bytes, *level));
-    let encoded = chunk::encode(bytes, level)?;
-    if let Encoded::Zstd(frame) = &encoded {
+fn encode(bytes: &[u8], width: u8, level: Option<i32>, hash: &Hash) -> Result<Encoded> {
+    let encoded = chunk::encode(bytes, usize::from(width), level)?;
+    if let Encoded::Coded(codec, coded) = &encoded {
         let mut back = vec![0; bytes.len()];
-        chunk::decode_into(Codec::Zstd, frame, &mut back, hash)
+        chunk::decode_into(*codec, coded, &mut back, hash)
             .map_err(|e| e.context("a chunk does not decode to what was encoded"))?;
     }
     Ok(encoded)

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use lastgood_format::index::{Component, Shard, Tensor};
 use lastgood_format::layout::check_disjoint;
-use lastgood_format::{Error, Result};
+use lastgood_format::{Dtype, Error, Result};
 
 use crate::state::{Capture, Piece, Tie, show, show_name};
 
@@ -22,6 +22,8 @@ pub(crate) struct Row {
     pub(crate) offset: usize,
     /// The number of bytes.
     pub(crate) bytes: usize,
+    /// The bytes of an element of the tensor that it is of, or of the first one.
+    pub(crate) width: u8,
 }
 
 /// One copy from a captured piece into a segment.
@@ -117,8 +119,8 @@ impl Layout {
         let bytes = piece.data.len();
         let (first_chunk, chunk_offset) = match bytes {
             0 => (0, 0),
-            _ if bytes >= self.chunk_bytes => (self.place_large(plan, bytes, i), 0),
-            _ => self.place_small(plan, bytes, i),
+            _ if bytes >= self.chunk_bytes => (self.place_large(plan, piece, i), 0),
+            _ => self.place_small(plan, piece, i),
         };
         plan.shards.push(Shard {
             extent: piece.extent.clone(),
@@ -128,19 +130,21 @@ impl Layout {
         Ok(())
     }
 
-    fn place_large(&mut self, plan: &mut Plan, bytes: usize, piece: usize) -> usize {
+    fn place_large(&mut self, plan: &mut Plan, piece: &Piece<'_>, i: usize) -> usize {
         let first = plan.rows.len();
+        let bytes = piece.data.len();
         for begin in (0..bytes).step_by(self.chunk_bytes) {
             let end = bytes.min(begin + self.chunk_bytes);
-            let row = plan.new_row(end - begin);
-            plan.copy(row, piece, begin..end);
+            let row = plan.new_row(end - begin, width_of(piece.dtype));
+            plan.copy(row, i, begin..end);
         }
         first
     }
 
     /// Small shards of one component share chunks, so that a million small tensors are not a million
     /// chunks. A shared chunk stays inside one segment and inside one component.
-    fn place_small(&mut self, plan: &mut Plan, bytes: usize, piece: usize) -> (usize, usize) {
+    fn place_small(&mut self, plan: &mut Plan, piece: &Piece<'_>, i: usize) -> (usize, usize) {
+        let bytes = piece.data.len();
         let fits = |shared: &Shared| {
             let room = SEGMENT_BYTES.max(self.chunk_bytes) - plan.rows[shared.row].offset;
             let last = shared.row + 1 == plan.rows.len();
@@ -151,11 +155,11 @@ impl Layout {
                 plan.extend_last_row(bytes);
                 shared
             }
-            None => Shared { row: plan.new_row(bytes).row, used: 0 },
+            None => Shared { row: plan.new_row(bytes, width_of(piece.dtype)).row, used: 0 },
         };
         let row = plan.rows[shared.row];
         let offset = row.offset + shared.used;
-        plan.copies[row.segment].push(Copy { piece, source: 0..bytes, offset });
+        plan.copies[row.segment].push(Copy { piece: i, source: 0..bytes, offset });
         self.shared = Some(Shared { row: shared.row, used: shared.used + bytes });
         (shared.row, shared.used)
     }
@@ -169,7 +173,7 @@ struct NewRow {
 }
 
 impl Plan {
-    fn new_row(&mut self, bytes: usize) -> NewRow {
+    fn new_row(&mut self, bytes: usize, width: u8) -> NewRow {
         let fits = self.segments.last().is_some_and(|used| used + bytes <= SEGMENT_BYTES);
         if !fits {
             self.segments.push(0);
@@ -178,7 +182,7 @@ impl Plan {
         let segment = self.segments.len() - 1;
         let offset = self.segments[segment];
         self.segments[segment] += bytes;
-        self.rows.push(Row { segment, offset, bytes });
+        self.rows.push(Row { segment, offset, bytes, width });
         NewRow { row: self.rows.len() - 1, segment, offset }
     }
 
@@ -193,6 +197,11 @@ impl Plan {
     fn copy(&mut self, row: NewRow, piece: usize, source: Range<usize>) {
         self.copies[row.segment].push(Copy { piece, source, offset: row.offset });
     }
+}
+
+/// The bytes of an element; 1 for what has no whole bytes.
+fn width_of(dtype: Dtype) -> u8 {
+    u8::try_from(dtype.bits() / 8).unwrap_or(1).max(1)
 }
 
 fn components(capture: &Capture<'_>) -> Vec<Component> {

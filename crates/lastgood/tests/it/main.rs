@@ -9,6 +9,7 @@
 
 mod async_saves;
 mod child;
+mod codecs;
 mod digests;
 mod faults;
 mod fencing;

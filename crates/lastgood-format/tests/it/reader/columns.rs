@@ -195,7 +195,9 @@ fn read_chunks(f: &mut Fields<'_>) -> Vec<Chunk> {
     let hashes = f.each(count, Fields::hash);
     let decoded = f.each(count, Fields::u32);
     let stored = f.each(count, Fields::u32);
-    let codecs = f.each(count, |f| [Codec::Raw, Codec::Zstd, Codec::Zero][usize::from(f.u8())]);
+    let codecs = f.each(count, |f| {
+        [Codec::Raw, Codec::Zstd, Codec::Zero, Codec::Planes][usize::from(f.u8())]
+    });
     let packs = f.each(count, Fields::u32);
     let offsets = f.each(count, Fields::u64);
     (0..count)

@@ -43,9 +43,36 @@ pub(super) fn chunk(objects: &Objects, run: &str, index: &ShardIndex, row: usize
     let decoded = match chunk.codec.name() {
         "raw" => stored.to_vec(),
         "zero" => vec![0; decoded_bytes],
+        "planes" => planes(stored, decoded_bytes),
         _ => zstd::bulk::decompress(stored, decoded_bytes).unwrap(),
     };
     assert_eq!(decoded.len(), decoded_bytes);
     assert_eq!(blake3::hash(&decoded).as_bytes(), chunk.hash.as_bytes());
+    decoded
+}
+
+/// `FORMAT.md`, "Planes".
+fn planes(stored: &[u8], decoded_bytes: usize) -> Vec<u8> {
+    let width = usize::from(stored[0]);
+    assert!([2, 4, 8].contains(&width));
+    let count = decoded_bytes / width;
+    let mut data = &stored[1 + 5 * width..];
+    let mut decoded = vec![0; decoded_bytes];
+    for plane in 0..width {
+        let entry = &stored[1 + 5 * plane..][..5];
+        let bytes = u32::from_le_bytes(entry[1..].try_into().unwrap()) as usize;
+        let (own, behind) = data.split_at(bytes);
+        data = behind;
+        assert!(entry[0] <= 1, "a plane of kind {}", entry[0]);
+        let own = match entry[0] {
+            0 => own.to_vec(),
+            _ => zstd::bulk::decompress(own, count).unwrap(),
+        };
+        assert_eq!(own.len(), count);
+        for (element, byte) in own.into_iter().enumerate() {
+            decoded[element * width + plane] = byte;
+        }
+    }
+    decoded[count * width..].copy_from_slice(data);
     decoded
 }
