@@ -227,10 +227,11 @@ def _go_on(
             raise Invalid(
                 f"steps up to {recorded} are recorded, and to is {end}: end there or later"
             )
+        last = None
         for step in range(begin + 1, end + 1):
-            saved = run.step(step, **(step_fn(step) or {}))
-        if saved is None and end > begin:
-            saved = run.save(end)
+            last = run.step(step, **(step_fn(step) or {}))
+        # What came apart on the way has no state at the end.
+        saved = last if last is not None or end == begin else run.save(end)
     said = _lastgood.resumed(place, _world.store_options(), name, run.attempt) or {}
     divergences = [Divergence(**one) for one in said.get("divergences", [])]
     states = said.get("states", [])
@@ -244,7 +245,7 @@ def _go_on(
         states=states,
         divergences=divergences,
         environment=[],
-        checkpoint=None if saved is None or divergences else saved.durable.result(),
+        checkpoint=None if saved is None else saved.durable.result(),
     )
 
 

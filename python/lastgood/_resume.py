@@ -220,12 +220,12 @@ class Resume:
         return str(folder)
 
     def _adopt(self, folder: Path, step: int, peers: Peers) -> None:
+        # What is recorded leads from the checkpoint to this folder, which is gone on from whether it is saved or not.
+        self.run._native.go_live()
         try:
             handle = _folders.ingest(self.run, folder, step, self.owner, peers)
             handle.durable.result()
             saved(self.run, step)
-            # What is recorded leads from the checkpoint to this folder, and is not done again.
-            self.run._native.go_live()
         except (LastgoodError, OSError) as error:
             tell_failure(error, f"{folder.name}, from which training goes on,", strict=False)
 

@@ -13,6 +13,9 @@ import lastgood as lg
 import numpy as np
 import pytest
 from children import PROGRAMS, environment
+from lastgood import _folders, _resume
+from lastgood._peers import Peers
+from lastgood._state import World
 
 STEPS = 12
 #: The job is lost after this step, behind its checkpoint of step 9.
@@ -69,6 +72,30 @@ def test_it_comes_to_the_end_of_the_record_and_saves_it(tmp_path: Path) -> None:
     assert again.bytes() == weights[LOST] == job.bytes()
     with lg.open(tmp_path / "another", Job().state) as run:
         assert [c.step for c in run.history()] == [3, 6, 9, LOST]
+        assert run.history()[-1].id == replayed.checkpoint
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_states_are_compared_at_the_end(tmp_path: Path, flipped: bool) -> None:
+    job = Job()
+    with begin(tmp_path, job) as run:
+        for step in range(1, LOST + 1):
+            run.step(step, **job.step(step))
+    again = Job()
+
+    def step_fn(step: int) -> dict[str, Any]:
+        said = again.step(step)
+        if flipped and step == LOST:
+            again.state["model"]["w"].view(np.uint64)[3] ^= np.uint64(1 << 50)
+        return said
+
+    replayed = lg.replay(tmp_path, again.state, step_fn, mode="resume")
+    assert (replayed.states, replayed.equal) == ([LOST], not flipped)
+    assert replayed.level == (None if flipped else "D2")
+    found = [(one.code, one.step, one.what) for one in replayed.divergences]
+    assert found == ([("LG-ND-001", LOST, "model/w")] if flipped else [])
+    with lg.open(tmp_path, Job().state) as run:
+        # It is there: whoever is told of the difference decides what becomes of it.
         assert run.history()[-1].id == replayed.checkpoint
 
 
@@ -131,6 +158,25 @@ def test_what_differs_ends_the_training_and_is_not_saved(
     with begin(tmp_path, Job(), resume="live") as live:
         assert live.restore() == 9
         assert [c.step for c in live.history()] == [3, 6, 9]
+
+
+def test_a_folder_that_is_taken_over_is_live_whether_it_can_be_saved_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(tmp_path, Job())
+
+    def fail(*_: Any) -> None:
+        raise lg.Unavailable("the store is away")
+
+    monkeypatch.setattr(_folders, "ingest", fail)
+    with begin(tmp_path, job := Job(), resume="replay") as run:
+        run.restore()
+        assert run._native.todo() == (1, 9, LOST)
+        found = _resume.Resume(run, tmp_path, "a test", dict, lambda *_: None)
+        with pytest.warns(lg.SaveWarning, match="checkpoint-11"):
+            found._adopt(tmp_path / "checkpoint-11", 11, Peers(World()))
+        assert run._native.todo() is None
+        run.step(12, **job.step(12))
 
 
 def tool(*words: str, code: int = 0, **more: str) -> list[dict[str, Any]]:
