@@ -36,6 +36,7 @@ def settings_of(journal: bool | Mapping[str, Any], store: str) -> dict[str, Any]
         raise Invalid(
             f"there is no setting {unknown[0]!r} of the journal; there are {list(_SETTINGS)}"
         )
+    given.setdefault("wait", os.environ.get("LASTGOOD_JOURNAL_WAIT") == "1")
     every = given.setdefault("digest_every", 0)
     if not isinstance(every, int) or every < 0:
         raise Invalid(f"digest_every is a number of steps, or 0 for none, given {every!r}")

@@ -45,11 +45,11 @@ def open(
         failures_max: after so many failed saves in a row a save is an error; default none: failed saves warn.
         incarnation: names this start for all its ranks; found by itself under torch.distributed and ``lastgood run``.
         journal: record what goes into each step, for replay: the learning rates, where the data and the generators are,
-            and what `Run.step` is given. A dict may set ``wait`` (each step is durable when `Run.step` returns),
-            ``seal_after`` (seconds until events are in the store), ``folder`` (of a local disk, for what is not),
-            ``logical`` (first, and behind last, of the logical ranks of this process), ``digests`` (False: no
-            fingerprints of the state with each save) and ``digest_every`` (so many steps, between saves too; each
-            costs a copy of the state in the call).
+            and what `Run.step` is given. A dict may set ``wait`` (each step is durable when `Run.step` returns;
+            LASTGOOD_JOURNAL_WAIT=1 sets it too), ``seal_after`` (seconds until events are in the store), ``folder`` (of
+            a local disk, for what is not), ``logical`` (first, and behind last, of the logical ranks of this process),
+            ``digests`` (False: no fingerprints of the state with each save) and ``digest_every`` (so many steps,
+            between saves too; each costs a copy of the state in the call).
         preflight: what `Run.restore` does if this process computes otherwise than the one that saved (libraries,
             settings, threads, code …): ``refuse`` it, ``warn`` and go on, or ``off``; default ``LASTGOOD_PREFLIGHT``,
             else ``refuse``.

@@ -119,14 +119,16 @@ def test_killed_it_goes_on_by_a_replay(tmp_path: Path, training: Training) -> No
     out = tmp_path / "out"
     (out / ("store" if training.program == LIGHTNING.program else "_lastgood")).mkdir(parents=True)
     job = ["--", *command(training, out)]
-    tool("run", *place(out), "--restarts", "0", *job, "--kill-at", "8", code=1)
+    # Behind the steps, the last of them may not be in the record yet when it is killed.
+    first = ["--restarts", "0", *job, "--kill-at", "8"]
+    tool("run", *place(out), *first, code=1, LASTGOOD_JOURNAL_WAIT="1")
     resume = ["replay", "--json", *place(out), "--mode", "resume", *job]
     said = json.loads(tool(*resume, code=6, PLANT="lr=7").splitlines()[-1])
     first = said["divergences"][0]
     assert (first["step"], first["what"]) == (7, "lr"), said
     said = json.loads(tool(*resume).splitlines()[-1])
     assert said["equal"] and said["recorded_by"] == 1, said
-    assert said["from_step"] == 6 and said["to"] in (7, 8), said
+    assert said["from_step"] == 6 and said["to"] == 8, said
     check_steps(out, training)
 
 

@@ -1,12 +1,13 @@
 //! The S3 gateway that the tests of stores use.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
-use super::install::log_file;
+use super::install::{last_lines, log_file};
 use crate::process;
 
 /// Installs, starts and stops it.
@@ -34,9 +35,27 @@ pub(super) struct Gateway {
     keeper: Child,
 }
 
+/// How often it is tried: a port that was free may be taken by the time that it is listened on, and on a
+/// machine that builds everything at once its parts may wait for each other for too long.
+const TRIES: usize = 3;
+
 impl Gateway {
     pub(super) fn start() -> Result<Self> {
-        let (log, path) = log_file("gateway")?;
+        let mut printed = String::new();
+        for _ in 0..TRIES {
+            let (log, path) = log_file("gateway")?;
+            if let Some(gateway) = Self::start_once(log)? {
+                return Ok(gateway);
+            }
+            printed = last_lines(&path);
+        }
+        bail!(
+            "the gateway did not start, tried {TRIES} times; the last time it printed:\n{printed}"
+        )
+    }
+
+    /// None if it ended without an address; why stands in its log.
+    fn start_once(log: File) -> Result<Option<Self>> {
         let mut keeper = process::command("bash")
             .args(["-c", KEEPER, SCRIPT])
             .stdin(Stdio::piped())
@@ -51,8 +70,7 @@ impl Gateway {
             BufReader::new(output).read_line(&mut line).context("the gateway's address")?;
         }
         let gateway = Self { address: address(&line), keeper };
-        ensure!(!gateway.address.is_empty(), "the gateway did not start; see {}", path.display());
-        Ok(gateway)
+        Ok((!gateway.address.is_empty()).then_some(gateway))
     }
 }
 

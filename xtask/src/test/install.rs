@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -223,8 +223,13 @@ fn run_logged(mut command: Command, name: &str) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    let text = fs::read_to_string(&path).unwrap_or_default();
+    let (seconds, tail) = (start.elapsed().as_secs(), last_lines(&path));
+    bail!("{name} ended with {status} after {seconds} s:\n{tail}");
+}
+
+/// What an error shows of a log.
+pub(super) fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    let tail = lines[lines.len().saturating_sub(20)..].join("\n");
-    bail!("{name} ended with {status} after {} s:\n{tail}", start.elapsed().as_secs());
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
