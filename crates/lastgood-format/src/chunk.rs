@@ -1,5 +1,8 @@
 //! Codecs of one chunk.
 
+use std::ops::Range;
+
+use crate::delta::{self, Operand};
 use crate::planes::{self, SAMPLE, WIDTHS};
 use crate::{Error, Hash, Result, frames};
 
@@ -22,11 +25,14 @@ pub enum Codec {
     Zero,
     /// Byte planes, each of them raw or a zstd frame.
     Planes,
+    /// What is left where other chunks predict it.
+    Delta,
 }
 
 impl Codec {
     /// Every codec, in the order of the codes.
-    pub const ALL: &'static [Self] = &[Self::Raw, Self::Zstd, Self::Zero, Self::Planes];
+    pub const ALL: &'static [Self] =
+        &[Self::Raw, Self::Zstd, Self::Zero, Self::Planes, Self::Delta];
 
     /// The code in packs and shard indexes.
     #[must_use]
@@ -36,6 +42,7 @@ impl Codec {
             Self::Zstd => 1,
             Self::Zero => 2,
             Self::Planes => 3,
+            Self::Delta => 4,
         }
     }
 
@@ -49,7 +56,7 @@ impl Codec {
     pub(crate) fn may_store(self, stored_bytes: u32, decoded_bytes: u32) -> bool {
         match self {
             Self::Raw => stored_bytes == decoded_bytes,
-            Self::Zstd | Self::Planes => stored_bytes < decoded_bytes,
+            Self::Zstd | Self::Planes | Self::Delta => stored_bytes < decoded_bytes,
             Self::Zero => stored_bytes == 0,
         }
     }
@@ -62,6 +69,7 @@ impl Codec {
             Self::Zstd => "zstd",
             Self::Zero => "zero",
             Self::Planes => "planes",
+            Self::Delta => "delta",
         }
     }
 }
@@ -107,33 +115,57 @@ pub fn encode(decoded: &[u8], width: usize, level: Option<i32>) -> Result<Encode
 
 /// The codec that makes a sample of `decoded` the smallest; `None` if none saves a tenth.
 fn choose(decoded: &[u8], width: usize, level: i32) -> Option<Codec> {
-    let sample = match decoded.len() <= 2 * SAMPLE {
-        true => decoded,
-        false => {
-            // Elements stay whole.
-            let begin = (decoded.len() / 2 - SAMPLE / 2) & !7;
-            &decoded[begin..begin + SAMPLE]
-        }
-    };
-    let whole = frames::compress(sample, level).map_or(sample.len(), |frame| frame.len());
-    let apart = match WIDTHS.contains(&width) {
-        true => planes::estimate(sample, width, level),
-        false => usize::MAX,
-    };
-    let (codec, bytes) = if apart < whole { (Codec::Planes, apart) } else { (Codec::Zstd, whole) };
+    let sample = &decoded[sample(decoded.len())];
+    let (codec, bytes) = smallest(sample, width, level);
     // A sample that is everything is no guess.
     let saves = sample.len() == decoded.len() || bytes * 10 <= sample.len() * 9;
     saves.then_some(codec)
 }
 
+/// The range of a chunk of `bytes` bytes that stands for all of it when codecs are compared. Elements stay whole.
+#[must_use]
+pub fn sample(bytes: usize) -> Range<usize> {
+    if bytes <= 2 * SAMPLE {
+        return 0..bytes;
+    }
+    let begin = (bytes / 2 - SAMPLE / 2) & !7;
+    begin..begin + SAMPLE
+}
+
+/// About how many bytes `sample` takes in a chunk that [`encode`] makes.
+#[must_use]
+pub fn estimate(sample: &[u8], width: usize, level: i32) -> usize {
+    smallest(sample, width, level).1.min(sample.len())
+}
+
+fn smallest(sample: &[u8], width: usize, level: i32) -> (Codec, usize) {
+    let whole = frames::compress(sample, level).map_or(sample.len(), |frame| frame.len());
+    let apart = match WIDTHS.contains(&width) {
+        true => planes::estimate(sample, width, level),
+        false => usize::MAX,
+    };
+    if apart < whole { (Codec::Planes, apart) } else { (Codec::Zstd, whole) }
+}
+
 /// Decodes `stored` into exactly `decoded` and checks its hash. Nothing of `decoded` may be used
-/// unless this succeeds.
+/// unless this succeeds. Only a delta has `operands`.
 ///
 /// # Errors
-/// `Corrupt` if the bytes do not decode to the right number of bytes with the right hash.
-pub fn decode_into(codec: Codec, stored: &[u8], decoded: &mut [u8], hash: &Hash) -> Result<()> {
+/// `Corrupt` if the bytes do not decode to the right number of bytes with the right hash, or are of other operands;
+/// `Incompatible` if they are a delta of a newer rule.
+pub fn decode_into(
+    codec: Codec,
+    stored: &[u8],
+    operands: &[Operand<'_>],
+    decoded: &mut [u8],
+    hash: &Hash,
+) -> Result<()> {
     let expected = decoded.len();
     let found = match codec {
+        Codec::Delta => {
+            delta::decode(stored, operands, decoded)?;
+            expected
+        }
         Codec::Planes => {
             planes::decode(stored, decoded)?;
             expected
@@ -171,6 +203,7 @@ pub fn decode_into(codec: Codec, stored: &[u8], decoded: &mut [u8], hash: &Hash)
 pub fn decode<'b>(
     codec: Codec,
     stored: &'b [u8],
+    operands: &[Operand<'_>],
     decoded_bytes: u32,
     hash: &Hash,
     scratch: &'b mut Vec<u8>,
@@ -180,7 +213,7 @@ pub fn decode<'b>(
         return Ok(stored);
     }
     scratch.resize(decoded_bytes as usize, 0);
-    decode_into(codec, stored, scratch, hash)?;
+    decode_into(codec, stored, operands, scratch, hash)?;
     Ok(scratch)
 }
 

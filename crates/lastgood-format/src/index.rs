@@ -21,6 +21,9 @@ const MAGIC: &[u8; 8] = b"LGINDEX\0";
 /// Magic, version, flags, decoded size, stored size.
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8;
 
+/// The flag of an index with columns for deltas: an older reader refuses it.
+const DELTAS: u32 = 1;
+
 /// The longest name of a component or owner, in bytes.
 pub const NAME_BYTES_MAX: usize = 1024;
 
@@ -62,6 +65,10 @@ pub struct ShardIndex {
     /// The chunks: a row for each chunk of each shard, so equal chunks have a row each that name the
     /// same place. A large shard owns consecutive rows; small shards share one.
     pub chunks: Vec<Chunk>,
+    /// Chunks that belong to no shard and that others are deltas of, directly or over others.
+    pub bases: Vec<Chunk>,
+    /// For each delta the chunks that it is made of, as rows: those of `chunks`, and behind them those of `bases`.
+    pub operands: BTreeMap<u32, Vec<u32>>,
     /// The packs that hold them, in order of first use.
     pub packs: Vec<Pack>,
     /// Text that travels with the checkpoint (safetensors metadata, for example).
@@ -172,6 +179,24 @@ impl ShardIndex {
             }
         }
         Ok(sum)
+    }
+
+    /// A row of `chunks`, or behind them of `bases`.
+    #[must_use]
+    pub fn row(&self, row: u32) -> Option<&Chunk> {
+        let i = row as usize;
+        self.chunks.get(i).or_else(|| self.bases.get(i.checked_sub(self.chunks.len())?))
+    }
+
+    /// The rows that `row` is made of; none unless it is a delta.
+    #[must_use]
+    pub fn operands_of(&self, row: u32) -> &[u32] {
+        self.operands.get(&row).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every chunk that this index stands on: those of its shards, and those that they are deltas of.
+    pub fn all_chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.chunks.iter().chain(&self.bases)
     }
 
     /// The bytes of the packs that were written for this save.

@@ -18,6 +18,7 @@
 //! | [`layout`] | arithmetic on n-dimensional boxes: intersection, runs of bytes, coverage |
 
 pub mod chunk;
+pub mod delta;
 pub mod descriptor;
 pub mod dtype;
 pub mod error;

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use crate::{Error, Result, frames};
 
 /// The widths of elements that planes are made of: bytes.
-pub(crate) const WIDTHS: [usize; 3] = [2, 4, 8];
+pub(crate) const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
 /// Behind the width: for each plane how it is stored, and how many bytes it takes.
 const ENTRY_BYTES: usize = 5;
@@ -37,15 +37,34 @@ fn with_plane<T>(bytes: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     done
 }
 
-fn gather(decoded: &[u8], width: usize, p: usize, plane: &mut [u8]) {
-    for (byte, element) in plane.iter_mut().zip(decoded.chunks_exact(width)) {
+/// Elements of a width that is known when this is compiled: the loops become wide moves.
+fn gather_of<const W: usize>(decoded: &[u8], p: usize, plane: &mut [u8]) {
+    for (byte, element) in plane.iter_mut().zip(decoded.as_chunks::<W>().0) {
         *byte = element[p];
     }
 }
 
-fn scatter(plane: &[u8], width: usize, p: usize, decoded: &mut [u8]) {
-    for (byte, element) in plane.iter().zip(decoded.chunks_exact_mut(width)) {
+fn scatter_of<const W: usize>(plane: &[u8], p: usize, decoded: &mut [u8]) {
+    for (byte, element) in plane.iter().zip(decoded.as_chunks_mut::<W>().0) {
         element[p] = *byte;
+    }
+}
+
+fn gather(decoded: &[u8], width: usize, p: usize, plane: &mut [u8]) {
+    match width {
+        2 => gather_of::<2>(decoded, p, plane),
+        4 => gather_of::<4>(decoded, p, plane),
+        8 => gather_of::<8>(decoded, p, plane),
+        _ => plane.copy_from_slice(&decoded[..plane.len()]),
+    }
+}
+
+fn scatter(plane: &[u8], width: usize, p: usize, decoded: &mut [u8]) {
+    match width {
+        2 => scatter_of::<2>(plane, p, decoded),
+        4 => scatter_of::<4>(plane, p, decoded),
+        8 => scatter_of::<8>(plane, p, decoded),
+        _ => decoded[..plane.len()].copy_from_slice(plane),
     }
 }
 
@@ -65,19 +84,12 @@ pub(crate) fn encode(decoded: &[u8], width: usize, level: i32) -> Result<Option<
     with_plane(count, |plane| {
         for p in 0..width {
             gather(decoded, width, p, plane);
-            let frame = match seems_smaller(plane, level) {
-                true => Some(compress(plane, level)?).filter(|frame| frame.len() < plane.len()),
-                false => None,
-            };
-            let (kind, bytes) = match &frame {
-                Some(frame) => (ZSTD, frame.as_slice()),
-                None => (RAW, &*plane),
-            };
+            let begin = stored.len();
+            let kind = push_coded(&mut stored, plane, level)?;
+            let bytes = ((stored.len() - begin) as u32).to_le_bytes();
             let entry = 1 + p * ENTRY_BYTES;
             stored[entry] = kind;
-            stored[entry + 1..entry + ENTRY_BYTES]
-                .copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-            stored.extend_from_slice(bytes);
+            stored[entry + 1..entry + ENTRY_BYTES].copy_from_slice(&bytes);
         }
         Ok(())
     })?;
@@ -85,19 +97,51 @@ pub(crate) fn encode(decoded: &[u8], width: usize, level: i32) -> Result<Option<
     Ok((stored.len() < decoded.len()).then_some(stored))
 }
 
-/// Guesses whether zstd makes a plane smaller by a sixteenth, so that the noise of most planes costs nothing.
-fn seems_smaller(plane: &[u8], level: i32) -> bool {
-    if plane.len() <= 2 * SAMPLE {
-        return true;
-    }
-    let middle = (plane.len() / 2).saturating_sub(SAMPLE / 2);
-    let sample = &plane[middle..middle + SAMPLE];
-    frames::compress(sample, level).is_ok_and(|frame| frame.len() * 16 <= SAMPLE * 15)
+/// How a plane becomes smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Its bytes are of unequal frequency.
+    Literals,
+    /// They repeat.
+    Repeats,
 }
 
-fn compress(plane: &[u8], level: i32) -> Result<Vec<u8>> {
-    frames::compress(plane, level)
-        .map_err(|e| Error::internal(format!("zstd cannot compress a plane: {e}")))
+/// What makes a plane the smallest, and the bytes of it; judged by a sample, so that the noise of most planes costs
+/// nothing. `None` if nothing saves a sixteenth.
+fn way(plane: &[u8], level: i32) -> Option<(Way, usize)> {
+    let sample = match plane.len() <= 2 * SAMPLE {
+        true => plane,
+        false => &plane[plane.len() / 2 - SAMPLE / 2..][..SAMPLE],
+    };
+    let size = |frame: std::io::Result<Vec<u8>>| frame.map_or(usize::MAX, |frame| frame.len());
+    let literals = size(frames::compress_literals(sample));
+    // Of what is noise to one both would say the same.
+    let may_repeat = literals * 16 <= sample.len() * 15 || sample.len() == plane.len();
+    let repeats = if may_repeat { size(frames::compress(sample, level)) } else { usize::MAX };
+    // It takes several times as long: it must be worth it.
+    let (way, bytes) = match repeats.saturating_mul(33) < literals * 32 {
+        true => (Way::Repeats, repeats),
+        false => (Way::Literals, literals),
+    };
+    let saves =
+        bytes * 16 <= sample.len() * 15 || (sample.len() == plane.len() && bytes < sample.len());
+    saves.then(|| (way, (bytes as u64 * plane.len() as u64 / sample.len().max(1) as u64) as usize))
+}
+
+/// Appends `plane` in the smallest form, and gives the kind of that.
+pub(crate) fn push_coded(stored: &mut Vec<u8>, plane: &[u8], level: i32) -> Result<u8> {
+    let frame = match way(plane, level) {
+        Some((Way::Literals, _)) => frames::compress_literals(plane),
+        Some((Way::Repeats, _)) => frames::compress(plane, level),
+        None => Ok(Vec::new()),
+    };
+    let frame = frame.map_err(|e| Error::internal(format!("zstd cannot compress a plane: {e}")))?;
+    if frame.is_empty() || frame.len() >= plane.len() {
+        stored.extend_from_slice(plane);
+        return Ok(RAW);
+    }
+    stored.extend_from_slice(&frame);
+    Ok(ZSTD)
 }
 
 /// How many bytes a sample of elements would take in planes.
@@ -106,8 +150,7 @@ pub(crate) fn estimate(sample: &[u8], width: usize, level: i32) -> usize {
         (0..width)
             .map(|p| {
                 gather(sample, width, p, plane);
-                let frame = frames::compress(plane, level);
-                frame.map_or(plane.len(), |frame| frame.len().min(plane.len()))
+                way(plane, level).map_or(plane.len(), |(_, bytes)| bytes)
             })
             .sum()
     })
@@ -135,17 +178,8 @@ pub(crate) fn decode(stored: &[u8], decoded: &mut [u8]) -> Result<()> {
                 .split_at_checked(u32::from_le_bytes(bytes) as usize)
                 .ok_or_else(|| unclear(&format!("plane {p} is cut off")))?;
             data = behind;
-            match kind {
-                RAW if bytes.len() == count => scatter(bytes, width, p, decoded),
-                ZSTD => {
-                    let found = frames::with_decoder(|context| context.decompress(plane, bytes));
-                    if found != Ok(count) {
-                        return Err(unclear(&format!("plane {p} has not {count} bytes")));
-                    }
-                    scatter(plane, width, p, decoded);
-                }
-                _ => return Err(unclear(&format!("plane {p} is of kind {kind}"))),
-            }
+            let plane = coded(kind, bytes, plane).map_err(|e| e.context(format!("plane {p}")))?;
+            scatter(plane, width, p, decoded);
         }
         if data.len() != rest {
             return Err(unclear(&format!("{} bytes follow, expected {rest}", data.len())));
@@ -154,6 +188,25 @@ pub(crate) fn decode(stored: &[u8], decoded: &mut [u8]) -> Result<()> {
         decoded[end..].copy_from_slice(data);
         Ok(())
     })
+}
+
+/// The bytes of a plane that [`push_coded`] appended, as many as `room` has, there or in `stored` itself.
+///
+/// # Errors
+/// `Corrupt` if they are not so many.
+pub(crate) fn coded<'b>(kind: u8, stored: &'b [u8], room: &'b mut [u8]) -> Result<&'b [u8]> {
+    let expected = room.len();
+    let found = match kind {
+        RAW if stored.len() == expected => return Ok(stored),
+        RAW => stored.len(),
+        ZSTD => frames::with_decoder(|context| context.decompress(room, stored))
+            .map_err(|_| Error::corrupt("its frame does not decode"))?,
+        _ => return Err(Error::corrupt(format!("it is of kind {kind}"))),
+    };
+    match found == expected {
+        true => Ok(room),
+        false => Err(Error::corrupt(format!("it has {found} bytes, expected {expected}"))),
+    }
 }
 
 #[cfg(test)]

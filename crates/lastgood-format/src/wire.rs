@@ -102,6 +102,11 @@ impl<'b> Reader<'b> {
         self.rest.len()
     }
 
+    /// What is left.
+    pub(crate) fn rest(&self) -> &'b [u8] {
+        self.rest
+    }
+
     pub(crate) fn end(&self) -> Result<()> {
         match self.rest.len() {
             0 => Ok(()),

@@ -110,6 +110,8 @@ impl Run {
             options: options.save.clone(),
             sink_speed: None,
             journal: recording,
+            kept: None,
+            written: 0,
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);

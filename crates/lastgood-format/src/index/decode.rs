@@ -7,7 +7,7 @@ use zstd::stream::read::Decoder;
 use zstd::zstd_safe::DCtx;
 
 use super::{
-    Chunk, Component, DIMS_MAX, Durability, HEADER_BYTES, MAGIC, METADATA_BYTES_MAX,
+    Chunk, Component, DELTAS, DIMS_MAX, Durability, HEADER_BYTES, MAGIC, METADATA_BYTES_MAX,
     NAME_BYTES_MAX, NAMES_BYTES_MAX, Pack, Shard, ShardIndex, TENSOR_NAME_BYTES_MAX, Tensor,
 };
 use crate::key::{OBJECT_BYTES_MAX, SaveKey};
@@ -22,15 +22,15 @@ impl ShardIndex {
     /// `Corrupt` if a rule is broken; `Incompatible` if the version or a code is newer.
     pub fn decode(stored: &[u8]) -> Result<Self> {
         descriptor::check_size("shard index", stored, Self::BYTES_MAX)?;
-        let columns = unpack(stored)?;
-        let index = read(&columns)?;
+        let (columns, has_deltas) = unpack(stored)?;
+        let index = read(&columns, has_deltas)?;
         index.check()?;
         Ok(index)
     }
 }
 
-/// The columns of a stored index, after its hash was checked.
-fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
+/// The columns of a stored index, after its hash was checked, and whether there are those for deltas.
+fn unpack(stored: &[u8]) -> Result<(Vec<u8>, bool)> {
     let split =
         stored.len().checked_sub(Hash::BYTES).filter(|split| *split >= HEADER_BYTES).ok_or_else(
             || Error::corrupt(format!("a shard index of {} bytes is too short", stored.len())),
@@ -49,8 +49,9 @@ fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
     }
     descriptor::check_version(fields.u32()?)?;
     let flags = fields.u32()?;
-    if flags != 0 {
-        return Err(Error::incompatible(format!("shard index flags {flags:#x} are not known")));
+    if flags & !DELTAS != 0 {
+        return Err(Error::incompatible(format!("shard index flags {flags:#x} are not known"))
+            .with_remedy("use a newer lastgood"));
     }
     let decoded_bytes = fields.u64()?;
     let stored_bytes = fields.u64()?;
@@ -64,7 +65,7 @@ fn unpack(stored: &[u8]) -> Result<Vec<u8>> {
             frame.len()
         )));
     }
-    inflate(frame, decoded_bytes)
+    Ok((inflate(frame, decoded_bytes)?, flags & DELTAS != 0))
 }
 
 fn inflate(frame: &[u8], decoded_bytes: u64) -> Result<Vec<u8>> {
@@ -91,7 +92,7 @@ fn inflate_with(context: &mut DCtx<'static>, frame: &[u8], decoded_bytes: u64) -
     Ok(columns)
 }
 
-fn read(columns: &[u8]) -> Result<ShardIndex> {
+fn read(columns: &[u8], has_deltas: bool) -> Result<ShardIndex> {
     let mut fields = Reader::new(columns);
     let run = fields.text(NAME_BYTES_MAX)?;
     let run = run.parse().map_err(|e: Error| Error::corrupt(e.message().to_owned()))?;
@@ -109,7 +110,12 @@ fn read(columns: &[u8]) -> Result<ShardIndex> {
     let components = read_components(&mut fields)?;
     let tensors = read_tensors(&mut fields)?;
     let shards = read_shards(&mut fields, &tensors)?;
-    let (packs, chunks) = read_chunks(&mut fields)?;
+    let packs = read_packs(&mut fields)?;
+    let chunks = read_rows(&mut fields)?;
+    let (bases, operands) = match has_deltas {
+        true => (read_rows(&mut fields)?, read_operands(&mut fields)?),
+        false => Default::default(),
+    };
     fields.end()?;
     Ok(ShardIndex {
         run,
@@ -123,6 +129,8 @@ fn read(columns: &[u8]) -> Result<ShardIndex> {
         tensors,
         shards,
         chunks,
+        bases,
+        operands,
         packs,
         metadata,
     })
@@ -240,15 +248,18 @@ fn read_shards(fields: &mut Reader<'_>, tensors: &[Tensor]) -> Result<Vec<Shard>
         .collect())
 }
 
-fn read_chunks(fields: &mut Reader<'_>) -> Result<(Vec<Pack>, Vec<Chunk>)> {
+fn read_packs(fields: &mut Reader<'_>) -> Result<Vec<Pack>> {
     let count = fields.count(13)?;
-    let packs = repeat(count, || {
+    repeat(count, || {
         Ok(Pack {
             object: fields.text(OBJECT_BYTES_MAX)?.to_owned(),
             bytes: fields.u64()?,
             is_new: flag(fields.u8()?)?,
         })
-    })?;
+    })
+}
+
+fn read_rows(fields: &mut Reader<'_>) -> Result<Vec<Chunk>> {
     let count = fields.count(53)?;
     let hashes = repeat(count, || fields.hash())?;
     let decoded = repeat(count, || fields.u32())?;
@@ -268,7 +279,17 @@ fn read_chunks(fields: &mut Reader<'_>) -> Result<(Vec<Pack>, Vec<Chunk>)> {
             offset,
         })
         .collect();
-    Ok((packs, chunks))
+    Ok(chunks)
+}
+
+fn read_operands(fields: &mut Reader<'_>) -> Result<BTreeMap<u32, Vec<u32>>> {
+    let count = fields.count(5)?;
+    let rows = repeat(count, || fields.u32())?;
+    if count == 0 || !rows.is_sorted_by(|a, b| a < b) {
+        return Err(Error::corrupt("the deltas of a shard index are none or out of order"));
+    }
+    let counts = repeat(count, || fields.u8().map(usize::from))?;
+    rows.into_iter().zip(counts).map(|(row, n)| Ok((row, repeat(n, || fields.u32())?))).collect()
 }
 
 fn repeat<T>(count: usize, mut read: impl FnMut() -> Result<T>) -> Result<Vec<T>> {

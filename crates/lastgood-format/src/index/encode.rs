@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{HEADER_BYTES, MAGIC, ShardIndex};
+use super::{Chunk, DELTAS, HEADER_BYTES, MAGIC, ShardIndex};
 use crate::wire::Writer;
 use crate::{Error, FORMAT_VERSION, Hash, Result, frames};
 
@@ -39,7 +39,7 @@ impl ShardIndex {
         let mut out = Writer(Vec::with_capacity(HEADER_BYTES + frame.len() + Hash::BYTES));
         out.0.extend_from_slice(MAGIC);
         out.u32(FORMAT_VERSION);
-        out.u32(0);
+        out.u32(if self.operands.is_empty() { 0 } else { DELTAS });
         out.u64(columns.0.len() as u64);
         out.u64(frame.len() as u64);
         out.0.extend_from_slice(&frame);
@@ -109,21 +109,32 @@ impl ShardIndex {
     }
 
     fn write_chunks(&self, out: &mut Writer) {
-        let chunks = &self.chunks;
         count(out, self.packs.len());
         for pack in &self.packs {
             out.text(&pack.object);
             out.u64(pack.bytes);
             out.u8(u8::from(pack.is_new));
         }
-        count(out, chunks.len());
-        chunks.iter().for_each(|c| out.hash(&c.hash));
-        chunks.iter().for_each(|c| out.u32(c.decoded_bytes));
-        chunks.iter().for_each(|c| out.u32(c.stored_bytes));
-        chunks.iter().for_each(|c| out.u8(c.codec.code()));
-        chunks.iter().for_each(|c| out.u32(c.pack));
-        chunks.iter().for_each(|c| out.u64(c.offset));
+        write_rows(out, &self.chunks);
+        if self.operands.is_empty() {
+            return;
+        }
+        write_rows(out, &self.bases);
+        count(out, self.operands.len());
+        self.operands.keys().for_each(|row| out.u32(*row));
+        self.operands.values().for_each(|operands| out.u8(operands.len() as u8));
+        self.operands.values().flatten().for_each(|row| out.u32(*row));
     }
+}
+
+fn write_rows(out: &mut Writer, chunks: &[Chunk]) {
+    count(out, chunks.len());
+    chunks.iter().for_each(|c| out.hash(&c.hash));
+    chunks.iter().for_each(|c| out.u32(c.decoded_bytes));
+    chunks.iter().for_each(|c| out.u32(c.stored_bytes));
+    chunks.iter().for_each(|c| out.u8(c.codec.code()));
+    chunks.iter().for_each(|c| out.u32(c.pack));
+    chunks.iter().for_each(|c| out.u64(c.offset));
 }
 
 /// One zstd frame that keeps [`ShardIndex::GROWTH_MAX`].

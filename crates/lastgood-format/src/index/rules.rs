@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    DIMS_MAX, METADATA_BYTES_MAX, NAME_BYTES_MAX, NAMES_BYTES_MAX, Shard, ShardIndex,
+    Chunk, DIMS_MAX, METADATA_BYTES_MAX, NAME_BYTES_MAX, NAMES_BYTES_MAX, Shard, ShardIndex,
     TENSOR_NAME_BYTES_MAX, Tensor,
 };
-use crate::chunk::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+use crate::chunk::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Codec};
+use crate::delta::{DEPTH_MAX, OPERANDS_MAX};
 use crate::index::Durability;
 use crate::layout::check_disjoint;
 use crate::pack::{HEADER_BYTES, TRAILER_BYTES};
@@ -20,6 +21,7 @@ impl ShardIndex {
         self.check_tensors()?;
         self.check_packs()?;
         self.check_rows()?;
+        self.check_deltas()?;
         self.check_shards()
     }
 
@@ -126,7 +128,7 @@ impl ShardIndex {
     }
 
     fn check_rows(&self) -> Result<()> {
-        for (i, chunk) in self.chunks.iter().enumerate() {
+        for (i, chunk) in self.all_chunks().enumerate() {
             let pack = self.packs.get(chunk.pack as usize);
             let end = chunk.offset.checked_add(u64::from(chunk.stored_bytes));
             // Neither the pack's header nor its trailer holds a chunk.
@@ -140,6 +142,62 @@ impl ShardIndex {
             }
         }
         Ok(())
+    }
+
+    /// Deltas and no others have operands, as large as they are; the way to one that is none is short and no
+    /// circle; and every base is an operand.
+    fn check_deltas(&self) -> Result<()> {
+        let rows = self.chunks.len() + self.bases.len();
+        let mut used = vec![false; rows];
+        let mut uses: Vec<u32> = vec![0; rows];
+        for (row, operands) in &self.operands {
+            let chunk = self.row(*row).filter(|chunk| chunk.codec == Codec::Delta);
+            let fits = |chunk: &Chunk| {
+                let bytes = chunk.decoded_bytes;
+                let alike = |i: &u32| self.row(*i).is_some_and(|row| row.decoded_bytes == bytes);
+                (1..=OPERANDS_MAX).contains(&operands.len()) && operands.iter().all(alike)
+            };
+            if !chunk.is_some_and(fits) {
+                return broken(format!("chunk {row} is no delta of its operands"));
+            }
+            for operand in operands {
+                used[*operand as usize] = true;
+                uses[*operand as usize] += 1;
+            }
+        }
+        let deltas = self.all_chunks().filter(|chunk| chunk.codec == Codec::Delta).count();
+        if deltas != self.operands.len() {
+            return broken(format!("{deltas} deltas, {} have operands", self.operands.len()));
+        }
+        if let Some(base) = used[self.chunks.len()..].iter().position(|used| !used) {
+            return broken(format!("base {base} is the base of nothing"));
+        }
+        self.check_depth(uses)
+    }
+
+    /// Takes away again and again what nothing is made of: what is left goes round in a circle.
+    fn check_depth(&self, mut uses: Vec<u32>) -> Result<()> {
+        let rows = (0..uses.len() as u32).filter(|row| uses[*row as usize] == 0);
+        let mut layer: Vec<u32> = rows.collect();
+        let mut seen = 0;
+        for _ in 0..=DEPTH_MAX {
+            seen += layer.len();
+            let mut next = Vec::new();
+            for operand in layer.iter().flat_map(|row| self.operands_of(*row)) {
+                let uses = &mut uses[*operand as usize];
+                *uses -= 1;
+                if *uses == 0 {
+                    next.push(*operand);
+                }
+            }
+            layer = next;
+        }
+        match seen == uses.len() && layer.is_empty() {
+            true => Ok(()),
+            false => {
+                broken(format!("deltas are made of each other, or more than {DEPTH_MAX} deep"))
+            }
+        }
     }
 
     /// Every chunk row belongs to exactly one large shard, or is filled without gap by small ones.

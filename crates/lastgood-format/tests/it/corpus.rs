@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use lastgood_format::delta::{Prediction, Rule};
 use lastgood_format::descriptor::Descriptor;
 use lastgood_format::index::{Durability, ShardIndex};
 use lastgood_format::journal::{self, Frame, Lane, Position, Segment};
@@ -14,7 +15,7 @@ use lastgood_format::{Dtype, Hash, RunName, pack, sealed};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::draft::{CHUNK_BYTES, Draft, DraftTensor, Stored, component};
+use crate::draft::{CHUNK_BYTES, Draft, DraftDelta, DraftTensor, Stored, component};
 
 pub(crate) fn run() -> RunName {
     "demo".parse().unwrap()
@@ -103,13 +104,37 @@ fn first(rank: u32) -> Draft {
         ],
         tensors,
         metadata: BTreeMap::from([("note".into(), format!("rank {rank} \u{2713}"))]),
+        deltas: BTreeMap::new(),
     }
 }
 
-/// The second save: step 7 of attempt 2, generation 1, one rank; most of it is the first save's.
+/// The numbers of a chunk, such as an optimizer has: `seed` changes them a little.
+fn weights(seed: u32) -> Vec<u8> {
+    let number = |i: u32| 0.01 + (i / 999) as f32 * 1e-4 + seed as f32 * 1e-7;
+    (0..CHUNK_BYTES as u32 / 4).flat_map(|i| number(i).to_le_bytes()).collect()
+}
+
+/// The second save: step 7 of attempt 2, generation 1, one rank; most of it is the first save's, or near it.
 fn second(base: Hash) -> Draft {
-    let pattern = (0..CHUNK_BYTES as u32 + 8).map(|i| (i / 512) as u8).collect();
+    let pattern: Vec<u8> = (0..CHUNK_BYTES as u32 + 8).map(|i| (i / 512) as u8).collect();
     let dims = [CHUNK_BYTES as u64 + 8];
+    let mut near = pattern[..CHUNK_BYTES].to_vec();
+    near.iter_mut().step_by(9999).for_each(|byte| *byte ^= 1);
+    let near_of = DraftDelta {
+        prediction: Prediction::plain(Rule::Xor),
+        width: 1,
+        operands: vec![pattern[..CHUNK_BYTES].to_vec()],
+    };
+    let step_of = DraftDelta {
+        prediction: Prediction {
+            rule: Rule::Adam,
+            fused: true,
+            constants: vec![1.0, -1e-6, 0.5, 1e-8],
+        },
+        width: 4,
+        operands: vec![weights(0), weights(2), weights(3)],
+    };
+    let numbers = [CHUNK_BYTES as u64 / 4];
     Draft {
         run: run(),
         save: SaveKey { attempt: 2, step: 7, generation: 1 },
@@ -120,10 +145,16 @@ fn second(base: Hash) -> Draft {
         components: vec![component("model", Durability::Durable)],
         tensors: vec![
             whole(0, "alike", Dtype::F32, &[256], alike(noise(1024))),
+            whole(0, "near", Dtype::U8, &[CHUNK_BYTES as u64], near),
             whole(0, "noise", Dtype::Bf16, &[8, 8], noise(128)),
             whole(0, "pattern", Dtype::U8, &dims, pattern),
+            whole(0, "w", Dtype::F32, &numbers, weights(0)),
+            whole(0, "w'", Dtype::F32, &numbers, weights(1)),
+            whole(0, "x m'", Dtype::F32, &numbers, weights(2)),
+            whole(0, "x v'", Dtype::F32, &numbers, weights(3)),
         ],
         metadata: BTreeMap::new(),
+        deltas: BTreeMap::from([("near".into(), near_of), ("w'".into(), step_of)]),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writers that check nothing, for objects that no writer of ours would make. Seals and hashes are right.
 
-use lastgood_format::index::{Durability, ShardIndex};
+use lastgood_format::index::{Chunk, Durability, ShardIndex};
 use lastgood_format::{Hash, sealed};
 use serde_json::Value;
 
@@ -43,14 +43,25 @@ pub(crate) fn columns(index: &ShardIndex) -> Vec<u8> {
         out.u64(pack.bytes);
         out.0.push(pack.is_new.into());
     }
-    out.u32(index.chunks.len() as u32);
-    index.chunks.iter().for_each(|c| out.hash(&c.hash));
-    index.chunks.iter().for_each(|c| out.u32(c.decoded_bytes));
-    index.chunks.iter().for_each(|c| out.u32(c.stored_bytes));
-    index.chunks.iter().for_each(|c| out.0.push(c.codec.code()));
-    index.chunks.iter().for_each(|c| out.u32(c.pack));
-    index.chunks.iter().for_each(|c| out.u64(c.offset));
+    rows(&mut out, &index.chunks);
+    if !index.bases.is_empty() || !index.operands.is_empty() {
+        rows(&mut out, &index.bases);
+        out.u32(index.operands.len() as u32);
+        index.operands.keys().for_each(|row| out.u32(*row));
+        index.operands.values().for_each(|operands| out.0.push(operands.len() as u8));
+        index.operands.values().flatten().for_each(|row| out.u32(*row));
+    }
     out.0
+}
+
+fn rows(out: &mut Bytes, chunks: &[Chunk]) {
+    out.u32(chunks.len() as u32);
+    chunks.iter().for_each(|c| out.hash(&c.hash));
+    chunks.iter().for_each(|c| out.u32(c.decoded_bytes));
+    chunks.iter().for_each(|c| out.u32(c.stored_bytes));
+    chunks.iter().for_each(|c| out.0.push(c.codec.code()));
+    chunks.iter().for_each(|c| out.u32(c.pack));
+    chunks.iter().for_each(|c| out.u64(c.offset));
 }
 
 fn head(out: &mut Bytes, index: &ShardIndex) {
@@ -101,10 +112,24 @@ fn tensors(out: &mut Bytes, index: &ShardIndex) {
     index.tensors.iter().for_each(|t| out.u32(t.shards.end.wrapping_sub(t.shards.start)));
 }
 
+/// Makes a stored index of columns.
+pub(crate) type Seal = fn(&[u8]) -> Vec<u8>;
+
+/// How the columns of `index` are sealed.
+pub(crate) fn seal_of(index: &ShardIndex) -> Seal {
+    if index.bases.is_empty() && index.operands.is_empty() { index_of } else { index_of_deltas }
+}
+
 /// A stored index of `columns`.
 pub(crate) fn index_of(columns: &[u8]) -> Vec<u8> {
     let frame = zstd::bulk::compress(columns, 1).unwrap();
     index_with(1, 0, columns.len() as u64, &frame)
+}
+
+/// The same with the columns of deltas.
+pub(crate) fn index_of_deltas(columns: &[u8]) -> Vec<u8> {
+    let frame = zstd::bulk::compress(columns, 1).unwrap();
+    index_with(1, 1, columns.len() as u64, &frame)
 }
 
 /// A stored index whose header says these things about `frame`.

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{corpus, vectors};
 
 mod columns;
+mod delta;
 mod journal;
 mod ledger;
 mod pack;

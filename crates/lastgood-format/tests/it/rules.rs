@@ -26,7 +26,7 @@ fn reusing() -> ShardIndex {
 fn refused(what: &str, index: &ShardIndex, expected: &str) {
     let error = index.encode().expect_err(&format!("{what}: it was written"));
     assert_eq!(error.kind(), ErrorKind::Invalid, "{what}: {error}");
-    let stored = forge::index_of(&forge::columns(index));
+    let stored = forge::seal_of(index)(&forge::columns(index));
     let error = ShardIndex::decode(&stored).expect_err(&format!("{what}: it was read"));
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     assert!(error.message().contains(expected), "{what}: {error}");
@@ -50,7 +50,7 @@ const ZEROS: usize = 6;
 #[test]
 fn forged_and_encoded_columns_are_the_same() {
     for index in corpus().indexes {
-        let stored = forge::index_of(&forge::columns(&index));
+        let stored = forge::seal_of(&index)(&forge::columns(&index));
         assert!(stored == index.encode().unwrap(), "the forger writes what the encoder writes");
     }
 }
@@ -155,6 +155,81 @@ fn shards_and_chunks() {
     );
 }
 
+/// The index of the second save: row NEAR is a delta of a base, row STEP of a row before it and two behind it.
+fn with_deltas() -> ShardIndex {
+    corpus().indexes[2].clone()
+}
+
+const NEAR: u32 = 1;
+const STEP: u32 = 5;
+
+#[test]
+fn deltas() {
+    let index = with_deltas();
+    let (rows, base) = (index.chunks.len() as u32, index.chunks.len() as u32);
+    assert_eq!(index.operands, [(NEAR, vec![base]), (STEP, vec![4, 6, 7])].into(), "{rows}");
+    let made_of = |row: u32, of: &[u32]| {
+        let of = of.to_vec();
+        move |i: &mut ShardIndex| drop(i.operands.insert(row, of.clone()))
+    };
+    let cases: Vec<(&str, Box<dyn Fn(&mut ShardIndex)>, &str)> = vec![
+        ("none", Box::new(|i| drop(i.operands.remove(&NEAR))), "2 deltas, 1 have operands"),
+        ("of nothing", Box::new(made_of(NEAR, &[])), "no delta of its operands"),
+        ("of many", Box::new(made_of(STEP, &[4, 6, 7, 4])), "no delta of its operands"),
+        ("of no row", Box::new(made_of(NEAR, &[u32::MAX])), "no delta of its operands"),
+        ("of no delta", Box::new(made_of(4, &[6])), "no delta of its operands"),
+        ("of another size", Box::new(made_of(STEP, &[0, 6, 7])), "no delta of its operands"),
+        ("of itself", Box::new(made_of(STEP, &[STEP, 6, 7])), "made of each other"),
+        (
+            "in a circle",
+            Box::new(move |i| {
+                i.operands.insert(NEAR, vec![base, STEP]);
+                i.operands.insert(STEP, vec![4, NEAR]);
+            }),
+            "made of each other",
+        ),
+        ("a base of nothing", Box::new(|i| i.bases.push(i.bases[0])), "the base of nothing"),
+        ("unused", Box::new(made_of(NEAR, &[4])), "the base of nothing"),
+        ("outside", Box::new(|i| i.bases[0].offset = u64::MAX), "outside of its pack"),
+        (
+            "raw",
+            Box::new(|i| i.chunks[NEAR as usize].codec = Codec::Zstd),
+            "no delta of its operands",
+        ),
+    ];
+    for (what, damage, expected) in cases {
+        let mut damaged = index.clone();
+        damage(&mut damaged);
+        let stored = forge::seal_of(&damaged)(&forge::columns(&damaged));
+        let error = ShardIndex::decode(&stored).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}");
+        assert!(error.message().contains(expected), "{what}: {error}");
+        assert_eq!(damaged.encode().expect_err(what).kind(), ErrorKind::Invalid, "{what}");
+    }
+}
+
+/// A chain of `depth` deltas, each of the one before.
+fn chained(depth: u32) -> ShardIndex {
+    let mut index = with_deltas();
+    let (base, rows) = (index.bases[0], index.chunks.len() as u32);
+    let delta = index.chunks[NEAR as usize];
+    index.bases = vec![delta; depth as usize - 1];
+    index.bases.push(base);
+    index.operands.insert(NEAR, vec![rows]);
+    index.operands.extend((0..depth - 1).map(|i| (rows + i, vec![rows + i + 1])));
+    index
+}
+
+#[test]
+fn chains_end() {
+    for depth in [2, 200, 256] {
+        let index = chained(depth);
+        assert!(ShardIndex::decode(&index.encode().unwrap()).unwrap() == index, "{depth}");
+    }
+    refused("too deep", &chained(257), "more than 256 deep");
+    refused("far too deep", &chained(100_000), "more than 256 deep");
+}
+
 fn huge(index: &mut ShardIndex, shape: &[u64]) {
     index.tensors[ZEROS].shape = shape.to_vec();
     index.shards[5].extent = NdBox::whole(shape);
@@ -222,6 +297,7 @@ fn draft(rank: u32, world_size: u32, shards: Vec<(NdBox, Vec<u8>)>) -> ShardInde
         components: vec![component("model", Durability::Durable)],
         tensors: vec![tensor],
         metadata: [("k".to_owned(), "v".to_owned())].into(),
+        deltas: [].into(),
     };
     draft.build(&Stored::new()).0
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lastgood_format::delta::Operand;
 use lastgood_format::descriptor::Descriptor;
 use lastgood_format::index::ShardIndex;
 use lastgood_format::ledger::Entry;
@@ -88,19 +89,32 @@ fn decoders_read_the_committed_values() {
     assert!(sealed::unseal::<serde_json::Value>(&head()).is_ok());
 }
 
+/// A row with all that it is made of.
+fn decoded(committed: &BTreeMap<String, Vec<u8>>, index: &ShardIndex, number: u32) -> Vec<u8> {
+    let row = index.row(number).unwrap();
+    let object = &index.packs[row.pack as usize].object;
+    let stored = &committed[&key::in_run(&index.run, object).unwrap()];
+    let begin = row.offset as usize;
+    let stored = &stored[begin..begin + row.stored_bytes as usize];
+    let operands = index.operands_of(number).iter().map(|of| decoded(committed, index, *of));
+    let operands: Vec<Vec<u8>> = operands.collect();
+    let operands: Vec<_> =
+        operands.iter().map(|bytes| Operand { hash: Hash::of(bytes), bytes }).collect();
+    let mut decoded = vec![1; row.decoded_bytes as usize];
+    chunk::decode_into(row.codec, stored, &operands, &mut decoded, &row.hash).unwrap();
+    decoded
+}
+
 /// The indexes' chunks, decoded from the committed packs, and the packs' own tables agree.
 #[test]
 fn packs_hold_the_chunks_of_the_indexes() {
     let (corpus, committed) = (corpus(), repository());
     let mut codecs = Vec::new();
     for index in &corpus.indexes {
-        for row in &index.chunks {
+        for (row, number) in index.chunks.iter().zip(0..) {
             let object = &index.packs[row.pack as usize].object;
             let stored = &committed[&key::in_run(&index.run, object).unwrap()];
-            let begin = row.offset as usize;
-            let stored_chunk = &stored[begin..begin + row.stored_bytes as usize];
-            let mut decoded = vec![1; row.decoded_bytes as usize];
-            chunk::decode_into(row.codec, stored_chunk, &mut decoded, &row.hash).unwrap();
+            let decoded = decoded(&committed, index, number);
             assert_eq!(Hash::of(&decoded), row.hash);
             let table = pack::parse(stored).unwrap();
             assert!(table.iter().any(|chunk| {

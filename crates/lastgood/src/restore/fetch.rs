@@ -3,17 +3,19 @@
 //! A chunk that goes whole and unencoded to one place is read straight into the caller's memory and
 //! hashed there; neighbours are read together. Everything else goes through scratch memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use lastgood_format::chunk::{self, Codec};
+use lastgood_format::delta::{self, Operand};
 use lastgood_format::index::Chunk;
 use lastgood_format::pack::PackedChunk;
 use lastgood_format::{Error, ErrorKind, Result};
 
 use super::contents::Contents;
+use super::linked::{self, Linked};
 use super::plan::{Apply, Memory, Piece, Plan};
 use crate::io::Io;
 
@@ -23,10 +25,10 @@ const READERS: usize = 4;
 const READ_BYTES_MAX: u64 = 8 << 20;
 
 /// A chunk by the number of its shard index and its row there.
-type At = (usize, u32);
+pub(super) type At = (usize, u32);
 
 /// Parts of a decoded chunk: where each begins, and the memory that it goes to.
-type Parts<'m> = Vec<(usize, &'m mut [u8])>;
+pub(super) type Parts<'m> = Vec<(usize, &'m mut [u8])>;
 
 /// Below this many bytes, starting threads takes longer than they save.
 const THREADS_FROM: u64 = 1 << 20;
@@ -43,6 +45,8 @@ enum Place<'m> {
     Direct { chunks: Vec<Chunk>, target: &'m mut [u8] },
     /// Chunks that are decoded and cut up.
     Scatter(Vec<(Chunk, Parts<'m>)>),
+    /// Deltas and what they are made of, of any objects.
+    Linked(Linked<'m>),
 }
 
 /// Fetches everything that `plan` names; gives the bytes that were placed and those that were read.
@@ -81,6 +85,15 @@ pub(crate) fn run(io: &dyn Io, contents: &Contents, plan: Plan<'_>) -> Result<(u
     Ok((bytes, bytes_read))
 }
 
+/// Decodes every delta of the checkpoint, and all that it is made of.
+pub(super) fn verify_deltas(io: &dyn Io, contents: &Contents) -> Result<()> {
+    let deltas = contents.indexes().iter().enumerate();
+    let deltas = deltas.flat_map(|(i, index)| index.operands.keys().map(move |row| (i, *row)));
+    let groups = linked::groups(contents, &linked::rows(contents, deltas), |_| Parts::new())?;
+    let bytes = groups.iter().map(Linked::stored_bytes).sum();
+    each(groups, bytes, |group, _| group.run(io))
+}
+
 /// One piece with its target's memory.
 struct Cut<'m> {
     at: At,
@@ -103,6 +116,7 @@ fn jobs<'m>(
         }
     }
     let mut jobs = Vec::new();
+    let linked = linked::rows(contents, uses.keys().copied());
     let mut scattered: BTreeMap<At, Parts<'m>> = BTreeMap::new();
     for (mut pieces, slice) in of_target.into_iter().zip(memory) {
         pieces.sort_by_key(|(_, piece)| piece.to);
@@ -113,7 +127,7 @@ fn jobs<'m>(
             if pieces[i].1.to != placed {
                 return Err(overlap());
             }
-            let count = direct_run(contents, &uses, &pieces[i..]);
+            let count = direct_run(contents, (&uses, &linked), &pieces[i..]);
             let bytes: usize = pieces[i..i + count.max(1)].iter().map(|(_, p)| p.bytes).sum();
             let (head, tail) = rest.split_at_mut_checked(bytes).ok_or_else(overlap)?;
             rest = tail;
@@ -131,6 +145,12 @@ fn jobs<'m>(
             return Err(overlap());
         }
     }
+    let groups = linked::groups(contents, &linked, |at| scattered.remove(&at).unwrap_or_default())?;
+    jobs.extend(groups.into_iter().map(|group| Job {
+        object: group.object().to_owned(),
+        offset: 0,
+        place: Place::Linked(group),
+    }));
     group_scattered(contents, scattered, &mut jobs);
     Ok(jobs)
 }
@@ -140,7 +160,11 @@ fn overlap() -> Error {
 }
 
 /// How many of `pieces` can be read straight into the target with one request; 0 if not even one.
-fn direct_run(contents: &Contents, uses: &BTreeMap<At, usize>, pieces: &[(At, Piece)]) -> usize {
+fn direct_run(
+    contents: &Contents,
+    (uses, linked): (&BTreeMap<At, usize>, &BTreeSet<At>),
+    pieces: &[(At, Piece)],
+) -> usize {
     let mut end: Option<(u32, u64)> = None;
     let mut total = 0;
     for (count, (at, piece)) in pieces.iter().enumerate() {
@@ -148,7 +172,8 @@ fn direct_run(contents: &Contents, uses: &BTreeMap<At, usize>, pieces: &[(At, Pi
         let whole = chunk.codec == Codec::Raw
             && piece.from == 0
             && piece.bytes == chunk.decoded_bytes as usize
-            && uses.get(at) == Some(&1);
+            && uses.get(at) == Some(&1)
+            && !linked.contains(at);
         let follows = count == 0 || {
             let (before, last) = &pieces[count - 1];
             before.0 == at.0
@@ -164,7 +189,7 @@ fn direct_run(contents: &Contents, uses: &BTreeMap<At, usize>, pieces: &[(At, Pi
     pieces.len()
 }
 
-fn object_of(contents: &Contents, index: usize, chunk: &Chunk) -> String {
+pub(super) fn object_of(contents: &Contents, index: usize, chunk: &Chunk) -> String {
     let pack = &contents.indexes()[index].packs[chunk.pack as usize];
     format!("{}{}", contents.folder(), pack.object)
 }
@@ -216,6 +241,7 @@ impl Job<'_> {
         match &self.place {
             Place::Direct { target, .. } => target.len() as u64,
             Place::Scatter(chunks) => chunks.iter().map(|(c, _)| u64::from(c.stored_bytes)).sum(),
+            Place::Linked(linked) => linked.stored_bytes(),
         }
     }
 
@@ -224,6 +250,7 @@ impl Job<'_> {
         let done = match place {
             Place::Direct { chunks, target } => read_direct(io, &object, offset, &chunks, target),
             Place::Scatter(chunks) => read_scattered(io, &object, offset, chunks, scratch),
+            Place::Linked(linked) => return linked.run(io),
         };
         done.map_err(|error| missing_is_damage(error).with_object(object))
     }
@@ -235,6 +262,12 @@ fn missing_is_damage(error: Error) -> Error {
         ErrorKind::NotFound => Error::corrupt("the pack is missing"),
         _ => error,
     }
+}
+
+/// Reads a range of a pack that must be there.
+pub(super) fn read(io: &dyn Io, object: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+    twice(|| io.read_into(object, offset, into))
+        .map_err(|error| missing_is_damage(error).with_object(object))
 }
 
 /// A damaged read is read once more: the flip may have been on the way.
@@ -250,25 +283,46 @@ pub(super) fn twice<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
 pub(super) fn decode(
     io: &dyn Io,
     object: &str,
-    chunk: &PackedChunk,
+    (chunk, operands): (&PackedChunk, &[Operand<'_>]),
     stored: &mut [u8],
     scratch: &mut Vec<u8>,
     place: impl FnOnce(&[u8]),
 ) -> Result<()> {
     let PackedChunk { hash, offset, decoded_bytes, codec, .. } = chunk;
-    let mut decoded = chunk::decode(*codec, stored, *decoded_bytes, hash, scratch);
+    let mut decoded = chunk::decode(*codec, stored, operands, *decoded_bytes, hash, scratch);
     let damaged = decoded.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt);
-    if damaged {
-        let mut again = vec![0; stored.len()];
-        if !again.is_empty() {
-            io.read_into(object, *offset, &mut again)?;
-        }
-        if again != stored {
-            stored.copy_from_slice(&again);
-            decoded = chunk::decode(*codec, stored, *decoded_bytes, hash, scratch);
-        }
+    if damaged && let Some(again) = read_again(io, object, *offset, stored)? {
+        stored.copy_from_slice(&again);
+        decoded = chunk::decode(*codec, stored, operands, *decoded_bytes, hash, scratch);
     }
     decoded.map(place)
+}
+
+/// Checks that a delta is what was stored; it is read once more if it is not.
+pub(super) fn check_delta(
+    io: &dyn Io,
+    object: &str,
+    chunk: &PackedChunk,
+    stored: &[u8],
+) -> Result<()> {
+    match delta::check(stored) {
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            match read_again(io, object, chunk.offset, stored)? {
+                Some(again) => delta::check(&again),
+                None => Err(error),
+            }
+        }
+        checked => checked,
+    }
+}
+
+/// What is there now instead of `stored`, if it is something else.
+fn read_again(io: &dyn Io, object: &str, offset: u64, stored: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut again = vec![0; stored.len()];
+    if !again.is_empty() {
+        io.read_into(object, offset, &mut again)?;
+    }
+    Ok((again != stored).then_some(again))
 }
 
 /// Memory that a thread reads into, again and again: what is allocated anew, the kernel clears anew.
@@ -289,7 +343,7 @@ fn read_direct(
     let mut rest = target;
     for chunk in chunks {
         let (bytes, tail) = rest.split_at_mut(chunk.decoded_bytes as usize);
-        decode(io, object, &packed(chunk), bytes, &mut Vec::new(), |_| {})
+        decode(io, object, (&packed(chunk), &[]), bytes, &mut Vec::new(), |_| {})
             .map_err(|e| at_offset(e, chunk))?;
         rest = tail;
     }
@@ -313,7 +367,7 @@ fn read_scattered(
     for (chunk, pieces) in chunks {
         let (bytes, tail) = rest.split_at_mut(chunk.stored_bytes as usize);
         rest = tail;
-        decode(io, object, &packed(&chunk), bytes, decoded, |decoded| {
+        decode(io, object, (&packed(&chunk), &[]), bytes, decoded, |decoded| {
             for (from, target) in pieces {
                 target.copy_from_slice(&decoded[from..from + target.len()]);
             }
@@ -323,12 +377,12 @@ fn read_scattered(
     Ok(())
 }
 
-fn packed(chunk: &Chunk) -> PackedChunk {
+pub(super) fn packed(chunk: &Chunk) -> PackedChunk {
     let Chunk { hash, offset, stored_bytes, decoded_bytes, codec, .. } = *chunk;
     PackedChunk { hash, offset, stored_bytes, decoded_bytes, codec }
 }
 
-fn at_offset(error: Error, chunk: &Chunk) -> Error {
+pub(super) fn at_offset(error: Error, chunk: &Chunk) -> Error {
     error.context(format!("{} bytes at offset {}", chunk.stored_bytes, chunk.offset))
 }
 

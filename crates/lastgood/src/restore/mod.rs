@@ -5,6 +5,7 @@
 mod choose;
 mod contents;
 mod fetch;
+mod linked;
 mod needs;
 mod plan;
 mod verify;

@@ -1,4 +1,4 @@
-//! The chunks that are stored already and may be reused, found by content.
+//! The chunks that are stored already: those with the same content may be reused, others may be deltas of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,18 +12,22 @@ use lastgood_format::index::{Chunk, ShardIndex};
 pub(crate) struct Base {
     /// The checkpoint.
     pub(crate) checkpoint: Hash,
-    chunks: BTreeMap<Hash, (Chunk, usize)>,
-    packs: Vec<(Arc<str>, u64)>,
+    /// The rows of every index, those of its bases behind those of its shards.
+    rows: Vec<Stored>,
+    /// The rows that each delta is made of.
+    operands: BTreeMap<usize, Vec<usize>>,
+    /// How far each delta is from a chunk that is none.
+    depths: BTreeMap<usize, u32>,
+    by_hash: BTreeMap<Hash, usize>,
 }
 
 /// A stored chunk with its pack.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
+    /// Its place, but for the pack's number, which means nothing here.
+    pub(crate) chunk: Chunk,
     pub(crate) pack: Arc<str>,
     pub(crate) pack_bytes: u64,
-    pub(crate) offset: u64,
-    pub(crate) stored_bytes: u32,
-    pub(crate) codec: Codec,
 }
 
 impl Base {
@@ -32,29 +36,77 @@ impl Base {
         checkpoint: Hash,
         indexes: impl IntoIterator<Item = &'i ShardIndex>,
     ) -> Self {
-        let mut base = Self { checkpoint, chunks: BTreeMap::new(), packs: Vec::new() };
+        let mut base = Self {
+            checkpoint,
+            rows: Vec::new(),
+            operands: BTreeMap::new(),
+            depths: BTreeMap::new(),
+            by_hash: BTreeMap::new(),
+        };
         for index in indexes {
-            let first = base.packs.len();
-            let packs =
-                index.packs.iter().map(|pack| (Arc::from(pack.object.as_str()), pack.bytes));
-            base.packs.extend(packs);
-            for chunk in index.chunks.iter().filter(|chunk| chunk.codec != Codec::Zero) {
-                base.chunks.insert(chunk.hash, (*chunk, first + chunk.pack as usize));
-            }
+            base.add(index);
         }
         base
     }
 
-    /// The stored chunk of this hash and decoded size.
-    pub(crate) fn find(&self, hash: &Hash, decoded_bytes: usize) -> Option<Stored> {
-        let (chunk, pack) = self.chunks.get(hash)?;
-        let (object, pack_bytes) = self.packs.get(*pack)?;
-        (chunk.decoded_bytes as usize == decoded_bytes).then(|| Stored {
-            pack: Arc::clone(object),
-            pack_bytes: *pack_bytes,
-            offset: chunk.offset,
-            stored_bytes: chunk.stored_bytes,
-            codec: chunk.codec,
-        })
+    fn add(&mut self, index: &ShardIndex) {
+        let first = self.rows.len();
+        let packs: Vec<(Arc<str>, u64)> =
+            index.packs.iter().map(|pack| (pack.object.as_str().into(), pack.bytes)).collect();
+        for (i, chunk) in index.all_chunks().enumerate() {
+            let (pack, pack_bytes) = packs[chunk.pack as usize].clone();
+            self.rows.push(Stored { chunk: *chunk, pack, pack_bytes });
+            if chunk.codec != Codec::Zero && i < index.chunks.len() {
+                self.by_hash.insert(chunk.hash, first + i);
+            }
+        }
+        for (row, operands) in &index.operands {
+            let operands = operands.iter().map(|operand| first + *operand as usize).collect();
+            self.operands.insert(first + *row as usize, operands);
+        }
+        let deltas: Vec<usize> = self.operands.range(first..).map(|(row, _)| *row).collect();
+        for row in deltas {
+            self.find_depth(row);
+        }
+    }
+
+    /// Without recursion: a chain may be as long as the format allows.
+    fn find_depth(&mut self, row: usize) {
+        let mut open = vec![row];
+        while let Some(row) = open.last().copied() {
+            let operands = self.operands_of(row);
+            let unknown = operands
+                .iter()
+                .find(|i| self.operands.contains_key(i) && !self.depths.contains_key(i));
+            if let Some(unknown) = unknown {
+                open.push(*unknown);
+                continue;
+            }
+            let deepest = operands.iter().map(|i| self.depth(*i)).max().unwrap_or(0);
+            self.depths.insert(row, deepest + 1);
+            open.pop();
+        }
+    }
+
+    /// The row of a stored chunk of this hash and decoded size.
+    pub(crate) fn find(&self, hash: &Hash, decoded_bytes: usize) -> Option<usize> {
+        let row = *self.by_hash.get(hash)?;
+        (self.rows[row].chunk.decoded_bytes as usize == decoded_bytes).then_some(row)
+    }
+
+    /// The chunk of a row: of the first index in the order of its own, so that what was saved last from a plan has the
+    /// rows of the plan.
+    pub(crate) fn row(&self, row: usize) -> Option<&Stored> {
+        self.rows.get(row)
+    }
+
+    /// The rows that a row is made of; none unless it is a delta.
+    pub(crate) fn operands_of(&self, row: usize) -> &[usize] {
+        self.operands.get(&row).map_or(&[], Vec::as_slice)
+    }
+
+    /// How far a row is from one that is no delta; 0 if it is none itself.
+    pub(crate) fn depth(&self, row: usize) -> u32 {
+        self.depths.get(&row).copied().unwrap_or(0)
     }
 }

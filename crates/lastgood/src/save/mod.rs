@@ -6,6 +6,7 @@
 mod arena;
 mod base;
 mod batches;
+mod deltas;
 mod digest;
 mod handle;
 mod packer;
@@ -55,9 +56,21 @@ pub enum Compression {
     Off,
     /// Every chunk that zstd of this level makes smaller is stored so.
     Zstd(i32),
+    /// As with zstd of level 1, and what is smaller as the difference from the save before is stored as that. Keeps
+    /// the captured state of the save before in memory, so that there is one arena more.
+    Delta {
+        /// Every chunk is stored whole once in so many saves, so that a restore needs no more of them: 1 to 64.
+        chain: u32,
+    },
     /// Zstd of level 1 once the store has shown to be slower than the codec, else off.
     Auto,
 }
+
+/// The longest chain of deltas that may be asked for.
+pub const CHAIN_MAX: u32 = 64;
+
+/// The chain of deltas unless one is asked for.
+pub const CHAIN_DEFAULT: u32 = 8;
 
 /// How saves are done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +122,13 @@ impl SaveOptions {
         }
         if self.in_flight_max == 0 {
             return Err(Error::invalid("in_flight_max is at least 1"));
+        }
+        if let Compression::Delta { chain } = self.compression
+            && !(1..=CHAIN_MAX).contains(&chain)
+        {
+            return Err(Error::invalid(format!(
+                "a chain of deltas is 1 to {CHAIN_MAX} saves long, given {chain}"
+            )));
         }
         Ok(())
     }

@@ -13,8 +13,9 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 use lastgood_store::Payload;
 
 use super::arena::Segment;
+use super::base::{Base, Stored};
 use super::batches::Batch;
-use super::pipeline::{FullPack, Hashed, Job, Source, Written};
+use super::pipeline::{FullPack, Hashed, Job, OperandRow, Source, Written};
 use super::plan::{Row, SEGMENT_BYTES};
 
 /// A pack is closed when it holds this many bytes that are no part of the arena, so that compression
@@ -25,8 +26,10 @@ pub(crate) struct Packer<'j> {
     job: &'j Job<'j>,
     packs: SyncSender<FullPack>,
     written: Written,
-    /// Chunks of this save by hash: equal chunks are stored once.
-    seen: BTreeMap<Hash, Chunk>,
+    /// Rows of this save by hash: equal chunks are stored once.
+    seen: BTreeMap<Hash, usize>,
+    /// Rows of the base that deltas are made of, with their row in the shard index.
+    bases: BTreeMap<usize, u32>,
     /// Reused packs by name, with their number in the shard index.
     reused: BTreeMap<Arc<str>, u32>,
     open: Option<OpenPack>,
@@ -58,6 +61,7 @@ impl<'j> Packer<'j> {
             packs,
             written: Written::default(),
             seen: BTreeMap::new(),
+            bases: BTreeMap::new(),
             reused: BTreeMap::new(),
             open: None,
             next_pack: 0,
@@ -67,15 +71,55 @@ impl<'j> Packer<'j> {
     /// Adds the chunks of a batch, in order.
     pub(crate) fn add(&mut self, batch: &Batch, hashed: Vec<Hashed>) -> Result<()> {
         let job = self.job;
-        for (row, hashed) in job.plan.rows[batch.rows.clone()].iter().zip(hashed) {
-            let chunk = match self.seen.get(&hashed.hash) {
-                Some(chunk) => *chunk,
-                None => self.place(&batch.segment, row, hashed)?,
+        for (i, hashed) in batch.rows.clone().zip(hashed) {
+            let chunk = match self.seen.get(&hashed.hash).copied() {
+                Some(seen) if self.may_share(seen) => {
+                    let operands = self.written.operands.get(&narrow(seen)?).cloned();
+                    if let Some(operands) = operands {
+                        self.written.operands.insert(narrow(i)?, operands);
+                    }
+                    self.written.chunks[seen]
+                }
+                _ => self.place(&batch.segment, (i, &job.plan.rows[i]), hashed)?,
             };
-            self.seen.insert(chunk.hash, chunk);
+            self.seen.insert(chunk.hash, i);
             self.written.chunks.push(chunk);
         }
         Ok(())
+    }
+
+    /// What is made of other rows of this save may be made of the very row that would share it.
+    fn may_share(&self, row: usize) -> bool {
+        let own = self.job.plan.rows.len();
+        let operands = narrow(row).ok().and_then(|row| self.written.operands.get(&row));
+        operands.is_none_or(|operands| operands.iter().all(|operand| *operand as usize >= own))
+    }
+
+    /// The row in the shard index of a row of the base, which stands on its operands there.
+    fn base_row(&mut self, base: &Base, row: usize) -> Result<u32> {
+        let mut open = vec![row];
+        while let Some(last) = open.last().copied() {
+            let unknown = base.operands_of(last).iter().find(|i| !self.bases.contains_key(i));
+            if self.bases.contains_key(&last) {
+                open.pop();
+            } else if let Some(unknown) = unknown {
+                open.push(*unknown);
+            } else {
+                let number = narrow(self.job.plan.rows.len() + self.written.bases.len())?;
+                let operands: Vec<u32> =
+                    base.operands_of(last).iter().map(|i| self.bases[i]).collect();
+                let stored =
+                    base.row(last).ok_or_else(|| Error::internal("the base has no such row"))?;
+                let pack = self.reused_pack(&stored.pack, stored.pack_bytes)?;
+                self.written.bases.push(Chunk { pack, ..stored.chunk });
+                if !operands.is_empty() {
+                    self.written.operands.insert(number, operands);
+                }
+                self.bases.insert(last, number);
+                open.pop();
+            }
+        }
+        self.bases.get(&row).copied().ok_or_else(|| Error::internal("a base has no row"))
     }
 
     /// Closes the last pack.
@@ -84,40 +128,62 @@ impl<'j> Packer<'j> {
         Ok(self.written)
     }
 
-    fn place(&mut self, segment: &Segment, row: &Row, hashed: Hashed) -> Result<Chunk> {
+    fn place(
+        &mut self,
+        segment: &Segment,
+        (i, row): (usize, &Row),
+        hashed: Hashed,
+    ) -> Result<Chunk> {
         let decoded_bytes = narrow(row.bytes)?;
-        let chunk = |stored_bytes, codec, pack, offset| Chunk {
-            hash: hashed.hash,
-            decoded_bytes,
-            stored_bytes,
-            codec,
-            pack,
-            offset,
-        };
-        match hashed.source {
-            Source::Stored(stored) => {
-                self.written.reused = true;
-                let pack = self.reused_pack(&stored.pack, stored.pack_bytes)?;
-                Ok(chunk(stored.stored_bytes, stored.codec, pack, stored.offset))
-            }
-            Source::New(Encoded::Zero) => {
-                let (pack, offset) = self.append(hashed.hash, decoded_bytes, Codec::Zero, None)?;
-                Ok(chunk(0, Codec::Zero, pack, offset))
-            }
+        let Hashed { hash, source, .. } = hashed;
+        let (codec, part) = match source {
+            Source::Stored(stored) => return self.reuse(i, stored),
+            Source::New(Encoded::Zero) => (Codec::Zero, None),
             Source::New(Encoded::Raw) => {
                 let range = row.offset..row.offset + row.bytes;
                 let part = Part::Captured { segment: row.segment, bytes: segment.share(), range };
-                let (pack, offset) =
-                    self.append(hashed.hash, decoded_bytes, Codec::Raw, Some(part))?;
-                Ok(chunk(decoded_bytes, Codec::Raw, pack, offset))
+                (Codec::Raw, Some(part))
             }
-            Source::New(Encoded::Coded(codec, coded)) => {
-                let stored_bytes = narrow(coded.len())?;
-                let part = Part::Owned(coded.into());
-                let (pack, offset) = self.append(hashed.hash, decoded_bytes, codec, Some(part))?;
-                Ok(chunk(stored_bytes, codec, pack, offset))
+            Source::New(Encoded::Coded(codec, coded)) => (codec, Some(Part::Owned(coded.into()))),
+            Source::Delta(stored, operands) => {
+                let rows = operands.iter().map(|operand| self.operand_row(operand));
+                let rows = rows.collect::<Result<_>>()?;
+                self.written.operands.insert(narrow(i)?, rows);
+                (Codec::Delta, Some(Part::Owned(stored.into())))
             }
+        };
+        let stored_bytes = part.as_ref().map_or(0, Part::len);
+        let stored_bytes = narrow(stored_bytes as usize)?;
+        let (pack, offset) = self.append(hash, decoded_bytes, codec, part)?;
+        Ok(Chunk { hash, decoded_bytes, stored_bytes, codec, pack, offset })
+    }
+
+    fn operand_row(&mut self, operand: &OperandRow) -> Result<u32> {
+        match (operand, self.job.base) {
+            (OperandRow::Own(row), _) => narrow(*row),
+            (OperandRow::Base(row), Some(base)) => {
+                self.written.reused = true;
+                self.base_row(base, *row)
+            }
+            (OperandRow::Base(_), None) => Err(Error::internal("a delta of a base without a base")),
         }
+    }
+
+    /// Row `i` is what row `stored` of the base is.
+    fn reuse(&mut self, i: usize, stored: usize) -> Result<Chunk> {
+        let (Some(base), Some(Stored { chunk, pack, pack_bytes })) =
+            (self.job.base, self.job.base.and_then(|base| base.row(stored)))
+        else {
+            return Err(Error::internal("a chunk of a base that is not there"));
+        };
+        self.written.reused = true;
+        let operands = base.operands_of(stored);
+        let rows: Vec<u32> =
+            operands.iter().map(|row| self.base_row(base, *row)).collect::<Result<_>>()?;
+        if !rows.is_empty() {
+            self.written.operands.insert(narrow(i)?, rows);
+        }
+        Ok(Chunk { pack: self.reused_pack(pack, *pack_bytes)?, ..*chunk })
     }
 
     fn reused_pack(&mut self, object: &Arc<str>, bytes: u64) -> Result<u32> {

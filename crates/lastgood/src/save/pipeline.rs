@@ -11,14 +11,16 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use lastgood_format::chunk::{self, Encoded};
+use lastgood_format::chunk::{self, Codec, Encoded};
+use lastgood_format::delta::Operand;
 use lastgood_format::index::{Chunk, Pack};
 use lastgood_format::{Error, Hash, Result};
 use lastgood_store::Payload;
 
 use super::arena::Segment;
-use super::base::{Base, Stored};
+use super::base::Base;
 use super::batches::{Batch, Batches};
+use super::deltas::Deltas;
 use super::digest::{Digesting, Sums};
 use super::packer::Packer;
 use super::plan::Plan;
@@ -41,12 +43,17 @@ pub(crate) struct Job<'j> {
     pub(crate) folder: &'j str,
     /// Finds fingerprints as well.
     pub(crate) digesting: Option<&'j Digesting>,
+    /// What may be stored as deltas.
+    pub(crate) deltas: Option<&'j Deltas>,
 }
 
 /// What the pipeline wrote.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     pub(crate) chunks: Vec<Chunk>,
+    /// What deltas are made of, and which, as in a shard index.
+    pub(crate) bases: Vec<Chunk>,
+    pub(crate) operands: BTreeMap<u32, Vec<u32>>,
     pub(crate) packs: Vec<Pack>,
     /// True if some chunk is one of the base's.
     pub(crate) reused: bool,
@@ -68,10 +75,21 @@ pub(crate) struct Hashed {
 /// Where a chunk's stored bytes come from.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// They are stored already.
-    Stored(Stored),
+    /// They are stored already, as this row of the base.
+    Stored(usize),
     /// They are to be stored.
     New(Encoded),
+    /// They are to be stored, and are a delta of these.
+    Delta(Vec<u8>, Vec<OperandRow>),
+}
+
+/// What a delta is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OperandRow {
+    /// A row of the base.
+    Base(usize),
+    /// A row of the plan.
+    Own(usize),
 }
 
 struct HashedBatch {
@@ -136,6 +154,7 @@ pub(crate) fn run(
 
 fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<HashedBatch>>) {
     let _guard = FailOnPanic(batches);
+    let mut back = Vec::new();
     while let Some(batch) = batches.next() {
         // After a failure batches are still taken, so that the capture is not held up.
         if batches.has_failed() {
@@ -147,7 +166,7 @@ fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<Ha
             .clone()
             .map(|i| {
                 let row = &job.plan.rows[i];
-                hash_chunk(job, i, &bytes[row.offset..row.offset + row.bytes])
+                hash_chunk(job, i, &bytes[row.offset..row.offset + row.bytes], &mut back)
             })
             .collect();
         if out.send(hashed.map(|rows| HashedBatch { batch, rows })).is_err() {
@@ -167,11 +186,11 @@ impl Drop for FailOnPanic<'_> {
     }
 }
 
-fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8]) -> Result<Hashed> {
+fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8], back: &mut Vec<u8>) -> Result<Hashed> {
     let hash = Hash::of(bytes);
     let source = match job.base.and_then(|base| base.find(&hash, bytes.len())) {
         Some(stored) => Source::Stored(stored),
-        None => Source::New(encode(bytes, job.plan.rows[row].width, job.level, &hash)?),
+        None => encode(job, row, bytes, (&hash, back))?,
     };
     let sums = match job.digesting {
         Some(digesting) => digesting.row(job.plan, row, bytes, Some(&hash))?,
@@ -182,14 +201,29 @@ fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8]) -> Result<Hashed> {
 
 /// What is encoded is decoded again before it is relied on: a fault of codec or memory between
 /// capture and use must not pass.
-fn encode(bytes: &[u8], width: u8, level: Option<i32>, hash: &Hash) -> Result<Encoded> {
-    let encoded = chunk::encode(bytes, usize::from(width), level)?;
-    if let Encoded::Coded(codec, coded) = &encoded {
-        let mut back = vec![0; bytes.len()];
-        chunk::decode_into(*codec, coded, &mut back, hash)
-            .map_err(|e| e.context("a chunk does not decode to what was encoded"))?;
+fn encode(
+    job: &Job<'_>,
+    row: usize,
+    bytes: &[u8],
+    (hash, back): (&Hash, &mut Vec<u8>),
+) -> Result<Source> {
+    let width = usize::from(job.plan.rows[row].width);
+    let mut check = |codec, coded: &[u8], operands: &[Operand<'_>]| {
+        back.resize(bytes.len(), 0);
+        chunk::decode_into(codec, coded, operands, back, hash)
+            .map_err(|e| e.context("a chunk does not decode to what was encoded"))
+    };
+    if let (Some(deltas), Some(level)) = (job.deltas, job.level)
+        && let Some(delta) = deltas.of(row, bytes, (width, level))?
+    {
+        check(Codec::Delta, &delta.stored, &delta.operands)?;
+        return Ok(Source::Delta(delta.stored, delta.rows));
     }
-    Ok(encoded)
+    let encoded = chunk::encode(bytes, width, job.level)?;
+    if let Encoded::Coded(codec, coded) = &encoded {
+        check(*codec, coded, &[])?;
+    }
+    Ok(Source::New(encoded))
 }
 
 /// Feeds the packer in the order of the batches, whatever order they were hashed in.

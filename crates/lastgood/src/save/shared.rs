@@ -6,11 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use lastgood_format::{Error, ErrorKind, Result};
 
-use super::SaveOptions;
 use super::arena::{Arena, Segment};
 use super::base::Base;
 use super::handle::{Promise, SaveStatus};
 use super::plan::Plan;
+use super::{Compression, SaveOptions};
 
 /// A captured save that nobody has begun to write.
 #[derive(Debug)]
@@ -57,7 +57,8 @@ pub(super) struct Inner {
 
 impl Shared {
     pub(crate) fn new(options: &SaveOptions) -> Self {
-        let free = (0..options.in_flight_max).map(|_| Arena::new(options.arena_bytes_max));
+        let kept = usize::from(matches!(options.compression, Compression::Delta { .. }));
+        let free = (0..options.in_flight_max + kept).map(|_| Arena::new(options.arena_bytes_max));
         let inner = Inner {
             queue: VecDeque::new(),
             free: free.collect(),

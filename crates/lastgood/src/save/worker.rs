@@ -11,6 +11,7 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 
 use super::arena::{Arena, Segment};
 use super::base::Base;
+use super::deltas::{Deltas, Kept};
 use super::digest::{self, Before, Digesting, Sums, Teller};
 use super::handle::{Promise, SaveHandle, SaveStatus};
 use super::pipeline::{self, Job, Written};
@@ -67,6 +68,10 @@ pub(crate) struct Worker {
     /// The measured speed of the store, in bytes a second.
     pub(crate) sink_speed: Option<f64>,
     pub(crate) journal: Option<Recording>,
+    /// What the newest checkpoint has captured, for deltas.
+    pub(crate) kept: Option<Kept>,
+    /// How many saves were written.
+    pub(crate) written: u64,
 }
 
 /// Where the worker seals and records.
@@ -209,6 +214,15 @@ impl Worker {
         let digesting = recording
             .map(|recording| Digesting::new(plan, recording.before.clone()))
             .transpose()?;
+        let deltas = match (&base, &self.kept, self.options.compression) {
+            (Some(base), Some(kept), Compression::Delta { chain })
+                if kept.checkpoint == base.checkpoint =>
+            {
+                Some(Deltas::new(plan, kept, base, (self.written, chain)))
+            }
+            _ => None,
+        };
+        self.written += 1;
         let job = Job {
             plan,
             base: base.as_deref(),
@@ -216,6 +230,7 @@ impl Worker {
             name: &|i| key::pack_in_run(&save, rank, i),
             folder: &folder,
             digesting: digesting.as_ref(),
+            deltas: deltas.as_ref(),
         };
         let mut written = pipeline::run(&self.io, &job, segments)?;
         self.measure(&written);
@@ -240,6 +255,8 @@ impl Worker {
             tensors: plan.tensors.clone(),
             shards: plan.shards.clone(),
             chunks: written.chunks,
+            bases: written.bases,
+            operands: written.operands,
             packs: written.packs,
             metadata,
         };
@@ -295,6 +312,7 @@ impl Worker {
         match self.options.compression {
             Compression::Off => None,
             Compression::Zstd(level) => Some(level),
+            Compression::Delta { .. } => Some(1),
             Compression::Auto => self.sink_speed.filter(|speed| *speed < SLOW_STORE).map(|_| 1),
         }
     }
@@ -452,11 +470,18 @@ impl Worker {
         if mine < newest { fenced(mine, newest) } else { error }
     }
 
-    fn succeed(&self, save: &mut Waiting, id: Hash) {
+    fn succeed(&mut self, save: &mut Waiting, id: Hash) {
+        let kept = match (save.arena.take(), self.options.compression) {
+            (Some(arena), Compression::Delta { .. }) => {
+                let kept = Kept { checkpoint: id, plan: Arc::clone(&save.plan), arena };
+                self.kept.replace(kept).map(|before| before.arena)
+            }
+            (arena, _) => arena,
+        };
         let mut inner = self.shared.lock();
         inner.base = Some(Arc::new(Base::new(id, [&save.index])));
         inner.failures_in_a_row = 0;
-        inner.free.extend(save.arena.take());
+        inner.free.extend(kept);
         drop(inner);
         if let Some(Recording { journal, lane, .. }) = &self.journal {
             rank::seen(journal, *lane, &save.index.save, &id);

@@ -1,5 +1,7 @@
 //! `FORMAT.md`, "Shard index".
 
+use std::collections::BTreeMap;
+
 use lastgood_format::chunk::Codec;
 use lastgood_format::index::{Chunk, Component, Durability, Pack, Shard, ShardIndex, Tensor};
 use lastgood_format::key::SaveKey;
@@ -84,7 +86,8 @@ pub(crate) fn unpack(stored: &[u8]) -> Vec<u8> {
     assert_eq!(blake3::hash(body).as_bytes(), seal);
     let mut fields = Fields(body);
     assert_eq!(fields.take(8), b"LGINDEX\0");
-    assert_eq!((fields.u32(), fields.u32()), (1, 0));
+    assert_eq!(fields.u32(), 1);
+    assert!(fields.u32() <= 1);
     let decoded_bytes = fields.u64() as usize;
     assert_eq!(fields.u64(), fields.0.len() as u64);
     let columns = zstd::stream::decode_all(fields.0).unwrap();
@@ -117,6 +120,18 @@ pub(crate) fn read_index(stored: &[u8]) -> ShardIndex {
     let count = f.u32() as usize;
     let packs = f.each(count, |f| Pack { object: f.text(), bytes: f.u64(), is_new: f.u8() == 1 });
     let chunks = read_chunks(f);
+    let (mut bases, mut operands) = (Vec::new(), BTreeMap::new());
+    if stored[12] == 1 {
+        bases = read_chunks(f);
+        let count = f.u32() as usize;
+        let rows = f.each(count, Fields::u32);
+        let counts = f.each(count, Fields::u8);
+        operands = rows
+            .into_iter()
+            .zip(counts)
+            .map(|(row, count)| (row, f.each(usize::from(count), Fields::u32)))
+            .collect();
+    }
     assert!(f.0.is_empty());
     ShardIndex {
         run,
@@ -130,6 +145,8 @@ pub(crate) fn read_index(stored: &[u8]) -> ShardIndex {
         tensors,
         shards,
         chunks,
+        bases,
+        operands,
         packs,
         metadata,
     }
@@ -196,7 +213,7 @@ fn read_chunks(f: &mut Fields<'_>) -> Vec<Chunk> {
     let decoded = f.each(count, Fields::u32);
     let stored = f.each(count, Fields::u32);
     let codecs = f.each(count, |f| {
-        [Codec::Raw, Codec::Zstd, Codec::Zero, Codec::Planes][usize::from(f.u8())]
+        [Codec::Raw, Codec::Zstd, Codec::Zero, Codec::Planes, Codec::Delta][usize::from(f.u8())]
     });
     let packs = f.each(count, Fields::u32);
     let offsets = f.each(count, Fields::u64);

@@ -2,7 +2,8 @@
 
 use lastgood_format::index::ShardIndex;
 
-use super::{Objects, columns::Fields};
+use super::columns::Fields;
+use super::{Objects, delta};
 
 /// Hash, offset, stored bytes, decoded bytes, codec.
 type Row = ([u8; 32], u64, u32, u32, u8);
@@ -33,9 +34,13 @@ pub(super) fn table(stored: &[u8]) -> Vec<Row> {
     table
 }
 
-/// The decoded bytes of row `row`.
+/// The decoded bytes of row `row`, of a shard or of a base.
 pub(super) fn chunk(objects: &Objects, run: &str, index: &ShardIndex, row: usize) -> Vec<u8> {
-    let chunk = &index.chunks[row];
+    let chunk = if row < index.chunks.len() {
+        &index.chunks[row]
+    } else {
+        &index.bases[row - index.chunks.len()]
+    };
     let pack = &objects[&format!("runs/{run}/{}", index.packs[chunk.pack as usize].object)];
     let begin = chunk.offset as usize;
     let stored = &pack[begin..begin + chunk.stored_bytes as usize];
@@ -44,6 +49,12 @@ pub(super) fn chunk(objects: &Objects, run: &str, index: &ShardIndex, row: usize
         "raw" => stored.to_vec(),
         "zero" => vec![0; decoded_bytes],
         "planes" => planes(stored, decoded_bytes),
+        "delta" => {
+            let rows = &index.operands[&(row as u32)];
+            let of: Vec<_> =
+                rows.iter().map(|row| self::chunk(objects, run, index, *row as usize)).collect();
+            delta::decode(stored, &of, decoded_bytes)
+        }
         _ => zstd::bulk::decompress(stored, decoded_bytes).unwrap(),
     };
     assert_eq!(decoded.len(), decoded_bytes);
@@ -52,27 +63,33 @@ pub(super) fn chunk(objects: &Objects, run: &str, index: &ShardIndex, row: usize
 }
 
 /// `FORMAT.md`, "Planes".
-fn planes(stored: &[u8], decoded_bytes: usize) -> Vec<u8> {
+pub(super) fn planes(stored: &[u8], decoded_bytes: usize) -> Vec<u8> {
     let width = usize::from(stored[0]);
-    assert!([2, 4, 8].contains(&width));
+    assert!([1, 2, 4, 8].contains(&width));
     let count = decoded_bytes / width;
     let mut data = &stored[1 + 5 * width..];
     let mut decoded = vec![0; decoded_bytes];
-    for plane in 0..width {
-        let entry = &stored[1 + 5 * plane..][..5];
+    for p in 0..width {
+        let entry = &stored[1 + 5 * p..][..5];
         let bytes = u32::from_le_bytes(entry[1..].try_into().unwrap()) as usize;
         let (own, behind) = data.split_at(bytes);
         data = behind;
-        assert!(entry[0] <= 1, "a plane of kind {}", entry[0]);
-        let own = match entry[0] {
-            0 => own.to_vec(),
-            _ => zstd::bulk::decompress(own, count).unwrap(),
-        };
-        assert_eq!(own.len(), count);
+        let own = plane(entry[0], own, count);
         for (element, byte) in own.into_iter().enumerate() {
-            decoded[element * width + plane] = byte;
+            decoded[element * width + p] = byte;
         }
     }
     decoded[count * width..].copy_from_slice(data);
     decoded
+}
+
+/// A plane of `count` bytes.
+pub(super) fn plane(kind: u8, stored: &[u8], count: usize) -> Vec<u8> {
+    assert!(kind <= 1, "a plane of kind {kind}");
+    let plane = match kind {
+        0 => stored.to_vec(),
+        _ => zstd::bulk::decompress(stored, count).unwrap(),
+    };
+    assert_eq!(plane.len(), count);
+    plane
 }

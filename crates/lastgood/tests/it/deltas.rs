@@ -1,0 +1,222 @@
+//! Saves as deltas of the one before: smaller, and every one of them comes back to the bit.
+
+use std::collections::BTreeMap;
+
+use lastgood::save::{Compression, Mode, SaveOptions};
+use lastgood::state::{Capture, Durability, Targets, World};
+use lastgood::{Dtype, Hash, Repository, Result, Run, RunOptions};
+use lastgood_format::index::ShardIndex;
+
+use crate::fixture::{bytes, in_memory, options, quick, run_name};
+
+const CHAIN: u32 = 4;
+
+type Tensors = BTreeMap<String, (Dtype, Vec<u8>)>;
+
+fn open(repository: &Repository, world: World, incarnation: &str) -> Run {
+    let save = SaveOptions { compression: Compression::Delta { chain: CHAIN }, ..quick() };
+    let options = RunOptions { save, ..options(world, incarnation) };
+    Run::open(repository, &run_name(), options).unwrap()
+}
+
+fn shape(dtype: Dtype, data: &[u8]) -> [u64; 1] {
+    [data.len() as u64 * 8 / dtype.bits()]
+}
+
+fn declare<'a>(capture: &mut Capture<'a>, tensors: &'a Tensors) -> Result<()> {
+    let mut part = capture.component("m", "t", Durability::Durable)?;
+    for (name, (dtype, data)) in tensors {
+        match dtype {
+            Dtype::Blob => part.blob(name, data)?,
+            _ => part.tensor(name, *dtype, &shape(*dtype, data), data)?,
+        }
+    }
+    Ok(())
+}
+
+/// Adds noise in the last digits to some of the numbers, which are of `width` bytes.
+fn drift(data: &mut [u8], width: usize, one_in: u64, seed: u64) {
+    let noise = bytes(seed, data.len() / width * 2);
+    for (i, element) in data.chunks_exact_mut(width).enumerate() {
+        let draw = u16::from_le_bytes([noise[2 * i], noise[2 * i + 1]]);
+        if u64::from(draw).is_multiple_of(one_in) {
+            element[0] = element[0].wrapping_add((draw >> 9) as u8 & 7);
+        }
+    }
+}
+
+fn start() -> Tensors {
+    let numbers = |count: usize, seed: u64| -> Vec<u8> {
+        let noise = bytes(seed, count * 2);
+        let pairs = noise.as_chunks::<2>().0.iter();
+        let number = |pair: &[u8; 2]| f32::from(u16::from_le_bytes(*pair)) / 3e6 - 0.01;
+        pairs.flat_map(|pair| number(pair).to_le_bytes()).collect()
+    };
+    BTreeMap::from([
+        ("dense".into(), (Dtype::F32, numbers(70_000, 1))),
+        ("frozen".into(), (Dtype::F32, numbers(40_000, 2))),
+        ("half".into(), (Dtype::Bf16, numbers(50_000, 3))),
+        ("noise".into(), (Dtype::U8, bytes(4, 70_000))),
+        ("odd".into(), (Dtype::U8, bytes(5, 1001))),
+        ("sparse".into(), (Dtype::F64, numbers(40_000, 6))),
+        ("state".into(), (Dtype::Blob, b"where the loader is: 1".to_vec())),
+        ("twin".into(), (Dtype::F32, numbers(70_000, 1))),
+        ("zeros".into(), (Dtype::F32, vec![0; 200_000])),
+    ])
+}
+
+/// What a step makes of the state: of every kind of change one.
+fn advance(tensors: &mut Tensors, step: u64) {
+    let of = |tensors: &mut Tensors, name: &str| tensors.get_mut(name).unwrap().1.clone();
+    for (name, width, one_in) in
+        [("dense", 4, 1), ("twin", 4, 1), ("half", 2, 40), ("sparse", 8, 900)]
+    {
+        // The twins drift alike, but for every third step.
+        let seed = if name == "twin" && step.is_multiple_of(3) { 77 + step } else { 1000 + step };
+        let mut data = of(tensors, name);
+        drift(&mut data, width, one_in, seed);
+        tensors.get_mut(name).unwrap().1 = data;
+    }
+    tensors.get_mut("noise").unwrap().1 = bytes(step, 70_000);
+    // A value changes its size, and with it where small tensors lie; another comes and goes.
+    tensors.get_mut("state").unwrap().1 = vec![b'x'; (step * 37 % 400) as usize + 1];
+    match step % 5 {
+        2 => drop(tensors.insert("passing".into(), (Dtype::F32, bytes(8, 4 * 30_000)))),
+        _ => drop(tensors.remove("passing")),
+    }
+}
+
+fn index(repository: &Repository, id: &Hash) -> ShardIndex {
+    let ledger = repository.existing(&run_name()).unwrap();
+    repository.contents(&ledger, id).unwrap().indexes()[0].clone()
+}
+
+/// The state that `id` holds, which has the tensors of `like`; read outside of any attempt.
+fn restored(repository: &Repository, id: &Hash, like: &Tensors) -> Result<Tensors> {
+    let ledger = repository.existing(&run_name())?;
+    let contents = repository.contents(&ledger, id)?;
+    let mut found: Tensors = like
+        .iter()
+        .filter(|(_, (dtype, _))| *dtype != Dtype::Blob)
+        .map(|(name, (dtype, data))| (name.clone(), (*dtype, vec![0xee; data.len()])))
+        .collect();
+    let mut blob = Vec::new();
+    let mut targets = Targets::new(World::ALONE);
+    let mut slots = targets.component("m", "t", Durability::Durable)?;
+    for (name, (dtype, data)) in &mut found {
+        let shape = shape(*dtype, data);
+        slots.tensor(name, *dtype, &shape, data)?;
+    }
+    slots.blob("state", |bytes| {
+        blob = bytes;
+        Ok(())
+    })?;
+    repository.restore(&contents, targets)?;
+    found.insert("state".into(), (Dtype::Blob, blob));
+    Ok(found)
+}
+
+/// Saves `steps` steps, and gives the state of each.
+fn train(
+    run: &mut Run,
+    tensors: &mut Tensors,
+    steps: std::ops::Range<u64>,
+) -> Vec<(Hash, Tensors)> {
+    steps
+        .map(|step| {
+            advance(tensors, step);
+            let handle = run.save(step, Mode::Sync, |capture| declare(capture, tensors)).unwrap();
+            (handle.wait().unwrap(), tensors.clone())
+        })
+        .collect()
+}
+
+#[test]
+fn every_checkpoint_of_a_chain_comes_back_to_the_bit() {
+    let (store, repository) = in_memory();
+    let mut tensors = start();
+    let mut run = open(&repository, World::ALONE, "a");
+    let mut saved = train(&mut run, &mut tensors, 1..14);
+    run.close().unwrap();
+    // The next process has nothing in memory, and what it reuses is a delta already.
+    let mut run = open(&repository, World::ALONE, "b");
+    let nothing = |(): &mut (), targets: &mut Targets<'_>| {
+        targets.partial();
+        Ok(())
+    };
+    run.restore(&mut (), nothing).unwrap().unwrap();
+    saved.extend(train(&mut run, &mut tensors, 14..20));
+    run.close().unwrap();
+    let ledger = repository.existing(&run_name()).unwrap();
+    let (mut deltas, mut deepest) = (0, 0);
+    for (id, tensors) in &saved {
+        let found = restored(&repository, id, tensors).unwrap();
+        assert!(found == *tensors, "{id}");
+        repository.verify(&ledger, id, &|_, _| {}).unwrap();
+        let index = index(&repository, id);
+        deltas += index.operands.len();
+        deepest = deepest.max(index.bases.len());
+    }
+    assert!(deltas > 200 && deepest > 10, "{deltas} {deepest}");
+    let packs = store.keys().into_iter().filter(|key| key.ends_with(".pack"));
+    let bytes: usize = packs.filter_map(|key| store.peek(&key)).map(|b| b.len()).sum();
+    let raw: usize =
+        saved.iter().flat_map(|(_, tensors)| tensors.values()).map(|(_, b)| b.len()).sum();
+    assert!(bytes * 3 < raw, "{bytes} of {raw}");
+}
+
+/// Whatever is damaged in what a checkpoint stands on, its own packs or those of the chain: it is told, or the state
+/// comes back to the bit.
+#[test]
+fn no_damage_in_a_chain_passes() {
+    let (store, repository) = in_memory();
+    let mut tensors = start();
+    tensors.retain(|name, _| ["dense", "half", "odd", "state"].contains(&name.as_str()));
+    let mut run = open(&repository, World::ALONE, "a");
+    let step = |run: &mut Run, tensors: &mut Tensors, step: u64| {
+        drift(&mut tensors.get_mut("dense").unwrap().1, 4, 1, step);
+        drift(&mut tensors.get_mut("half").unwrap().1, 2, 30, step);
+        let handle = run.save(step, Mode::Sync, |capture| declare(capture, tensors)).unwrap();
+        handle.wait().unwrap()
+    };
+    let newest = (1..4).map(|n| step(&mut run, &mut tensors, n)).last().unwrap();
+    run.close().unwrap();
+    let index = index(&repository, &newest);
+    assert!(!index.operands.is_empty() && index.packs.len() > 1, "{index:?}");
+    let ledger = repository.existing(&run_name()).unwrap();
+    let (mut told, mut harmless) = (0, 0);
+    for pack in &index.packs {
+        let key = format!("runs/test/{}", pack.object);
+        let bytes = store.peek(&key).unwrap();
+        let mut at = 3;
+        while at < bytes.len() {
+            store.tamper(&key, |pack| pack[at] ^= 1 << (at % 8));
+            let verified = repository.verify(&ledger, &newest, &|_, _| {});
+            match restored(&repository, &newest, &tensors) {
+                Ok(found) => {
+                    assert!(found == tensors, "{key}: byte {at} passed");
+                    harmless += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), lastgood::ErrorKind::Corrupt, "{error}");
+                    assert!(verified.is_err(), "{key}: byte {at}: verified, and cannot be read");
+                    told += 1;
+                }
+            }
+            at += 1 + bytes.len() / 150;
+        }
+        store.tamper(&key, |pack| *pack = bytes.to_vec());
+    }
+    assert!(told > 100 && harmless < told, "{told} {harmless}");
+    assert!(restored(&repository, &newest, &tensors).unwrap() == tensors);
+    // A pack of the chain that is empty is told, whichever it is.
+    for pack in &index.packs {
+        let key = format!("runs/test/{}", pack.object);
+        let bytes = store.peek(&key).unwrap();
+        store.tamper(&key, Vec::clear);
+        let error = restored(&repository, &newest, &tensors).unwrap_err();
+        assert_eq!(error.kind(), lastgood::ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains(&pack.object), "{error}");
+        store.tamper(&key, |pack| *pack = bytes.to_vec());
+    }
+}
