@@ -43,6 +43,12 @@ class Capture:
         """
         Tensor `name` is the same memory as `of`, which was named before.
         """
+    def updates(self, /, kind: str, numbers: SupportsGetItem[int, SupportsFloat | SupportsIndex], steps: SupportsIndex, weights: SupportsGetItem[int, tuple[str, str]], firsts: SupportsGetItem[int, tuple[str, str]], seconds: SupportsGetItem[int, tuple[str, str]]) -> None:
+        """
+        What an optimizer did in its last step, each row of the lists a tensor by its component and name, and what it
+        keeps for that. `numbers` of adam: learning rate, both betas, epsilon, decay; of momentum and nesterov:
+        learning rate, momentum; of lion: learning rate, both betas, decay. `seconds` is empty unless it is adam.
+        """
     def wholes(self, /, component: SupportsIndex, names: SupportsGetItem[int, str], dtypes: SupportsGetItem[int, str], shapes: SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]], addresses: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex], owners: SupportsGetItem[int, Any], role: str, changes: bool) -> None:
         """
         As `tensor`, many whole ones of one role at once, each row of the lists one of them. `changes`: they may be

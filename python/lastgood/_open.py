@@ -59,7 +59,9 @@ def open(
             checkpoint is done again and compared, with what it read from outside, and then it is live. `Run.step`
             raises `Diverged` at the first difference; default ``LASTGOOD_RESUME``, else ``live``.
         settings: ``chunk_bytes``, ``arena_bytes_max``, ``in_flight_max``, ``commit_wait`` (seconds), ``compression``
-            (``off``, ``auto``, ``zstd:LEVEL``).
+            (``off``; ``auto``: where the store is slow; ``zstd:LEVEL``; ``delta`` or ``delta:N``: what is smaller so is
+            stored as the difference from the save before, each part of the state whole once in N saves, and what
+            torch's Adam, AdamW and SGD changed is predicted; keeps a second copy of the state in memory).
 
     Raises:
         Invalid: if an argument is wrong or an object cannot be stored.
@@ -155,6 +157,7 @@ def open_run(
         digest_every=recorded["digest_every"] if recorded else 0,
         replays=plan is not None,
         ends=ends,
+        predicts=str((settings or {}).get("compression", "")).startswith("delta"),
     )
     _run._open_runs.add(opened)
     return opened

@@ -62,8 +62,10 @@ class Run:
         digest_every: int = 0,
         replays: bool = False,
         ends: bool = True,
+        predicts: bool = False,
     ) -> None:
         self._native = native
+        self._predicts = predicts
         self._digest_every = digest_every
         self._replays = replays
         self._ends = ends
@@ -86,6 +88,8 @@ class Run:
         self._process = os.getpid()
         self.last_restore: Restored | None = None
         self._adapters()
+        if predicts:
+            self._watch()
 
     @property
     def attempt(self) -> int:
@@ -154,6 +158,8 @@ class Run:
             deferred = self._overlap and not block
             if deferred:
                 self._guard()
+            if self._predicts:
+                self._watch()
             capture, behind = self._capture(deferred)
             capture.metadata("lastgood.python", _lastgood.__version__)
             for key, text in (metadata or {}).items():
@@ -201,6 +207,14 @@ class Run:
             if optimizer not in self._hooked:
                 optimizer.register_step_pre_hook(wait)
                 self._hooked.add(optimizer)
+
+    def _watch(self) -> None:
+        """Notes with which numbers the optimizers of the state step, for deltas."""
+        if "torch" in sys.modules:
+            from lastgood.torch import _modules, _updates
+
+            for optimizer in _modules.optimizers_of(self._state):
+                _updates.watch(optimizer)
 
     def _wait_to_change(self) -> None:
         with self._looking:

@@ -121,6 +121,8 @@ class Snapshot:
     ties: dict[str, str] = field(default_factory=dict)
     #: What is copied after the call, names and tensors: it must not be changed until then.
     deferred: list[tuple[list[str], list[Any]]] = field(default_factory=list)
+    #: What optimizers did in their last step.
+    updates: list[Any] = field(default_factory=list)
 
     def add_arrays(self, arrays: dict[str, Any], where: str, role: str, deferred: bool) -> None:
         """Arrays of any framework, as they are in the call of the save, whose other memory may be ``deferred``. A
@@ -177,6 +179,9 @@ class Snapshot:
             )
         for name, of in self.ties.items():
             capture.tied(component, name, of)
+        for told in self.updates:
+            tensors = (told.weights, told.firsts, told.seconds)
+            capture.updates(told.kind, told.numbers, told.steps, *tensors)
         capture.blob(component, TREE, stored_tree({"tree": self.tree, "own": own}), False)
 
 

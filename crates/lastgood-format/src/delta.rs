@@ -95,6 +95,14 @@ pub fn operands(stored: &[u8]) -> Result<Vec<Hash>> {
     parse(stored).map(|parsed| parsed.operands)
 }
 
+/// The rule of a stored chunk.
+///
+/// # Errors
+/// As [`operands`].
+pub fn rule(stored: &[u8]) -> Result<Rule> {
+    parse(stored).map(|parsed| parsed.prediction.rule)
+}
+
 /// Decodes `stored` into exactly `decoded`.
 ///
 /// # Errors

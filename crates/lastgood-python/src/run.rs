@@ -10,7 +10,7 @@ use lastgood::preflight::objects::Depth;
 use lastgood::preflight::{Acceptance, Needs, PreflightOptions, Report};
 use lastgood::replay::{Due, Plan, Replay};
 use lastgood::restore::{Contents, Selector};
-use lastgood::save::{Compression, Mode, SaveOptions};
+use lastgood::save::{CHAIN_DEFAULT, Compression, Mode, SaveOptions};
 use lastgood::state::World;
 use lastgood::{Error, ErrorKind, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
@@ -96,12 +96,17 @@ pub(crate) fn seconds(seconds: f64) -> Result<Duration> {
 
 fn compression(text: &str) -> Result<Compression> {
     let level = |text: &str| text.strip_prefix("zstd:")?.parse().ok();
+    let chain = |text: &str| {
+        let chain = text.strip_prefix("delta:")?.parse().ok()?;
+        Some(Compression::Delta { chain })
+    };
     match text {
         "off" => Ok(Compression::Off),
         "auto" => Ok(Compression::Auto),
-        _ => level(text).map(Compression::Zstd).ok_or_else(|| {
+        "delta" => Ok(Compression::Delta { chain: CHAIN_DEFAULT }),
+        _ => level(text).map(Compression::Zstd).or_else(|| chain(text)).ok_or_else(|| {
             Error::invalid(format!("{text:?} is no compression"))
-                .with_remedy("use off, auto or zstd:LEVEL")
+                .with_remedy("use off, auto, zstd:LEVEL, delta or delta:SAVES")
         }),
     }
 }

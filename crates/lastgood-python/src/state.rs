@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lastgood::state::{self, Durability, Targets as RustTargets};
+use lastgood::state::{self, Durability, Name, Optimizer, Targets as RustTargets, Update};
 use lastgood::{Dtype, Error, Result};
 use lastgood_format::layout::NdBox;
 use pyo3::prelude::*;
@@ -118,6 +118,7 @@ pub(crate) struct Capture {
     pieces: Vec<Piece>,
     metadata: Vec<(String, String)>,
     checks: Vec<Check>,
+    updates: Vec<Update>,
 }
 
 #[pymethods]
@@ -211,6 +212,38 @@ impl Capture {
         self.pieces.push(Piece { component, name, what: What::Tied(of) });
     }
 
+    /// What an optimizer did in its last step, each row of the lists a tensor by its component and name, and what it
+    /// keeps for that. `numbers` of adam: learning rate, both betas, epsilon, decay; of momentum and nesterov:
+    /// learning rate, momentum; of lion: learning rate, both betas, decay. `seconds` is empty unless it is adam.
+    fn updates(
+        &mut self,
+        kind: &str,
+        numbers: Vec<f64>,
+        steps: u64,
+        weights: Vec<Name>,
+        firsts: Vec<Name>,
+        seconds: Vec<Name>,
+    ) -> PyResult<()> {
+        let optimizer = match (kind, numbers.as_slice()) {
+            ("adam", &[lr, first, second, eps, decay]) => {
+                Optimizer::Adam { lr, betas: (first, second), eps, decay }
+            }
+            ("momentum" | "nesterov", &[lr, momentum]) => {
+                Optimizer::Momentum { lr, momentum, nesterov: kind == "nesterov" }
+            }
+            ("lion", &[lr, first, second, decay]) => {
+                Optimizer::Lion { lr, betas: (first, second), decay }
+            }
+            _ => return Err(Error::invalid(format!("no optimizer {kind:?}"))).or_raise(),
+        };
+        let mut seconds = seconds.into_iter();
+        for (weight, first) in weights.into_iter().zip(firsts) {
+            let second = seconds.next();
+            self.updates.push(Update { optimizer, steps, weight, first, second });
+        }
+        Ok(())
+    }
+
     /// Text that travels with the checkpoint.
     fn metadata(&mut self, key: String, value: String) {
         self.metadata.push((key, value));
@@ -265,6 +298,9 @@ impl Capture {
         }
         for (key, value) in self.metadata.drain(..) {
             capture.metadata(key, value);
+        }
+        for update in self.updates.drain(..) {
+            capture.update(update);
         }
         for check in self.checks.drain(..) {
             capture.check(move || check.ask());

@@ -23,7 +23,7 @@ use crate::replay::resume::{Came, Resuming};
 use crate::replay::{Due, Resume};
 use crate::repository::Repository;
 use crate::restore;
-use crate::save::{Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
+use crate::save::{Earlier, Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
 use crate::state::{Capture, World};
 
 /// One rank of one attempt of a run.
@@ -108,10 +108,8 @@ impl Run {
             writer: writer.clone(),
             world,
             options: options.save.clone(),
-            sink_speed: None,
             journal: recording,
-            kept: None,
-            written: 0,
+            earlier: Earlier::default(),
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);

@@ -13,6 +13,7 @@ from lastgood._state import Loading, Look, Mismatch, Saved, Snapshot, World
 from lastgood.torch._modules import spread_of, walks_of
 from lastgood.torch._sharding import is_dtensor
 from lastgood.torch._tensors import PlainTensors, local, shards_of, stage
+from lastgood.torch._updates import updates_of
 
 
 class OptimizerAdapter:
@@ -81,6 +82,12 @@ class OptimizerAdapter:
                     told, is_told = self._values(snapshot, wholes, others, name, values)
                     per_parameter[name] = told
                     is_json = is_json and is_told
+        snapshot.updates = updates_of(
+            self.optimizer,
+            self.name,
+            self.look.once(_weights_of).get,
+            lambda parameter, key: f"state.{names[id(parameter)]}.{key}",
+        )
         encoded = _tree.Encoded()
         encoder = _tree.Encoder(encoded.arrays, self.name)
         groups = encoder.node(self.groups(names), ("groups",), 1)
@@ -206,6 +213,23 @@ class OptimizerAdapter:
         problems += [f"{self.name}/state.{name} is only in the checkpoint" for name in unknown]
         if problems:
             raise Mismatch(problems)
+
+
+def _weights_of(look: Look) -> _Weights:
+    """Under which component and name each parameter of the modules is saved."""
+    known: dict[int, tuple[str, str]] = {}
+    for component, walk in look.once(walks_of).items():
+        for name, parameter in walk.parameters.items():
+            known.setdefault(id(parameter), (component, walk.clean(name)))
+    return _Weights(known)
+
+
+class _Weights:
+    def __init__(self, known: dict[int, tuple[str, str]]) -> None:
+        self._known = known
+
+    def get(self, parameter: Any) -> tuple[str, str] | None:
+        return self._known.get(id(parameter))
 
 
 def _complex(make: Callable[[], Any]) -> Callable[[], Any]:

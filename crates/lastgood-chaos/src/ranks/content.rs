@@ -104,6 +104,8 @@ pub fn part(
         tensors: vec![tensor("frozen", world_size, 0), tensor("hot", world_size, 1)],
         shards: vec![shard(rank, 0), shard(rank, 1)],
         chunks: vec![still, table[0]],
+        bases: Vec::new(),
+        operands: std::collections::BTreeMap::new(),
         packs,
         metadata: std::collections::BTreeMap::new(),
     };
@@ -201,7 +203,7 @@ async fn check_chunk(
     let begin = chunk.offset as usize;
     let mut decoded = [0; SHARD_BYTES as usize];
     let range = begin..begin + chunk.stored_bytes as usize;
-    chunk::decode_into(chunk.codec, &stored[range], &mut decoded, &chunk.hash)?;
+    chunk::decode_into(chunk.codec, &stored[range], &[], &mut decoded, &chunk.hash)?;
     if decoded != *expected {
         return Err(Error::new(ErrorKind::Diverged, "a chunk has the wrong bytes"));
     }

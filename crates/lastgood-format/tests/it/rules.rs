@@ -172,7 +172,8 @@ fn deltas() {
         let of = of.to_vec();
         move |i: &mut ShardIndex| drop(i.operands.insert(row, of.clone()))
     };
-    let cases: Vec<(&str, Box<dyn Fn(&mut ShardIndex)>, &str)> = vec![
+    type BreakOne = Box<dyn Fn(&mut ShardIndex)>;
+    let cases: Vec<(&str, BreakOne, &str)> = vec![
         ("none", Box::new(|i| drop(i.operands.remove(&NEAR))), "2 deltas, 1 have operands"),
         ("of nothing", Box::new(made_of(NEAR, &[])), "no delta of its operands"),
         ("of many", Box::new(made_of(STEP, &[4, 6, 7, 4])), "no delta of its operands"),

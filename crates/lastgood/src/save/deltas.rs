@@ -4,7 +4,8 @@
 //! committed: a bit that flipped there must not become part of a checkpoint.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use lastgood_format::delta::{self, Operand, Prediction, Rule};
 use lastgood_format::{Hash, Result, chunk};
@@ -12,7 +13,9 @@ use lastgood_format::{Hash, Result, chunk};
 use super::arena::{Arena, Segment};
 use super::base::Base;
 use super::pipeline::OperandRow;
-use super::plan::Plan;
+use super::plan::{Plan, Row};
+use super::updates::RowRole;
+use crate::state::Origin;
 
 /// A delta must be this much smaller than what the chunk is without others, in hundredths.
 const WORTH: usize = 97;
@@ -29,11 +32,33 @@ pub(crate) struct Kept {
 #[derive(Debug)]
 pub(crate) struct Deltas {
     base: Arc<Base>,
-    before: Arc<Plan>,
-    segments: Vec<Segment>,
-    /// For each row of the plan the row of the save before that holds the same part of the state, if it may be a
-    /// delta of that.
-    rows: Vec<Option<usize>>,
+    /// The rows of the save before.
+    before: Vec<Held>,
+    /// The rows of this save, if what optimizers did is known.
+    now: Vec<Held>,
+    /// For each row of the plan the row of the save before that holds the same part of the state.
+    places: Vec<Option<usize>>,
+    /// What the rows are for optimizers that have taken one step since the save before.
+    roles: BTreeMap<usize, RowRole>,
+    /// Which save this is, and once in how many each chunk is stored whole.
+    turn: (u64, u64),
+}
+
+/// A row in memory.
+#[derive(Debug)]
+struct Held {
+    segment: Segment,
+    range: Range<usize>,
+    /// Its hash, once somebody has asked.
+    hash: OnceLock<Hash>,
+}
+
+impl Held {
+    fn operand(&self) -> Operand<'_> {
+        let bytes = &self.segment.bytes()[self.range.clone()];
+        let hash = *self.hash.get_or_init(|| Hash::of(bytes));
+        Operand { hash, bytes }
+    }
 }
 
 /// A chunk as a delta.
@@ -42,6 +67,13 @@ pub(crate) struct Delta<'d> {
     pub(crate) stored: Vec<u8>,
     pub(crate) operands: Vec<Operand<'d>>,
     pub(crate) rows: Vec<OperandRow>,
+}
+
+/// What a chunk can be predicted from, and in which ways.
+struct Source<'d> {
+    operands: Vec<Operand<'d>>,
+    rows: Vec<OperandRow>,
+    ways: Vec<Prediction>,
 }
 
 /// Names the part of the state that a row begins with: component, tensor, offsets of the shard, and which of its chunks.
@@ -56,34 +88,37 @@ impl Deltas {
         base: &Arc<Base>,
         (number, chain): (u64, u32),
     ) -> Self {
-        let chain = u64::from(chain.max(1));
         let before = &kept.plan;
         let same = before.tensors == plan.tensors
             && before.shards == plan.shards
             && before.rows == plan.rows;
-        let places: BTreeMap<Part<'_>, usize> = match same {
-            true => BTreeMap::new(),
-            false => parts(before).into_iter().collect(),
+        let places = match same {
+            true => (0..plan.rows.len()).map(Some).collect(),
+            false => places(before, plan),
         };
-        let here: BTreeMap<usize, Part<'_>> = match same {
-            true => BTreeMap::new(),
-            false => parts(plan).into_iter().map(|(part, row)| (row, part)).collect(),
+        let follows = |role: &RowRole| {
+            let of = places[role.rows.weight].and_then(|row| before.roles.get(&row));
+            of.is_some_and(|of| of.step.1 + 1 == role.step.1)
         };
-        let rows = (0..plan.rows.len()).map(|row| {
-            let of = if same { Some(row) } else { places.get(here.get(&row)?).copied() }?;
-            let alike = before.rows.get(of)?.bytes == plan.rows[row].bytes;
-            let is_due = (number + row as u64).is_multiple_of(chain);
-            // What was reused from elsewhere may be deep already.
-            let may = alike && !is_due && u64::from(base.depth(of)) < 2 * chain;
-            may.then_some(of)
-        });
-        let rows = rows.collect();
+        let roles = plan.roles.iter().filter(|(_, role)| follows(role));
         Self {
             base: Arc::clone(base),
-            before: Arc::clone(before),
-            segments: kept.arena.filled(),
-            rows,
+            before: held(before, &kept.arena.filled()),
+            now: Vec::new(),
+            roles: roles.map(|(row, role)| (*row, role.clone())).collect(),
+            places,
+            turn: (number, u64::from(chain.max(1))),
         }
+    }
+
+    /// True if some chunks of this save may be predicted from others of it.
+    pub(crate) fn needs_all(&self) -> bool {
+        !self.roles.is_empty()
+    }
+
+    /// What was captured, all of it.
+    pub(crate) fn set_captured(&mut self, plan: &Plan, segments: &[Segment]) {
+        self.now = held(plan, segments);
     }
 
     /// `bytes`, which are row `row` of the plan, as a delta; `None` if it is none, or if none is worth it.
@@ -96,33 +131,97 @@ impl Deltas {
         bytes: &[u8],
         (width, level): (usize, i32),
     ) -> Result<Option<Delta<'_>>> {
-        let Some(before) = self.rows.get(row).copied().flatten() else { return Ok(None) };
-        let Some(operand) = self.operand(before) else { return Ok(None) };
+        if self.is_due(row) {
+            return Ok(None);
+        }
         let sample = chunk::sample(bytes.len());
         let mut best = (chunk::estimate(&bytes[sample.clone()], width, level) * WORTH / 100, None);
-        for rule in [Rule::Difference, Rule::Xor] {
-            let prediction = Prediction::plain(rule);
-            let operands = [&operand.bytes[sample.clone()]];
-            let size =
-                delta::estimate(&bytes[sample.clone()], width, &prediction, &operands, level)?;
-            if size < best.0 {
-                best = (size, Some(prediction));
+        let sources = [self.optimizer(row), self.before(row)];
+        for source in sources.iter().flatten().filter(|source| source.fits(bytes.len())) {
+            let samples: Vec<&[u8]> =
+                source.operands.iter().map(|operand| &operand.bytes[sample.clone()]).collect();
+            for way in &source.ways {
+                let size = delta::estimate(&bytes[sample.clone()], width, way, &samples, level)?;
+                if size < best.0 {
+                    best = (size, Some((source, way)));
+                }
             }
         }
-        let Some(prediction) = best.1 else { return Ok(None) };
-        let operands = vec![operand];
-        let stored = delta::encode(bytes, width, &prediction, &operands, level)?;
-        Ok(stored.map(|stored| Delta { stored, operands, rows: vec![OperandRow::Base(before)] }))
+        let Some((source, way)) = best.1 else { return Ok(None) };
+        let Source { operands, rows, .. } = source;
+        let stored = delta::encode(bytes, width, way, operands, level)?;
+        Ok(stored.map(|stored| Delta { stored, operands: operands.clone(), rows: rows.clone() }))
     }
 
-    /// Row `row` of the save before, if it is still what was committed.
-    fn operand(&self, row: usize) -> Option<Operand<'_>> {
-        let place = self.before.rows.get(row)?;
-        let segment = self.segments.get(place.segment)?;
-        let bytes = segment.bytes().get(place.offset..place.offset + place.bytes)?;
-        let hash = self.base.row(row)?.chunk.hash;
-        (Hash::of(bytes) == hash).then_some(Operand { hash, bytes })
+    /// True if it is this row's turn to be stored whole, together with those that are predicted from each other.
+    fn is_due(&self, row: usize) -> bool {
+        let (number, chain) = self.turn;
+        let first = self.roles.get(&row).map_or(row, |role| role.rows.weight);
+        (number + first as u64).is_multiple_of(chain)
     }
+
+    /// The same part of the state a save before.
+    fn before(&self, row: usize) -> Option<Source<'_>> {
+        let (operand, row) = self.committed(row)?;
+        let ways = [Rule::Difference, Rule::Xor].map(Prediction::plain).to_vec();
+        Some(Source { operands: vec![operand], rows: vec![row], ways })
+    }
+
+    /// What the optimizer must have made of it.
+    fn optimizer(&self, row: usize) -> Option<Source<'_>> {
+        let RowRole { role, step: (optimizer, steps), rows } = self.roles.get(&row)?;
+        let (from, ways) = optimizer.predictions(*role, *steps);
+        let found = from.into_iter().map(|from| match from {
+            Origin::Before(role) => self.committed(rows.of(role)?),
+            Origin::Now(role) => {
+                let row = rows.of(role)?;
+                Some((self.now.get(row)?.operand(), OperandRow::Own(row)))
+            }
+        });
+        let (operands, rows) = found.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        Some(Source { operands, rows, ways })
+    }
+
+    /// The row of the save before in the place of `row`, if it is still what was committed.
+    fn committed(&self, row: usize) -> Option<(Operand<'_>, OperandRow)> {
+        let row = self.places.get(row).copied().flatten()?;
+        let operand = self.before.get(row)?.operand();
+        // What was reused from elsewhere may be deep already.
+        let is_right = operand.hash == self.base.row(row)?.chunk.hash
+            && u64::from(self.base.depth(row)) < 2 * self.turn.1;
+        is_right.then_some((operand, OperandRow::Base(row)))
+    }
+}
+
+impl Source<'_> {
+    fn fits(&self, bytes: usize) -> bool {
+        !self.operands.is_empty()
+            && self.operands.iter().all(|operand| operand.bytes.len() == bytes)
+    }
+}
+
+fn held(plan: &Plan, segments: &[Segment]) -> Vec<Held> {
+    let held = |row: &Row| {
+        let segment = segments.get(row.segment)?.clone();
+        let range = row.offset..row.offset + row.bytes;
+        (range.end <= segment.bytes().len()).then_some(Held {
+            segment,
+            range,
+            hash: OnceLock::new(),
+        })
+    };
+    plan.rows.iter().map_while(held).collect()
+}
+
+/// For each row of `plan` that of `before` which begins with the same part of the state.
+fn places(before: &Plan, plan: &Plan) -> Vec<Option<usize>> {
+    let there: BTreeMap<Part<'_>, usize> = parts(before).into_iter().collect();
+    let mut places = vec![None; plan.rows.len()];
+    for (part, row) in parts(plan) {
+        let of = there.get(&part).copied();
+        places[row] = of.filter(|of| before.rows[*of].bytes == plan.rows[row].bytes);
+    }
+    places
 }
 
 /// The part of the state that each row of `plan` begins with.

@@ -1,13 +1,14 @@
 //! Where each captured byte goes: shards to chunks, chunks to segments of the arena.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::Range;
 
 use lastgood_format::index::{Component, Shard, Tensor};
 use lastgood_format::layout::check_disjoint;
 use lastgood_format::{Dtype, Error, Result};
 
+use super::updates::{Linked, Members, RowRole, Step, Updates};
 use crate::state::{Capture, Piece, Tie, show, show_name};
 
 /// The size of an arena segment, which is also about the size of a pack.
@@ -47,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) copies: Vec<Vec<Copy>>,
     /// For each tensor, whether every rank holds all of it.
     pub(crate) replicated: Vec<bool>,
+    /// What rows are for the optimizer that changed them.
+    pub(crate) roles: BTreeMap<usize, RowRole>,
 }
 
 impl Plan {
@@ -56,7 +59,10 @@ impl Plan {
         let mut plan = Self { components: components(capture), ..Self::default() };
         plan.tensors.reserve(order.tensors.len());
         plan.shards.reserve(capture.pieces.len());
-        let mut layout = Layout { chunk_bytes, shared: None };
+        let updates = Updates::new(capture, &order.stores, chunk_bytes);
+        let grouped = updates.groups.iter().flatten().flat_map(|linked| linked.members.each());
+        let grouped = grouped.map(|(_, piece)| piece).collect();
+        let mut layout = Layout { chunk_bytes, shared: None, grouped, shards: BTreeMap::new() };
         let mut component = None;
         for (i, named) in order.tensors.iter().enumerate() {
             let key = named.key;
@@ -82,6 +88,12 @@ impl Plan {
                 tied_to,
                 shards: begin..index_of(plan.shards.len())?,
             });
+        }
+        for group in &updates.groups {
+            layout.place_group(&mut plan, capture, group)?;
+        }
+        for linked in &updates.large {
+            layout.link_large(&mut plan, linked);
         }
         Ok(plan)
     }
@@ -112,13 +124,19 @@ struct Shared {
 struct Layout {
     chunk_bytes: usize,
     shared: Option<Shared>,
+    /// The pieces that are placed last, by [`Layout::place_group`].
+    grouped: BTreeSet<usize>,
+    /// The shard of each piece.
+    shards: BTreeMap<usize, usize>,
 }
 
 impl Layout {
     fn place(&mut self, plan: &mut Plan, piece: &Piece<'_>, i: usize) -> Result<()> {
         let bytes = piece.data.len();
+        self.shards.insert(i, plan.shards.len());
         let (first_chunk, chunk_offset) = match bytes {
             0 => (0, 0),
+            _ if self.grouped.contains(&i) => (0, 0),
             _ if bytes >= self.chunk_bytes => (self.place_large(plan, piece, i), 0),
             _ => self.place_small(plan, piece, i),
         };
@@ -165,6 +183,48 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Small shards of a group share one chunk for each role, in the same order.
+    fn place_group(&self, plan: &mut Plan, capture: &Capture<'_>, group: &[Linked]) -> Result<()> {
+        let Some(Linked { step, members }) = group.first() else { return Ok(()) };
+        let bytes_of = |piece: usize| capture.pieces[piece].data.len();
+        let total = group.iter().map(|linked| bytes_of(linked.members.weight)).sum();
+        let mut rows = *members;
+        for (role, slot) in rows.each_mut() {
+            let row = plan.new_row(total, width_of(Dtype::F32));
+            let mut used = 0;
+            for piece in group.iter().filter_map(|linked| linked.members.of(role)) {
+                let bytes = bytes_of(piece);
+                let offset = row.offset + used;
+                plan.copies[row.segment].push(Copy { piece, source: 0..bytes, offset });
+                if let Some(shard) = self.shards.get(&piece) {
+                    let shard = &mut plan.shards[*shard];
+                    (shard.first_chunk, shard.chunk_offset) = (index_of(row.row)?, index_of(used)?);
+                }
+                used += bytes;
+            }
+            *slot = row.row;
+        }
+        plan.link(*step, rows);
+        Ok(())
+    }
+
+    /// The chunks of large shards of the same place follow each other alike.
+    fn link_large(&self, plan: &mut Plan, linked: &Linked) {
+        let first = |piece: usize| plan.shards[self.shards[&piece]].first_chunk as usize;
+        let mut rows = linked.members;
+        for (_, slot) in rows.each_mut() {
+            *slot = first(*slot);
+        }
+        let mut left = plan.bytes_of(self.shards[&linked.members.weight]);
+        while left > 0 {
+            left = left.saturating_sub(plan.rows[rows.weight].bytes as u64);
+            plan.link(linked.step, rows);
+            rows.each_mut().for_each(|(_, row)| *row += 1);
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct NewRow {
     row: usize,
@@ -173,6 +233,19 @@ struct NewRow {
 }
 
 impl Plan {
+    fn link(&mut self, step: Step, rows: Members) {
+        for (role, row) in rows.each() {
+            self.roles.insert(row, RowRole { role, step, rows });
+        }
+    }
+
+    /// The bytes of a shard.
+    pub(crate) fn bytes_of(&self, shard: usize) -> u64 {
+        let tensor = self.tensors.partition_point(|tensor| tensor.shards.end as usize <= shard);
+        let elements = self.shards[shard].extent.elements();
+        elements.and_then(|count| self.tensors[tensor].dtype.bytes_of(count)).unwrap_or(0)
+    }
+
     fn new_row(&mut self, bytes: usize, width: u8) -> NewRow {
         let fits = self.segments.last().is_some_and(|used| used + bytes <= SEGMENT_BYTES);
         if !fits {

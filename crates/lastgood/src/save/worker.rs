@@ -11,10 +11,10 @@ use lastgood_format::{Error, ErrorKind, Hash, Result};
 
 use super::arena::{Arena, Segment};
 use super::base::Base;
-use super::deltas::{Deltas, Kept};
 use super::digest::{self, Before, Digesting, Sums, Teller};
+use super::earlier::Earlier;
 use super::handle::{Promise, SaveHandle, SaveStatus};
-use super::pipeline::{self, Job, Written};
+use super::pipeline::{self, Job};
 use super::plan::Plan;
 use super::shared::{End, Queued, Shared};
 use super::{Compression, SaveOptions};
@@ -29,9 +29,6 @@ use crate::state::World;
 /// together, then rarer.
 const POLL_FIRST: Duration = Duration::from_millis(2);
 const POLL_LAST: Duration = Duration::from_millis(250);
-
-/// Below this speed of the store, in bytes a second, `Compression::Auto` compresses.
-const SLOW_STORE: f64 = 0.4e9;
 
 /// A save whose own part is durable and whose commit is waited for.
 #[derive(Debug)]
@@ -65,13 +62,8 @@ pub(crate) struct Worker {
     pub(crate) writer: Writer,
     pub(crate) world: World,
     pub(crate) options: SaveOptions,
-    /// The measured speed of the store, in bytes a second.
-    pub(crate) sink_speed: Option<f64>,
     pub(crate) journal: Option<Recording>,
-    /// What the newest checkpoint has captured, for deltas.
-    pub(crate) kept: Option<Kept>,
-    /// How many saves were written.
-    pub(crate) written: u64,
+    pub(crate) earlier: Earlier,
 }
 
 /// Where the worker seals and records.
@@ -214,26 +206,19 @@ impl Worker {
         let digesting = recording
             .map(|recording| Digesting::new(plan, recording.before.clone()))
             .transpose()?;
-        let deltas = match (&base, &self.kept, self.options.compression) {
-            (Some(base), Some(kept), Compression::Delta { chain })
-                if kept.checkpoint == base.checkpoint =>
-            {
-                Some(Deltas::new(plan, kept, base, (self.written, chain)))
-            }
-            _ => None,
-        };
-        self.written += 1;
+        let (deltas, segments) =
+            self.earlier.deltas(plan, base.as_ref(), self.options.compression, segments);
         let job = Job {
             plan,
             base: base.as_deref(),
-            level: self.level(),
+            level: self.earlier.level(self.options.compression),
             name: &|i| key::pack_in_run(&save, rank, i),
             folder: &folder,
             digesting: digesting.as_ref(),
             deltas: deltas.as_ref(),
         };
         let mut written = pipeline::run(&self.io, &job, segments)?;
-        self.measure(&written);
+        self.earlier.measure(&written);
         if digesting.is_some() {
             self.tell(plan, save.step, std::mem::take(&mut written.sums));
         }
@@ -306,23 +291,6 @@ impl Worker {
     fn is_reusable(&self, base: &Base) -> bool {
         let found = self.ledger.history().checkpoint(&base.checkpoint);
         found.is_some_and(Checkpoint::is_reusable)
-    }
-
-    fn level(&self) -> Option<i32> {
-        match self.options.compression {
-            Compression::Off => None,
-            Compression::Zstd(level) => Some(level),
-            Compression::Delta { .. } => Some(1),
-            Compression::Auto => self.sink_speed.filter(|speed| *speed < SLOW_STORE).map(|_| 1),
-        }
-    }
-
-    /// Only puts that are large enough to be about speed and not about latency count.
-    fn measure(&mut self, written: &Written) {
-        if written.put_bytes >= 8 << 20 {
-            let speed = written.put_bytes as f64 / written.put_time.as_secs_f64().max(1e-6);
-            self.sink_speed = Some(self.sink_speed.map_or(speed, |old| 0.5 * old + 0.5 * speed));
-        }
     }
 
     /// Looks after every waiting save, oldest first.
@@ -471,17 +439,14 @@ impl Worker {
     }
 
     fn succeed(&mut self, save: &mut Waiting, id: Hash) {
-        let kept = match (save.arena.take(), self.options.compression) {
-            (Some(arena), Compression::Delta { .. }) => {
-                let kept = Kept { checkpoint: id, plan: Arc::clone(&save.plan), arena };
-                self.kept.replace(kept).map(|before| before.arena)
-            }
-            (arena, _) => arena,
+        let free = match self.options.compression {
+            Compression::Delta { .. } => self.earlier.keep(id, &save.plan, save.arena.take()),
+            _ => save.arena.take(),
         };
         let mut inner = self.shared.lock();
         inner.base = Some(Arc::new(Base::new(id, [&save.index])));
         inner.failures_in_a_row = 0;
-        inner.free.extend(kept);
+        inner.free.extend(free);
         drop(inner);
         if let Some(Recording { journal, lane, .. }) = &self.journal {
             rank::seen(journal, *lane, &save.index.save, &id);

@@ -10,7 +10,9 @@ use lastgood_format::{Dtype, Error, Result};
 use serde::Serialize;
 
 use super::source::Data;
-use super::{Component, Durability, Source, World, check_component, finite, rank_name, show};
+use super::{
+    Component, Durability, Source, Update, World, check_component, finite, rank_name, show,
+};
 
 /// The state of one rank at one step, borrowed until the save has captured it.
 #[derive(Debug)]
@@ -23,6 +25,7 @@ pub struct Capture<'a> {
     /// Parts that this rank holds and another one stores.
     pub(crate) witnessed: Vec<Piece<'a>>,
     pub(crate) checks: Vec<Check<'a>>,
+    pub(crate) updates: Vec<Update>,
     names: BTreeSet<String>,
 }
 
@@ -78,6 +81,7 @@ impl<'a> Capture<'a> {
             metadata: BTreeMap::new(),
             witnessed: Vec::new(),
             checks: Vec::new(),
+            updates: Vec::new(),
             names: BTreeSet::new(),
         }
     }
@@ -120,6 +124,11 @@ impl<'a> Capture<'a> {
     /// Text that travels with the checkpoint.
     pub fn metadata(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.metadata.insert(key.into(), value.into());
+    }
+
+    /// Tells what an optimizer has changed: what it says of tensors that are not named is left out.
+    pub fn update(&mut self, update: Update) {
+        self.updates.push(update);
     }
 
     /// Asks `check` once everything is copied, before the state may be changed again; its error fails the save.

@@ -8,6 +8,7 @@ mod capture;
 mod finite;
 mod source;
 mod targets;
+mod update;
 
 pub use capture::{Capture, Part};
 pub(crate) use capture::{Piece, Tie};
@@ -16,6 +17,8 @@ use lastgood_format::{Error, Result};
 pub use source::Source;
 pub(crate) use targets::{Request, Sink, Want};
 pub use targets::{Slots, Targets};
+pub use update::{Name, Optimizer, Update};
+pub(crate) use update::{Origin, Role};
 
 /// This process among those that train one model together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -111,7 +111,8 @@ fn predict(rule: u8, fused: bool, c: &[f64], of: &[u64]) -> u32 {
             let g = r(x[2] - r(c[2] * x[1]));
             r(r(c[0] * x[0]) + p(c[1], r(g + p(c[2], x[2]))))
         }
-        7 => {
+        _ => {
+            assert_eq!(rule, 7);
             let g = r(x[1] + (x[2] - x[1]) / c[4]);
             let toward = r(r(c[2] * x[1]) + p(c[3], g));
             let sign = match toward.partial_cmp(&0.0) {
@@ -121,7 +122,6 @@ fn predict(rule: u8, fused: bool, c: &[f64], of: &[u64]) -> u32 {
             };
             r(r(c[0] * x[0]) + r(c[1] * sign))
         }
-        _ => panic!("rule {rule}"),
     };
     let predicted = predicted as f32;
     if predicted.is_nan() { 0 } else { predicted.to_bits() }
