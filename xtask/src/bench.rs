@@ -10,6 +10,7 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
         Some((name, rest)) if !name.starts_with('-') => (name.as_str(), rest),
         _ => ("disk", args),
     };
-    let package = if name == "fingerprint" { "lastgood-format" } else { "lastgood" };
+    let package =
+        if ["codecs", "fingerprint"].contains(&name) { "lastgood-format" } else { "lastgood" };
     process::delegate(&["bench", "-p", package, "--bench", name, "--"], rest)
 }

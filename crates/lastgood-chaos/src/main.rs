@@ -60,7 +60,7 @@ enum Attack {
     /// Flip every bit of a small repository, one at a time
     BitFlips {
         /// The size of the repository
-        #[arg(long, default_value_t = 256 << 10)]
+        #[arg(long, default_value_t = 128 << 10)]
         bytes: u64,
     },
     /// Flip random bits of a large repository, one at a time, and judge each by the `lastgood` command

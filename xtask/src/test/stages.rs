@@ -142,9 +142,10 @@ pub(super) const STAGES: &[Stage] = &[
     .beside(),
     Stage::new(
         "kills",
-        "kill -9 at every store call and sync of a save of four ranks",
-        "lastgood-chaos kills",
+        "kill -9 before every store call and sync of two saves of four ranks; also behind them in the long variant",
+        "lastgood-chaos kills --every 2",
     )
+    .long("lastgood-chaos kills")
     .programs()
     .beside(),
     Stage::new(

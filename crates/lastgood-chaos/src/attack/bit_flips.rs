@@ -5,6 +5,7 @@
 //! reuse its packs); for the ledger and the descriptor, everything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 
@@ -66,7 +67,7 @@ pub fn run(bytes: u64) -> Result<Report> {
     Ok(sum)
 }
 
-/// A repository with checkpoints of two ranks, with raw, compressed, zero and reused chunks, and the
+/// A repository with checkpoints of two ranks, with raw, compressed, zero and reused chunks and deltas, and the
 /// leavings of an uncommitted save.
 fn make(bytes: u64) -> Result<MemoryStore> {
     let store = MemoryStore::default();
@@ -75,8 +76,9 @@ fn make(bytes: u64) -> Result<MemoryStore> {
     while store.keys().iter().filter_map(|key| store.peek(key)).map(|b| b.len() as u64).sum::<u64>()
         < bytes
     {
-        step += 1;
-        save_all(&repository, step)?;
+        // The second one is made of deltas of the first.
+        save_all(&repository, step + 1..step + 3)?;
+        step += 2;
     }
     leave_unfinished(&repository)?;
     Ok(store)
@@ -87,22 +89,24 @@ fn open(store: &MemoryStore) -> Result<Repository> {
 }
 
 fn options() -> RunOptions {
-    let save = SaveOptions { compression: Compression::Zstd(1), ..SaveOptions::default() };
+    let compression = Compression::Delta { chain: 4 };
+    let save = SaveOptions { compression, ..SaveOptions::default() };
     RunOptions { save, ..RunOptions::default() }
 }
 
-fn save_all(repository: &Repository, step: u64) -> Result<()> {
+fn save_all(repository: &Repository, steps: Range<u64>) -> Result<()> {
     let mut runs = Vec::new();
     for rank in 0..RANKS {
         let world = World { rank, size: RANKS };
-        let mut run = state::open(repository, world, &format!("flips {step}"), options())?;
+        let mut run = state::open(repository, world, &format!("flips {steps:?}"), options())?;
         state::restore_and_check(&mut run, Size::SMALL)?;
         runs.push(run);
     }
-    let handles: Vec<_> =
-        runs.iter_mut().map(|run| state::save(run, step, Size::SMALL)).collect::<Result<_, _>>()?;
-    for handle in handles {
-        handle.wait()?;
+    for step in steps {
+        let saves = runs.iter_mut().map(|run| state::save(run, step, Size::SMALL));
+        for handle in saves.collect::<Result<Vec<_>, _>>()? {
+            handle.wait()?;
+        }
     }
     for run in runs {
         run.close()?;

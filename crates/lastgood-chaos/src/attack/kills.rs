@@ -1,6 +1,7 @@
 //! `kill -9` at every operation on the disk of a save of several ranks, in real processes.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -21,9 +22,9 @@ use super::state::{self, Size};
 use super::worker;
 
 const RANKS: u32 = 4;
-/// The step that is committed before the attack, and the one that is attacked.
+/// The step that is committed before the attack, and those that are attacked: the second is made of deltas.
 const SAFE_STEP: u64 = 1;
-const ATTACKED_STEP: u64 = 2;
+const ATTACKED: Range<u64> = 2..4;
 /// Attacks side by side: they mostly wait for ranks that wait for a dead one.
 const ATTACKERS: usize = 8;
 /// Saves of which the longest tells how many points there are.
@@ -36,7 +37,7 @@ const WORKER_MAX: Duration = Duration::from_secs(60);
 pub struct Report {
     /// Points at which a rank was killed.
     pub kills: u64,
-    /// Kills after which the attacked step was committed all the same.
+    /// Kills after which the step that was being saved was committed all the same, or all of them were.
     pub committed: u64,
     /// Kills after which the last good checkpoint was the one before.
     pub went_back: u64,
@@ -171,8 +172,9 @@ fn start_ranks(program: &Path, folder: &Path, kill: Option<(u32, u64)>) -> Resul
         .map(|rank| {
             let mut command = Command::new(program);
             command
-                .args(["__worker", "--incarnation", "attacked", "--steps", "1"])
-                .args(["--first-step", &ATTACKED_STEP.to_string(), "--rank", &rank.to_string()])
+                .args(["__worker", "--incarnation", "attacked"])
+                .args(["--steps", &(ATTACKED.end - ATTACKED.start).to_string()])
+                .args(["--first-step", &ATTACKED.start.to_string(), "--rank", &rank.to_string()])
                 .args(["--ranks", &RANKS.to_string()])
                 .args(["--commit-wait-ms", if kill.is_some() { "150" } else { "10000" }])
                 .arg("--folder")
@@ -209,20 +211,24 @@ fn kill_one(program: &Path, safe: &Safe, victim: u32, point: u64) -> Result<bool
     for rank in &mut ranks {
         wait(rank, begin)?;
     }
-    let mut acknowledged = false;
+    let mut acknowledged = SAFE_STEP;
     for rank in ranks {
         let output = rank.wait_with_output()?;
-        acknowledged |= String::from_utf8_lossy(&output.stdout).contains("ACK ");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let steps = text.lines().filter_map(|line| line.strip_prefix("ACK ")?.split(' ').next());
+        acknowledged = steps.filter_map(|step| step.parse().ok()).fold(acknowledged, u64::max);
     }
     let (repository, _) = worker::repository(folder.path(), Flaw::default())?;
-    let committed = check_after(&repository, &safe.id, acknowledged)?;
-    // The next save of the same step must succeed, and come back.
-    save_in_threads(&repository, ATTACKED_STEP, "after")?;
-    check_restore(&repository, ATTACKED_STEP, "second look")?;
-    Ok(committed)
+    let newest = check_after(&repository, &safe.id, acknowledged)?;
+    // The next save of a step that was or was not committed must succeed, and come back.
+    let last = ATTACKED.end - 1;
+    save_in_threads(&repository, last, "after")?;
+    check_restore(&repository, last, "second look")?;
+    Ok(newest > acknowledged || newest == last)
 }
 
-fn check_after(repository: &Repository, safe: &Hash, acknowledged: bool) -> Result<bool> {
+/// Gives the newest step that is committed.
+fn check_after(repository: &Repository, safe: &Hash, acknowledged: u64) -> Result<u64> {
     let ledger = repository.existing(&state::run_name())?;
     repository.block_on(ledger.audit())?;
     let checkpoints = ledger.history().checkpoints();
@@ -231,11 +237,10 @@ fn check_after(repository: &Repository, safe: &Hash, acknowledged: bool) -> Resu
     for checkpoint in checkpoints {
         repository.verify_next(&ledger, &checkpoint.id, &known, &|_, _| {})?;
     }
-    let committed = checkpoints.iter().any(|c| c.step == ATTACKED_STEP);
-    ensure!(committed || !acknowledged, "an acknowledged checkpoint is gone");
-    let newest = if committed { ATTACKED_STEP } else { SAFE_STEP };
+    let newest = checkpoints.iter().map(|c| c.step).max().unwrap_or(0);
+    ensure!(newest >= acknowledged, "step {acknowledged} was acknowledged, {newest} is the newest");
     check_restore(repository, newest, "first look")?;
-    Ok(committed)
+    Ok(newest)
 }
 
 /// Restores on another number of ranks, and compares every byte.

@@ -43,6 +43,8 @@ pub struct State {
     replicated: Vec<u8>,
     /// Unchanged from step to step, so that its chunks are reused.
     frozen: Vec<u8>,
+    /// Changes a little from step to step, so that its chunks become deltas.
+    drifting: Vec<u8>,
     rows: Vec<u8>,
     step: u64,
 }
@@ -51,7 +53,8 @@ impl Clone for State {
     fn clone(&self) -> Self {
         let Self { size, world, step, .. } = *self;
         let (replicated, frozen) = (self.replicated.clone(), self.frozen.clone());
-        Self { size, world, replicated, frozen, rows: self.rows.clone(), step }
+        let (drifting, rows) = (self.drifting.clone(), self.rows.clone());
+        Self { size, world, replicated, frozen, drifting, rows, step }
     }
 
     /// Keeps the memory of `self`.
@@ -59,8 +62,19 @@ impl Clone for State {
         (self.size, self.world, self.step) = (other.size, other.world, other.step);
         self.replicated.clone_from(&other.replicated);
         self.frozen.clone_from(&other.frozen);
+        self.drifting.clone_from(&other.drifting);
         self.rows.clone_from(&other.rows);
     }
+}
+
+/// The bytes of what drifts.
+const DRIFTING: u64 = 1600;
+
+/// Noise of which a few numbers depend on the step.
+fn drifted(step: u64) -> Vec<u8> {
+    let mut bytes = fill(11, DRIFTING);
+    bytes.iter_mut().step_by(160).for_each(|byte| *byte ^= step as u8);
+    bytes
 }
 
 fn fill(seed: u64, bytes: u64) -> Vec<u8> {
@@ -92,6 +106,7 @@ impl State {
             world,
             replicated: fill(step, size.replicated_bytes),
             frozen: fill(7, 3000),
+            drifting: drifted(step),
             rows: rows
                 .map(|row| fill(step * 1000 + row, size.row_bytes))
                 .collect::<Vec<_>>()
@@ -106,6 +121,7 @@ impl State {
         let mut state = Self::at(0, world, size);
         state.replicated.fill(0xee);
         state.frozen.fill(0xee);
+        state.drifting.fill(0xee);
         state.rows.fill(0xee);
         state
     }
@@ -132,6 +148,8 @@ impl State {
         model.replicated("w", Dtype::U8, &[self.size.replicated_bytes], &self.replicated)?;
         let mut frozen = capture.component("frozen", "attack", Durability::Durable)?;
         frozen.replicated("f", Dtype::F32, &[750], &self.frozen)?;
+        let mut drifting = capture.component("drifting", "attack", Durability::Durable)?;
+        drifting.replicated("d", Dtype::F32, &[DRIFTING / 4], &self.drifting)?;
         let mut optimizer = capture.component("optimizer", "attack", Durability::Durable)?;
         optimizer.shard("m", Dtype::U8, &shape, self.extent(), &self.rows)?;
         optimizer.value("step", &self.step)
@@ -147,6 +165,8 @@ impl State {
         model.tensor("w", Dtype::U8, &[self.size.replicated_bytes], &mut self.replicated)?;
         let mut frozen = targets.component("frozen", "attack", Durability::Durable)?;
         frozen.tensor("f", Dtype::F32, &[750], &mut self.frozen)?;
+        let mut drifting = targets.component("drifting", "attack", Durability::Durable)?;
+        drifting.tensor("d", Dtype::F32, &[DRIFTING / 4], &mut self.drifting)?;
         let mut optimizer = targets.component("optimizer", "attack", Durability::Durable)?;
         optimizer.shard("m", Dtype::U8, &shape, extent, &mut self.rows)?;
         optimizer.value("step", &mut self.step)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::failure::{Result, bail};
-use lastgood::save::SaveOptions;
+use lastgood::save::{Compression, SaveOptions};
 use lastgood::state::World;
 use lastgood::{Repository, RunOptions};
 use lastgood_store::{LocalStore, SystemEnv};
@@ -79,7 +79,8 @@ pub fn run(work: &Work) -> Result<()> {
 
 fn save_steps(repository: &Repository, work: &Work, rank: u32) -> Result<()> {
     let world = World { rank, size: work.ranks };
-    let save = SaveOptions { commit_wait: work.commit_wait, ..SaveOptions::default() };
+    let compression = Compression::Delta { chain: 3 };
+    let save = SaveOptions { commit_wait: work.commit_wait, compression, ..SaveOptions::default() };
     let options = RunOptions { save, ..RunOptions::default() };
     let mut run = state::open(repository, world, &work.incarnation, options)?;
     state::restore_and_check(&mut run, work.size)?;

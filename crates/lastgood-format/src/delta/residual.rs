@@ -164,7 +164,12 @@ fn step<const W: usize, T: Word>(
 /// The smallest form of a residual of elements of `width` bytes.
 pub(super) fn encode(residual: &[u8], width: usize, level: i32) -> Result<(Form, Vec<u8>)> {
     let count = residual.len() / width;
-    let differ = residual.chunks_exact(width).filter(|element| is_not_zero(element)).count();
+    let differ = match width {
+        1 => differing::<1>(residual),
+        2 => differing::<2>(residual),
+        4 => differing::<4>(residual),
+        _ => differing::<8>(residual),
+    };
     let rest = &residual[count * width..];
     if differ == 0 && !is_not_zero(rest) {
         return Ok((Form::Nothing, Vec::new()));
@@ -179,6 +184,11 @@ pub(super) fn encode(residual: &[u8], width: usize, level: i32) -> Result<(Form,
 
 fn is_not_zero(bytes: &[u8]) -> bool {
     bytes.iter().any(|byte| *byte != 0)
+}
+
+/// How many elements are not zero.
+fn differing<const W: usize>(residual: &[u8]) -> usize {
+    residual.as_chunks::<W>().0.iter().filter(|element| **element != [0; W]).count()
 }
 
 /// The count of elements, their gaps, their planes, and the rest.

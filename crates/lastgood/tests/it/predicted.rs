@@ -201,7 +201,8 @@ fn steps_of_every_optimizer_are_predicted_to_the_bit() {
 #[test]
 fn a_lie_costs_bytes_and_nothing_else() {
     let (without, _) = trained(ADAM, |_| Vec::new());
-    let lies: [(&str, fn(&mut Update)); 6] = [
+    type Lie = fn(&mut Update);
+    let lies: [(&str, Lie); 6] = [
         ("another rate", |update| {
             update.optimizer =
                 Optimizer::Adam { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, decay: 0.0 };
