@@ -8,6 +8,7 @@
 mod bench;
 mod demo;
 mod docs;
+mod instructions;
 mod lint;
 mod markdown;
 mod metadata;
@@ -41,6 +42,11 @@ const COMMANDS: &[Command] = &[
         run: demo::run,
     },
     Command { name: "bench", about: "cargo bench -p lastgood, with its options", run: bench::run },
+    Command {
+        name: "instructions",
+        about: "counts the instructions of hot loops against what was expected; --accept",
+        run: instructions::run,
+    },
     Command {
         name: "python",
         about: "the package's tests in an environment of their own; lint, stubs, install, lock",
@@ -81,6 +87,6 @@ fn dispatch(args: &[String]) -> Result<bool> {
 fn print_help() {
     println!("cargo xtask COMMAND\n");
     for command in COMMANDS {
-        println!("  {:<7} {}", command.name, command.about);
+        println!("  {:<12} {}", command.name, command.about);
     }
 }

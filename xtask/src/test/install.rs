@@ -148,6 +148,10 @@ fn install_system(needs: &BTreeSet<Need>, reports: &Sender<Ready>) {
         let result = install_packages(FILE_SYSTEM_TOOLS).map(|()| None);
         let _ = reports.send(Ready { need: Need::FileSystems, result });
     }
+    if needs.contains(&Need::Valgrind) {
+        let result = install_packages(&[("valgrind", "valgrind")]).map(|()| None);
+        let _ = reports.send(Ready { need: Need::Valgrind, result });
+    }
     if needs.contains(&Need::Gateway) {
         let result = install_gateway().map(Some);
         let _ = reports.send(Ready { need: Need::Gateway, result });

@@ -21,6 +21,8 @@ pub(super) enum Need {
     Gateway,
     /// The environment of the Python tests.
     Python,
+    /// valgrind.
+    Valgrind,
 }
 
 /// One thing that is tried.
@@ -188,6 +190,12 @@ pub(super) const STAGES: &[Stage] = &[
     .programs(),
     Stage::new("docs", "the generated pages say what the code says", "xtask docs --check")
         .programs(),
+    Stage::new(
+        "instructions",
+        "no hot loop takes more instructions than before",
+        "xtask instructions",
+    )
+    .needs(&[Need::Valgrind]),
     // Late, so that cargo-deny can be built beside everything else.
     Stage::new(
         "deny",
