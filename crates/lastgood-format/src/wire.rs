@@ -71,6 +71,18 @@ impl<'b> Reader<'b> {
         self.array().map(u64::from_le_bytes)
     }
 
+    /// So many fields; nothing is allocated for what cannot be there.
+    pub(crate) fn u32s(&mut self, count: usize) -> Result<Vec<u32>> {
+        let bytes = self.bytes(count.saturating_mul(4))?;
+        Ok(bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// As [`Reader::u32s`].
+    pub(crate) fn u64s(&mut self, count: usize) -> Result<Vec<u64>> {
+        let bytes = self.bytes(count.saturating_mul(8))?;
+        Ok(bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect())
+    }
+
     pub(crate) fn hash(&mut self) -> Result<Hash> {
         self.array().map(Hash::from_bytes)
     }

@@ -166,7 +166,7 @@ fn read_components(fields: &mut Reader<'_>) -> Result<Vec<Component>> {
 fn read_tensors(fields: &mut Reader<'_>) -> Result<Vec<Tensor>> {
     // Component 4, name 8, dtype 1, dimensions 1, tie 4, shards 4.
     let count = fields.count(22)?;
-    let components = repeat(count, || fields.u32())?;
+    let components = fields.u32s(count)?;
     let names = read_names(fields, count)?;
     let dtypes = repeat(count, || {
         let code = fields.u8()?;
@@ -179,10 +179,9 @@ fn read_tensors(fields: &mut Reader<'_>) -> Result<Vec<Tensor>> {
     if let Some(dims) = dims.iter().find(|dims| **dims > DIMS_MAX) {
         return Err(Error::corrupt(format!("a tensor has {dims} dimensions")));
     }
-    let shapes =
-        dims.iter().map(|dims| repeat(*dims, || fields.u64())).collect::<Result<Vec<_>>>()?;
-    let ties = repeat(count, || fields.u32())?;
-    let counts = repeat(count, || fields.u32())?;
+    let shapes = dims.iter().map(|dims| fields.u64s(*dims)).collect::<Result<Vec<_>>>()?;
+    let ties = fields.u32s(count)?;
+    let counts = fields.u32s(count)?;
     let mut begin = 0u32;
     let mut tensors = Vec::with_capacity(count);
     let columns = components.into_iter().zip(names).zip(dtypes).zip(shapes).zip(ties).zip(counts);
@@ -208,7 +207,7 @@ fn read_names(fields: &mut Reader<'_>, count: usize) -> Result<Vec<String>> {
         let head = last.get(..kept).ok_or_else(|| {
             Error::corrupt("a tensor's name keeps more of the name before than there is")
         })?;
-        let name = format!("{head}{own}");
+        let name = [head, own].concat();
         total += name.len() as u64;
         if super::encode::shared_prefix(last, &name) != kept
             || name.len() > TENSOR_NAME_BYTES_MAX
@@ -232,12 +231,12 @@ fn read_shards(fields: &mut Reader<'_>, tensors: &[Tensor]) -> Result<Vec<Shard>
         .flat_map(|tensor| tensor.shards.clone().map(|_| tensor.shape.len()))
         .collect();
     let vectors = |fields: &mut Reader<'_>| {
-        dims.iter().map(|dims| repeat(*dims, || fields.u64())).collect::<Result<Vec<_>>>()
+        dims.iter().map(|dims| fields.u64s(*dims)).collect::<Result<Vec<_>>>()
     };
     let offsets = vectors(fields)?;
     let sizes = vectors(fields)?;
-    let first_chunks = repeat(count, || fields.u32())?;
-    let chunk_offsets = repeat(count, || fields.u32())?;
+    let first_chunks = fields.u32s(count)?;
+    let chunk_offsets = fields.u32s(count)?;
     let columns = offsets.into_iter().zip(sizes).zip(first_chunks).zip(chunk_offsets);
     Ok(columns
         .map(|(((offsets, sizes), first_chunk), chunk_offset)| Shard {
@@ -262,11 +261,11 @@ fn read_packs(fields: &mut Reader<'_>) -> Result<Vec<Pack>> {
 fn read_rows(fields: &mut Reader<'_>) -> Result<Vec<Chunk>> {
     let count = fields.count(53)?;
     let hashes = repeat(count, || fields.hash())?;
-    let decoded = repeat(count, || fields.u32())?;
-    let stored = repeat(count, || fields.u32())?;
+    let decoded = fields.u32s(count)?;
+    let stored = fields.u32s(count)?;
     let codecs = repeat(count, || pack::codec(fields.u8()?))?;
-    let in_packs = repeat(count, || fields.u32())?;
-    let offsets = repeat(count, || fields.u64())?;
+    let in_packs = fields.u32s(count)?;
+    let offsets = fields.u64s(count)?;
     let columns =
         hashes.into_iter().zip(decoded).zip(stored).zip(codecs).zip(in_packs).zip(offsets);
     let chunks = columns
@@ -284,16 +283,21 @@ fn read_rows(fields: &mut Reader<'_>) -> Result<Vec<Chunk>> {
 
 fn read_operands(fields: &mut Reader<'_>) -> Result<BTreeMap<u32, Vec<u32>>> {
     let count = fields.count(5)?;
-    let rows = repeat(count, || fields.u32())?;
+    let rows = fields.u32s(count)?;
     if count == 0 || !rows.is_sorted_by(|a, b| a < b) {
         return Err(Error::corrupt("the deltas of a shard index are none or out of order"));
     }
     let counts = repeat(count, || fields.u8().map(usize::from))?;
-    rows.into_iter().zip(counts).map(|(row, n)| Ok((row, repeat(n, || fields.u32())?))).collect()
+    rows.into_iter().zip(counts).map(|(row, n)| Ok((row, fields.u32s(n)?))).collect()
 }
 
+/// Whether there is room for `count` was looked at, or it is small.
 fn repeat<T>(count: usize, mut read: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
-    (0..count).map(|_| read()).collect()
+    let mut all = Vec::with_capacity(count);
+    for _ in 0..count {
+        all.push(read()?);
+    }
+    Ok(all)
 }
 
 fn flag(byte: u8) -> Result<bool> {
