@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use lastgood::branch;
-use lastgood::restore::{Contents, Selector, choose, resolve};
+use lastgood::restore::{Contents, Cost, Costs, Selector, Way, choose, costs, resolve};
+use lastgood_format::chunk::Codec;
 use serde_json::json;
 
 use crate::args::RunArgs;
@@ -60,6 +61,8 @@ pub(super) fn run(
     }
     output::line("");
     show_components(&contents);
+    output::line("");
+    show_costs(&costs(&contents));
     if tensors {
         output::line("");
         show_tensors(&contents);
@@ -101,6 +104,77 @@ fn show_components(contents: &Contents) {
     output::table(&["COMPONENT", "OWNER", "DURABILITY", "TENSORS", "SIZE"], &rows);
 }
 
+fn show_costs(costs: &Costs) {
+    let share = |cost: &Cost| match cost.bytes {
+        0 => String::new(),
+        bytes => format!("{:.3}", cost.stored_bytes as f64 / bytes as f64),
+    };
+    let rows: Vec<Vec<String>> = costs
+        .iter()
+        .flat_map(|(component, ways)| ways.iter().map(move |(way, cost)| (component, *way, cost)))
+        .map(|(component, way, cost)| {
+            vec![
+                component.clone(),
+                name_of(way).to_owned(),
+                cost.chunks.to_string(),
+                output::size(cost.bytes),
+                output::size(cost.stored_bytes),
+                share(cost),
+                why(way, cost),
+            ]
+        })
+        .collect();
+    output::table(&["COMPONENT", "STORED", "CHUNKS", "SIZE", "TAKES", "SHARE", "WHY"], &rows);
+}
+
+fn name_of(way: Way) -> &'static str {
+    match way {
+        Way::Written(codec) => codec.name(),
+        Way::Again => "again",
+        Way::Before(_) => "before",
+    }
+}
+
+fn why(way: Way, cost: &Cost) -> String {
+    match way {
+        Way::Written(Codec::Raw) => "nothing makes it smaller, or nothing was asked to".into(),
+        Way::Written(Codec::Zstd) => "its bytes repeat".into(),
+        Way::Written(Codec::Zero) => "every byte is zero".into(),
+        Way::Written(Codec::Planes) => "its numbers are of like size".into(),
+        Way::Written(Codec::Delta) => {
+            format!("it is near what was stored before; made of chunks at most {} deep", cost.depth)
+        }
+        Way::Written(_) => String::new(),
+        Way::Again => "this save has stored the same bytes".into(),
+        Way::Before(_) => match cost.depth {
+            0 => "an earlier save has stored the same bytes".into(),
+            depth => {
+                format!(
+                    "an earlier save has stored the same bytes, made of chunks at most {depth} deep"
+                )
+            }
+        },
+    }
+}
+
+/// What is stored in which way, of one component.
+fn costs_json(ways: Option<&BTreeMap<Way, Cost>>) -> serde_json::Value {
+    let each = ways.into_iter().flatten().map(|(way, cost)| {
+        let codec = match way {
+            Way::Written(codec) | Way::Before(codec) => Some(codec.name()),
+            Way::Again => None,
+        };
+        let stored = match way {
+            Way::Written(_) => "written",
+            Way::Again => "again",
+            Way::Before(_) => "before",
+        };
+        json!({"stored": stored, "codec": codec, "chunks": cost.chunks, "bytes": cost.bytes,
+            "stored_bytes": cost.stored_bytes, "depth": cost.depth})
+    });
+    each.collect()
+}
+
 fn show_tensors(contents: &Contents) {
     let rows: Vec<Vec<String>> = contents
         .tensors()
@@ -120,11 +194,12 @@ fn show_tensors(contents: &Contents) {
 }
 
 fn components_json(contents: &Contents, tensors: bool) -> serde_json::Value {
-    let totals = totals(contents);
+    let (totals, costs) = (totals(contents), costs(contents));
     let all = contents.components().into_values().map(|component| {
         let (count, bytes) = totals.get(component.name.as_str()).copied().unwrap_or((0, 0));
         let mut value = json!({"name": component.name, "owner": component.owner,
-            "durability": component.durability, "tensors": count, "bytes": bytes});
+            "durability": component.durability, "tensors": count, "bytes": bytes,
+            "costs": costs_json(costs.get(&component.name))});
         if tensors {
             let list: Vec<_> = contents
                 .tensors()

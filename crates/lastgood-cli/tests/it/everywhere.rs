@@ -127,6 +127,7 @@ pub(crate) fn export_of_ranks(place: &Place) {
     let absent = place.on(&["export", "--to", "x", "--component", "optimizer"]).exits(4);
     assert!(absent.err.contains("model"), "{}", absent.err);
     let show = place.on(&["show", "--tensors"]).exits(0).out;
+    assert!(show.contains("nothing makes it smaller"), "{show}");
     assert!(show.contains("saved by 4 ranks") && show.contains("tied to also rows"), "{show}");
     assert!(show.contains("volatile"), "{show}");
 }

@@ -4,6 +4,7 @@
 
 mod choose;
 mod contents;
+mod costs;
 mod fetch;
 mod linked;
 mod needs;
@@ -13,6 +14,7 @@ mod verify;
 pub(crate) use choose::choose_id;
 pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
+pub use costs::{Cost, Costs, Way, costs};
 use lastgood_format::{Hash, Result};
 pub(crate) use needs::needs;
 pub use verify::VerifiedPacks;

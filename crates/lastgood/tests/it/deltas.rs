@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lastgood::restore::{Way, costs};
 use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::{Capture, Durability, Targets, World};
 use lastgood::{Dtype, Hash, Repository, Result, Run, RunOptions};
@@ -131,6 +132,22 @@ fn train(
         .collect()
 }
 
+/// What is said of a checkpoint's cost adds up.
+fn check_costs(repository: &Repository, id: &Hash) {
+    let ledger = repository.existing(&run_name()).unwrap();
+    let contents = repository.contents(&ledger, id).unwrap();
+    let costs = costs(&contents);
+    let all = || costs.values().flatten();
+    let bytes: u64 = all().map(|(_, cost)| cost.bytes).sum();
+    assert_eq!(bytes, contents.manifest().bytes);
+    let written = all().filter(|(way, _)| matches!(way, Way::Written(_)));
+    let stored: u64 = written.map(|(_, cost)| cost.stored_bytes).sum();
+    let new = contents.manifest().new_bytes;
+    assert!(stored < new && new < stored + 4000, "{stored} of {new}");
+    let depth = all().map(|(_, cost)| cost.depth).max();
+    assert_eq!(depth > Some(0), !contents.indexes()[0].operands.is_empty());
+}
+
 #[test]
 fn every_checkpoint_of_a_chain_comes_back_to_the_bit() {
     let (store, repository) = in_memory();
@@ -153,6 +170,7 @@ fn every_checkpoint_of_a_chain_comes_back_to_the_bit() {
         let found = restored(&repository, id, tensors).unwrap();
         assert!(found == *tensors, "{id}");
         repository.verify(&ledger, id, &|_, _| {}).unwrap();
+        check_costs(&repository, id);
         let index = index(&repository, id);
         deltas += index.operands.len();
         deepest = deepest.max(index.bases.len());
