@@ -19,6 +19,7 @@ mod journal_failures;
 mod ledger;
 mod memory;
 mod names;
+mod policy;
 mod preflight;
 mod resharding;
 mod resume;
