@@ -18,7 +18,7 @@ _before: tuple[Any, int] | None = None
 def listen(run: Any) -> None:
     """Tells ``run`` of SIGTERM. Only the main thread can listen to signals; elsewhere it warns."""
     global _before
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main():
         warnings.warn(
             "lastgood: a policy with a grace time hears SIGTERM only if the main thread opens the run",
             RuntimeWarning,
@@ -33,18 +33,21 @@ def listen(run: Any) -> None:
 def forget(run: Any) -> None:
     """Tells ``run`` no more; after the last one SIGTERM does what it did before."""
     _heard.discard(run)
-    if not _heard:
+    # Another thread cannot: the next signal does.
+    if not _heard and _before is not None and _is_main():
         _leave()
 
 
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _leave() -> Any:
+    """Lets SIGTERM do what it did before, and gives that."""
     global _before
     before, _before = _before, None
-    if before is None:
-        return None
-    handler = before[0] if before[0] is not None else signal.SIG_DFL
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    handler = signal.SIG_DFL if before is None or before[0] is None else before[0]
+    signal.signal(signal.SIGTERM, handler)
     return handler
 
 

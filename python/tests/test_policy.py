@@ -191,6 +191,20 @@ def test_a_forked_child_ends_by_sigterm_as_ever(tmp_path: Path) -> None:
         assert _notice._before is not None
 
 
+@pytest.mark.usefixtures("sigterm")
+def test_a_run_that_another_thread_closes_hears_no_more(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        run = lg.open(tmp_path, {"x": {"y": 1}}, policy=grace())
+        thread = threading.Thread(target=run.close)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_only_the_main_thread_hears_signals(tmp_path: Path) -> None:
     def work() -> None:
         with pytest.warns(RuntimeWarning, match="main thread"):

@@ -13,6 +13,10 @@ use super::interval::{self, Tier};
 /// 1.25 times as long, or as short, costs 2.5 % more of it.
 pub const CHANGE: f64 = 1.25;
 
+/// A choice stands, too, unless a better one leaves so much more of the time useful: where saves cost next to nothing,
+/// what they are measured to cost is noise.
+pub const GAIN: f64 = 0.001;
+
 /// What a choice is made of. Seconds, unless a name says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +27,8 @@ pub struct Inputs {
     pub steps: usize,
     /// What a save costs the training.
     pub cost_s: f64,
+    /// What the middle half of the saves cost: from, and to.
+    pub cost_half_s: (f64, f64),
     /// From the call of a save to its commit.
     pub durable_s: f64,
     /// Saves measured.
@@ -78,6 +84,8 @@ pub struct Explanation {
     pub young_s: f64,
     /// Daly's.
     pub daly_s: f64,
+    /// From how many steps to how many an earlier choice is kept.
+    pub kept: (u64, u64),
     /// The useful part of the time at the chosen interval, as the formula says.
     pub useful: f64,
     /// The mean time between failures.
@@ -91,10 +99,19 @@ pub struct Explanation {
 /// The steps between two saves, and why.
 #[must_use]
 pub fn choose(policy: &Policy, inputs: &Inputs) -> Explanation {
+    let mut choice = choose_at(policy, inputs, inputs.cost_s);
+    // What is as well explained by the scatter of what saves cost is noise.
+    let (low, high) = inputs.cost_half_s;
+    let [low, high] = [low, high].map(|cost| choose_at(policy, inputs, cost).every as f64);
+    choice.kept = ((low / CHANGE).ceil().max(1.0) as u64, (high * CHANGE).floor() as u64);
+    choice
+}
+
+fn choose_at(policy: &Policy, inputs: &Inputs, cost: f64) -> Explanation {
     let step = inputs.step_s.max(1e-6);
     let mean_s = inputs.mean_s();
     let timed = policy.seconds.filter(|_| !policy.auto).map(|time| time.as_secs_f64());
-    let best_s = timed.unwrap_or_else(|| interval::best(inputs.cost_s, mean_s));
+    let best_s = timed.unwrap_or_else(|| interval::best(cost, mean_s));
     let bounds = bounds(policy, inputs);
     let longest = bounds.iter().filter(|bound| bound.is_longest).map(|bound| bound.interval_s);
     let longest = longest.fold(f64::INFINITY, f64::min);
@@ -111,8 +128,8 @@ pub fn choose(policy: &Policy, inputs: &Inputs) -> Explanation {
     let every = every.clamp(1.0, 1e15);
     let (interval_s, every) = (every * step, every as u64);
     let applies = |bound: Bound| {
-        let outer = if bound.is_longest { best_s > wanted } else { best_s < wanted };
-        Bound { applies: outer && bound.interval_s == wanted, ..bound }
+        let applies = bound.interval_s == wanted && wanted != best_s;
+        Bound { applies, ..bound }
     };
     Explanation {
         policy: policy.describe(),
@@ -121,6 +138,7 @@ pub fn choose(policy: &Policy, inputs: &Inputs) -> Explanation {
         best_s,
         young_s: interval::young(inputs.cost_s, mean_s),
         daly_s: interval::daly(inputs.cost_s, mean_s),
+        kept: (every, every),
         useful: interval::useful(interval_s, &inputs.tier()),
         mean_s,
         bounds: bounds.into_iter().map(applies).collect(),
@@ -159,12 +177,26 @@ fn bounds(policy: &Policy, inputs: &Inputs) -> Vec<Bound> {
     .collect()
 }
 
-/// True if going from `every` steps to those of `choice` is worth it: by more than noise, or for a bound.
-#[must_use]
-pub fn is_worth(every: u64, choice: &Explanation) -> bool {
-    let ratio = choice.every as f64 / every.max(1) as f64;
-    let must = choice.bounds.iter().any(|bound| bound.is_longest && bound.applies) && ratio < 1.0;
-    must || !(1.0 / CHANGE..=CHANGE).contains(&ratio)
+impl Explanation {
+    /// True if a bound forbids to save only every `every` steps.
+    #[must_use]
+    pub fn forbids(&self, every: u64) -> bool {
+        let interval = every as f64 * self.inputs.step_s;
+        let mut bounds = self.bounds.iter().filter(|bound| bound.is_longest);
+        every > self.every && bounds.any(|bound| bound.interval_s < interval)
+    }
+
+    /// True if an earlier choice of `every` steps is off by more than noise.
+    #[must_use]
+    pub fn replaces(&self, every: u64) -> bool {
+        every < self.kept.0 || every > self.kept.1
+    }
+
+    /// What of the time becomes useful by this choice in the place of one of `every` steps.
+    #[must_use]
+    pub fn gain(&self, every: u64) -> f64 {
+        self.useful - interval::useful(every as f64 * self.inputs.step_s, &self.inputs.tier())
+    }
 }
 
 impl Explanation {
@@ -194,7 +226,7 @@ impl Explanation {
     pub fn changes(&self) -> Vec<String> {
         let mut all = Vec::new();
         for bound in self.bounds.iter().filter(|bound| bound.applies) {
-            let side = if bound.is_longest { "longer" } else { "shorter" };
+            let side = if self.best_s > self.interval_s { "longer" } else { "shorter" };
             all.push(format!("without {:?} it would be {side}: {}", bound.name, time(self.best_s)));
         }
         if self.bounds.iter().any(|bound| bound.applies) || self.policy.is_empty() {
@@ -203,11 +235,13 @@ impl Explanation {
         let square = CHANGE * CHANGE;
         all.push(format!(
             "a mean time between failures below {} or above {}, or a cost of a save below {} or above {}: the interval \
-             goes with the root of both, and is changed by more than {CHANGE} times only",
+             goes with the root of both, and is changed only by more than {CHANGE} times, by more than saves differ, \
+             and if {} % of the time become useful by it",
             time(self.mean_s / square),
             time(self.mean_s * square),
             time(self.inputs.cost_s / square),
             time(self.inputs.cost_s * square),
+            100.0 * GAIN,
         ));
         all
     }
@@ -237,7 +271,9 @@ impl fmt::Display for Explanation {
         writeln!(f, "  a step takes {} (median of {})", time(inputs.step_s), inputs.steps)?;
         if inputs.saves > 0 {
             let saves = inputs.saves;
-            writeln!(f, "  a save costs {} (median of {saves})", time(inputs.cost_s))?;
+            let (low, high) = inputs.cost_half_s;
+            let half = format!("half of them {} to {}", time(low), time(high));
+            writeln!(f, "  a save costs {} (median of {saves}; {half})", time(inputs.cost_s))?;
             writeln!(f, "  and is durable after {} (median of {saves})", time(inputs.durable_s))?;
         }
         if let Some(restore) = inputs.restore_s {
@@ -260,7 +296,13 @@ impl fmt::Display for Explanation {
         }
         for bound in &self.bounds {
             let side = if bound.is_longest { "at most" } else { "at least" };
-            let applies = if bound.applies { ", which decides" } else { "" };
+            let applies = match bound.applies {
+                true => ", which decides",
+                false if bound.is_longest && bound.interval_s < self.interval_s => {
+                    ", which cannot be kept"
+                }
+                false => "",
+            };
             writeln!(f, "  {}: {side} {}{applies}", bound.name, time(bound.interval_s))?;
         }
         writeln!(f, "what would change it:")?;

@@ -37,18 +37,27 @@ impl Window {
     pub fn median(&self) -> Option<f64> {
         median(self.values.iter().copied())
     }
+
+    /// Between which two values the middle half of them is.
+    #[must_use]
+    pub fn middle_half(&self) -> Option<(f64, f64)> {
+        let quarter = |part| quantile(self.values.iter().copied(), part);
+        quarter(0.25).zip(quarter(0.75))
+    }
 }
 
 /// The median of some numbers.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    quantile(values, 0.5)
+}
+
+/// The number below which `part` of some numbers are, between two of them if need be.
+fn quantile(values: impl Iterator<Item = f64>, part: f64) -> Option<f64> {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        count if count % 2 == 1 => Some(sorted[middle]),
-        _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
-    }
+    let place = part * sorted.len().checked_sub(1)? as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    Some(below + (above - below) * place.fract())
 }
 
 /// A save that is not durable yet.

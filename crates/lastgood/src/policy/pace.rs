@@ -19,6 +19,9 @@ const FIRST_STEPS: u64 = 4;
 /// Fewer steps than these tell nothing of how long one takes.
 const STEPS_MEASURED: usize = 3;
 
+/// A choice is replaced after so many saves of this attempt: fewer differ by chance.
+const SAVES_MEASURED: u64 = 5;
+
 /// A save may take so many times longer than the last ones, and must still fit the grace time.
 const GRACE_MARGIN: f64 = 1.25;
 
@@ -288,8 +291,12 @@ impl Pace {
             return None;
         }
         let choice = choice::choose(&self.policy, &self.inputs(now)?);
-        let newest = self.orders.newest_interval();
-        if newest.is_some_and(|newest| !choice::is_worth(newest.every, &choice)) {
+        // An interval of an earlier attempt, or of the first saves, stands until enough is known that is better.
+        let is_known = !self.policy.auto || measured.0 >= SAVES_MEASURED;
+        let is_worth = |every| !self.policy.auto || choice.gain(every) >= choice::GAIN;
+        let is_better = |every| is_known && choice.replaces(every) && is_worth(every);
+        let is_kept = |every| !choice.forbids(every) && !is_better(every);
+        if self.orders.newest_interval().is_some_and(|newest| is_kept(newest.every)) {
             self.judged = Some(measured);
             return None;
         }
@@ -306,6 +313,7 @@ impl Pace {
             step_s: self.meter.steps().median()?,
             steps: self.meter.steps().count(),
             cost_s: self.meter.costs().median().unwrap_or(0.0),
+            cost_half_s: self.meter.costs().middle_half().unwrap_or_default(),
             durable_s: self.meter.durable().median().unwrap_or(0.0),
             saves: self.meter.costs().count(),
             restore_s: self.meter.restore,

@@ -24,6 +24,7 @@ fn inputs() -> Inputs {
         step_s: 0.5,
         steps: 64,
         cost_s: 0.5,
+        cost_half_s: (0.45, 0.55),
         durable_s: 2.0,
         saves: 9,
         restore_s: Some(3.0),
@@ -98,6 +99,8 @@ fn bounds_hold_and_the_one_that_decides_is_named() {
     check(steps(24), 20, Some("steps that may be lost, less those to durable"));
     // No save can be durable sooner than it is.
     check(steps(5), 4, Some("a save is durable before the next"));
+    let broken = choice::choose(&steps(5), &inputs());
+    assert!(broken.forbids(5) && broken.to_string().contains("which cannot be kept"), "{broken}");
     let speed = |bytes| Policy { bandwidth: Some(bytes), ..auto() };
     check(speed(1e9), 84, None);
     check(speed(1e7), 200, Some("bandwidth"));
@@ -111,12 +114,21 @@ fn bounds_hold_and_the_one_that_decides_is_named() {
 #[test]
 fn a_choice_is_changed_for_more_than_noise() {
     let choice = choice::choose(&auto(), &inputs());
-    for (every, is_worth) in [(84, false), (70, false), (105, false), (60, true), (120, true)] {
-        assert_eq!(choice::is_worth(every, &choice), is_worth, "{every}");
+    for (every, replaces) in [(84, false), (66, false), (109, false), (60, true), (120, true)] {
+        assert_eq!(choice.replaces(every), replaces, "{every}: {:?}", choice.kept);
+        assert!(!choice.forbids(every));
     }
+    // Saves differ by so much that nothing is known.
+    let scattered = Inputs { cost_half_s: (0.05, 5.0), ..inputs() };
+    let scattered = choice::choose(&auto(), &scattered);
+    assert!(!scattered.replaces(60) && !scattered.replaces(200) && scattered.every == 84);
+    // Three times as long costs a hundredth; of saves that cost nothing, nothing.
+    assert!((choice.gain(252) - 0.0158).abs() < 0.001, "{}", choice.gain(252));
+    let free = Inputs { cost_s: 1e-6, ..inputs() };
+    assert!(choice::choose(&auto(), &free).gain(2).abs() < choice::GAIN);
     let bounded = Policy { loss_max: Some(seconds(40.0)), ..auto() };
     let bounded = choice::choose(&bounded, &inputs());
-    assert!(bounded.every < 85 && choice::is_worth(85, &bounded), "a bound is kept");
+    assert!(bounded.every < 84 && bounded.forbids(84), "a bound is kept");
 }
 
 #[test]
@@ -129,7 +141,7 @@ fn an_explanation_says_what_it_is_made_of_and_survives_json() {
     for part in [
         "policy: auto, at most 10 s lost",
         "saves every 16 steps, 8.0 s",
-        "a save costs 500.0 ms (median of 9)",
+        "a save costs 500.0 ms (median of 9; half of them 450.0 ms to 550.0 ms)",
         "durable after 2.0 s",
         "process: one in 30.0 min (3 seen; 60.0 min assumed before)",
         "which decides",

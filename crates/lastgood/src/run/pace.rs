@@ -50,7 +50,7 @@ impl Run {
     /// grace time is over, and says in the ledger that the attempt has ended by preemption.
     ///
     /// # Errors
-    /// What the save failed with.
+    /// `Invalid` without a policy; what the save failed with, as [`SaveHandle::wait`] says it.
     pub fn wait_last(&mut self, step: u64, save: Option<&SaveHandle>) -> Result<Last> {
         let Some(watch) = &self.watch else {
             return Err(Error::invalid("the run has no policy"));
