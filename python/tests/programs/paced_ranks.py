@@ -1,6 +1,6 @@
 """One rank that follows a policy: `paced_ranks.py STORE POLICY STEPS PACE`, where PACE is a file that all ranks share.
 
-POLICY are the arguments of `lg.Policy` as JSON. A step takes 10 ms, and no rank begins one before all have ended the
+It ends after STEPS, or when there is a file ``PACE.stop``. POLICY are the arguments of `lg.Policy` as JSON. A step takes 10 ms, and no rank begins one before all have ended the
 one before, as ranks do that exchange gradients. Prints `save STEP` for each save, and `end STEP`.
 """
 
@@ -31,9 +31,9 @@ def main(store: str, policy: str, steps: int, pace: str) -> None:
 
     mine = {"x": np.full(1000, rank, dtype=np.float32), "step": 0}
     run = lg.open(store, {"own": mine}, policy=lg.Policy(**json.loads(policy)), rng=False)
-    step = run.restore()
+    step, stop = run.restore(), Path(f"{pace}.stop")
     try:
-        while step < steps:
+        while step < steps and not stop.exists():
             time.sleep(STEP_S)
             step += 1
             mine["step"] = step

@@ -17,7 +17,7 @@ use crate::save::SaveHandle;
 use crate::state::World;
 
 /// How often the ledger is read: a look costs a request, which is nothing on this disk, and elsewhere little.
-const LOOK_LOCAL: Duration = Duration::from_millis(100);
+const LOOK_LOCAL: Duration = Duration::from_millis(200);
 const LOOK_REMOTE: Duration = Duration::from_secs(2);
 /// How often a rank that ends looks for its last save, and for a request to end later.
 const LOOK_LAST: Duration = Duration::from_millis(50);
