@@ -224,6 +224,10 @@ class Run:
         """
         The checkpoint that `selector` names.
         """
+    def follow(self, /, settings: dict[str, Any]) -> None:
+        """
+        Follows another policy than that which the run was opened with.
+        """
     def go_live(self, /) -> None:
         """
         Goes on from a state that is no checkpoint's: nothing is to be done again.

@@ -87,8 +87,7 @@ class Run:
         self._process = os.getpid()
         self.last_restore: Restored | None = None
         self._adapters()
-        if isinstance(policy, Policy) and policy.grace is not None and not replays:
-            _notice.listen(self)
+        self._listen()
 
     @property
     def attempt(self) -> int:
@@ -263,6 +262,19 @@ class Run:
         if want in ("save-and-end", "end"):
             self._end(step, handle)
         return handle
+
+    def _listen(self) -> None:
+        """Lets SIGTERM be a notice if the policy has a grace time."""
+        policy = self._policy
+        if isinstance(policy, Policy) and policy.grace is not None and not self._replays:
+            _notice.listen(self)
+
+    def _follow(self, policy: Policy) -> None:
+        """Follows another policy than that which the run was opened with."""
+        if policy is not self._policy:
+            self._native.follow(policy._settings)
+            self._policy = policy
+            self._listen()
 
     def _wants(self, step: int) -> str:
         """What the policy wants after ``step``."""

@@ -457,6 +457,12 @@ impl Run {
         std::mem::forget(run);
     }
 
+    /// Follows another policy than that which the run was opened with.
+    fn follow(&self, py: Python<'_>, settings: BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<()> {
+        let policy = policy::from_python(&settings)?;
+        py.detach(|| self.with(|run| run.follow(policy))).or_raise()
+    }
+
     /// Says that a step has ended, and gives what the policy wants then: nothing, save, save-and-end or end.
     fn wants(&self, py: Python<'_>, step: u64) -> PyResult<&'static str> {
         Ok(policy::name_of(py.detach(|| self.with(|run| run.wants(step))).or_raise()?))

@@ -116,15 +116,13 @@ impl Run {
         };
         let saver = Saver::start(worker, options.save)?;
         let heartbeat = OptionalHeartbeat(options.heartbeat);
-        let watched = options.policy.clone().filter(|_| replaying.is_none());
-        let watch = watched.map(|policy| Watch::new((&io, &ledger, &writer), policy, world));
         let resuming = match (&journal, options.resume) {
             (Some(journal), Resume::Replay) if replaying.is_none() => {
                 Some(resume(journal, (repository, &ledger), &attempt)?)
             }
             _ => None,
         };
-        Ok(Self {
+        let mut run = Self {
             io,
             repository: repository.clone(),
             ledger,
@@ -139,10 +137,12 @@ impl Run {
             journal,
             replaying,
             resuming,
-            watch,
-            policy: options.policy,
+            watch: None,
+            policy: None,
             has_ended: false,
-        })
+        };
+        options.policy.map_or(Ok(()), |policy| run.follow(policy))?;
+        Ok(run)
     }
 
     /// The attempt that this process is part of.

@@ -62,6 +62,8 @@ pub struct Pace {
     step: Option<u64>,
     began: Duration,
     saved_at: Duration,
+    /// The step that was to be saved last, and since when.
+    wanted: Option<(u64, Duration)>,
     /// Until when the process may live, after a notice.
     deadline: Option<Duration>,
     /// Requests that this rank has followed.
@@ -90,6 +92,7 @@ impl Pace {
             step: None,
             began: now,
             saved_at: now,
+            wanted: None,
             deadline: None,
             followed: BTreeSet::new(),
             missed: BTreeSet::new(),
@@ -148,7 +151,9 @@ impl Pace {
 
     /// The call of a save of `step` took from `began` to `now`.
     pub fn saved(&mut self, step: u64, began: Duration, now: Duration) {
-        self.meter.save(step, began, now);
+        // What the program does for a save that was wanted, before it calls, is part of its cost.
+        let wanted = self.wanted.take().filter(|(wanted, _)| *wanted == step);
+        self.meter.save(step, wanted.map_or(began, |(_, since)| since), now);
         self.saved_at = now;
     }
 
@@ -180,6 +185,7 @@ impl Pace {
         self.answer = asked.map(|entry| (entry, step)).or(self.answer);
         let requested = request.is_some() || asked.is_some();
         let is_due = self.policy.is_fixed(step) || requested || self.is_timed(step, now);
+        self.wanted = is_due.then_some((step, now));
         if is_due { Want::Save } else { Want::Nothing }
     }
 

@@ -9,7 +9,7 @@ use super::Run;
 use super::watch::Watch;
 use crate::attempt;
 use crate::ledger::Decision;
-use crate::policy::{Explanation, Want, failures};
+use crate::policy::{Explanation, Policy, Want, failures};
 use crate::save::SaveHandle;
 
 /// What became of the last save before the end.
@@ -24,6 +24,21 @@ pub enum Last {
 }
 
 impl Run {
+    /// Follows `policy` from here on, instead of that which the run was opened with.
+    ///
+    /// # Errors
+    /// `Invalid` as [`Policy::check`].
+    pub fn follow(&mut self, policy: Policy) -> Result<()> {
+        policy.check()?;
+        // A replay decides nothing by what it measures.
+        if self.replaying.is_none() {
+            let reads = (&self.io, &self.ledger, &self.writer);
+            self.watch = Some(Watch::new(reads, policy.clone(), self.world));
+        }
+        self.policy = Some(policy);
+        Ok(())
+    }
+
     /// Says that `step` has ended, and what the policy wants then. A run without a policy wants nothing; a replay what
     /// no measurement decides, beside what [`Run::due`] says.
     ///

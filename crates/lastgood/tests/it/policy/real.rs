@@ -93,7 +93,6 @@ fn a_last_save_that_takes_too_long_is_given_up_and_told() {
     let repository = on(tap.clone());
     let grace = Some(Duration::from_millis(300));
     let mut run = open(&repository, Policy { grace, ..Policy::every(1_000_000) });
-    save(&mut run, 1).wait().unwrap();
     assert!(run.notice());
     assert_eq!(run.wants(2).unwrap(), Want::SaveAndEnd);
     // The commit does not come through.
