@@ -231,7 +231,10 @@ def test_auto_and_seconds_of_several_ranks(tmp_path: Path) -> None:
         chosen = entries(folder / "store", "policy.chosen")
         for step in steps:
             held = [one for one in chosen if one["from_step"] <= step]
-            assert not held or (step - held[-1]["from_step"]) % held[-1]["every"] == 0, (steps, chosen)
+            assert not held or (step - held[-1]["from_step"]) % held[-1]["every"] == 0, (
+                steps,
+                chosen,
+            )
         assert steps[-1] >= chosen[0]["from_step"]
         if name == "s":
             assert all(5 <= one["every"] <= 55 for one in chosen), chosen
