@@ -1,6 +1,6 @@
 """One rank that follows a policy: `paced_ranks.py STORE POLICY STEPS PACE`, where PACE is a file that all ranks share.
 
-It ends after STEPS, or when there is a file ``PACE.stop``. POLICY are the arguments of `lg.Policy` as JSON. A step takes
+It ends after STEPS, or when there is a file ``PACE.stop``. POLICY is what `lg.Policy` takes, as JSON. A step takes
 10 ms, and no rank begins one before all have ended the one before, as ranks do that exchange gradients. Prints
 `save STEP` for each save, and `end STEP`.
 """
