@@ -40,7 +40,7 @@ from lastgood._lastgood import (
     __version__,
 )
 from lastgood._open import open, runs
-from lastgood._policy import Policy
+from lastgood._policy import Explanation, Policy
 from lastgood._preflight import Finding, Report
 from lastgood._replay import Audited, Divergence, Replayed, replay
 from lastgood._run import Run
@@ -67,6 +67,7 @@ __all__ = [
     "Diverged",
     "Divergence",
     "Durable",
+    "Explanation",
     "Fenced",
     "Finding",
     "Incompatible",

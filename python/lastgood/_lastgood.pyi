@@ -173,7 +173,7 @@ class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None, resume: str = "live") -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None, resume: str = "live", policy: dict[str, Any] | None = None) -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
         """
@@ -218,6 +218,10 @@ class Run:
         """
         Takes the checkpoint that `selector` names off the list, for good. Gives its id.
         """
+    def explain_policy(self, /) -> tuple[int, float, str, str] | None:
+        """
+        What the policy makes of what is measured: the steps between saves, the seconds, everything as JSON, and as text.
+        """
     def external(self, /, key: str, value: Any) -> Any:
         """
         Records something that was read from outside of the run, and gives what to go on with.
@@ -225,6 +229,10 @@ class Run:
     def find(self, /, selector: str) -> Checkpoint:
         """
         The checkpoint that `selector` names.
+        """
+    def follow(self, /, settings: dict[str, Any]) -> None:
+        """
+        Follows another policy than that which the run was opened with.
         """
     def go_live(self, /) -> None:
         """
@@ -249,6 +257,10 @@ class Run:
     def mark(self, /, selector: str, standing: str, reason: str) -> str:
         """
         Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    def notice(self, /) -> bool:
+        """
+        Tells that this process will be ended soon. False if the policy has no grace time.
         """
     def only_looks(self, /) -> bool:
         """
@@ -285,6 +297,10 @@ class Run:
         """
         The failures of saves since they were last asked for, as exceptions.
         """
+    def tell_end(self, /, how: str, reason: str) -> None:
+        """
+        Says in the ledger how the attempt ends, if its policy wants that known.
+        """
     def todo(self, /) -> tuple[int, int, int] | None:
         """
         The attempt that recorded what is to be done again, the step before it, and its last step; None if nothing is.
@@ -293,6 +309,14 @@ class Run:
         """
         Reads and verifies every byte of a checkpoint, and gives their number; `progress` is called with the
         bytes so far and in all.
+        """
+    def wait_last(self, /, step: SupportsIndex, save: SaveHandle | None) -> str:
+        """
+        Waits for the last save: done, late, or goes-on if all ranks end at a later step.
+        """
+    def wants(self, /, step: SupportsIndex) -> str:
+        """
+        Says that a step has ended, and gives what the policy wants then: nothing, save, save-and-end or end.
         """
 
 @final
@@ -342,6 +366,11 @@ def audit_journal(url: str, options: dict[str, str], run: str) -> tuple[int, int
     """
     Reads every event of a run's journal: how many there are, how many cuts of checkpoints they agree with, and what is
     wrong.
+    """
+
+def check_policy(settings: dict[str, Any]) -> str:
+    """
+    What the settings of a policy come to, for a person; raises if there are no such settings, or one is wrong.
     """
 
 def check_settings(settings: dict[str, Any]) -> None:

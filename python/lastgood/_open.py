@@ -9,7 +9,7 @@ from typing import Any
 
 from lastgood import _environment, _journal, _lastgood, _preflight, _run, _world
 from lastgood._lastgood import Invalid
-from lastgood._policy import as_policy
+from lastgood._policy import as_policy, settings_of
 from lastgood._run import Run
 
 
@@ -38,7 +38,7 @@ def open(
             and nested containers of all these. It is looked at anew at every save, and values that cannot be changed
             in place are replaced in it by a restore. Wrap in `Durable`, `Derived` or `Volatile` to say more.
         run: the run's name; default ``LASTGOOD_RUN``, else ``default``.
-        policy: when `Run.step` saves; default every 100 steps.
+        policy: when `Run.step` saves, a `Policy`; default every 100 steps, and on demand.
         rng: capture the generators of python, numpy, torch and CUDA too.
         overlap: saves of parameters and of optimizer state are copied behind the call, while nothing changes them;
             the optimizer waits before its next step. Everything else is copied in the call.
@@ -121,10 +121,6 @@ def open_run(
     """As `open`; with a ``plan`` it is a replay, which ends the process after its last step if it ``ends``."""
     world = _world.find_world()
     decides = as_policy(policy)
-    if world.size > 1 and decides.seconds is not None:
-        raise Invalid(
-            "a policy by seconds is for a rank alone: several ranks must save the same steps; use steps"
-        )
     if state is not None and not isinstance(state, MutableMapping):
         raise Invalid(f"a state is a dict of named components, given {type(state).__name__}")
     if plan is not None:
@@ -147,6 +143,7 @@ def open_run(
             _preflight.mode_of(preflight),
             _preflight.acceptance_of(accept),
             resume_of(resume),
+            settings_of(decides),
         ),
         {} if state is None else state,
         world,

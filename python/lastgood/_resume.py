@@ -13,7 +13,7 @@ from typing import Any
 from lastgood import _folders, _journal, _lastgood, _open, _preflight, _run, _steps, _world
 from lastgood._lastgood import Corrupt, LastgoodError, NotFound
 from lastgood._peers import Peers
-from lastgood._policy import Policy
+from lastgood._policy import Never
 from lastgood._run import Checkpoint, Run, SaveWarning
 from lastgood._state import World
 
@@ -23,16 +23,6 @@ _opened: dict[tuple[str, str], Run] = {}
 _newest: dict[int, int] = {}
 #: What the program said last of the preflight of each.
 _given: dict[tuple[str, str], tuple[str | None, Mapping[str, str] | None]] = {}
-
-
-class _Never(Policy):
-    """Folders are saved when their library has written one."""
-
-    def __init__(self) -> None:
-        super().__init__(at=[0])
-
-    def due(self, step: int) -> bool:
-        return False
 
 
 def place_of(store: str | os.PathLike[str] | None, beside: Path) -> str:
@@ -68,7 +58,7 @@ def open_run(
         known.close()
     opened = (
         _open.open(
-            place, {}, run=name, policy=_Never(), rng=False, preflight=given[0], accept=given[1]
+            place, {}, run=name, policy=Never(), rng=False, preflight=given[0], accept=given[1]
         )
         if not alone
         else _alone(place, name, *given)
@@ -100,7 +90,7 @@ def _alone(place: str, name: str, preflight: str | None, accept: Mapping[str, st
         **_journal.of_saves(place),
     )
     replays = _steps.plan() is not None
-    never = _Never()
+    never = Never()
     opened = Run(native, {}, World(), never, rng=False, overlap=True, journal=True, replays=replays)
     _run._open_runs.add(opened)
     return opened

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from types import TracebackType
 from typing import Any
 
-from lastgood import _journal, _lastgood, _preflight, _rng, _state
+from lastgood import _journal, _lastgood, _notice, _preflight, _rng, _state
 from lastgood._handle import SaveHandle
 from lastgood._heartbeat import heartbeat
 from lastgood._history import Checkpoint as Checkpoint
 from lastgood._history import Restored as Restored
 from lastgood._history import SaveWarning as SaveWarning
 from lastgood._lastgood import Closed, Corrupt, Invalid, LastgoodError, NotFound
+from lastgood._policy import Explanation, Foreign, Policy, explanation
 from lastgood._preflight import Report
 from lastgood._restore import Plan
 from lastgood._state import World
@@ -90,6 +91,7 @@ class Run:
         self._adapters()
         if predicts:
             self._watch()
+        self._listen()
 
     @property
     def attempt(self) -> int:
@@ -170,7 +172,7 @@ class Run:
             self._newest = self._native.save(step, capture, deferred)
             handle = SaveHandle(self, self._newest)
             self._copying = handle if deferred else None
-            self._policy.saved(step)
+            self._note_saved(step)
         if block:
             handle.durable.result()
         return handle
@@ -253,6 +255,7 @@ class Run:
         text, and small arrays, such as the loss; of other things what they are.
 
         Raises:
+            SystemExit: with `Policy.PREEMPTED`, after SIGTERM to a rank whose policy has a grace time.
             As `save`.
 
         Example:
@@ -266,10 +269,76 @@ class Run:
         self._note(step, metrics)
         if self._replays:
             return self._replay(step)
-        handle = self.save(step) if self._policy.due(step) else None
+        want = self._wants(step)
+        handle = self.save(step) if want in ("save", "save-and-end") else None
         if self._digest_every and step % self._digest_every == 0:
             self._digest(step)
+        if want in ("save-and-end", "end"):
+            self._end(step, handle)
         return handle
+
+    def _listen(self) -> None:
+        """Lets SIGTERM be a notice if the policy has a grace time."""
+        policy = self._policy
+        if isinstance(policy, Policy) and policy.grace is not None and not self._replays:
+            _notice.listen(self)
+
+    def _follow(self, policy: Policy) -> None:
+        """Follows another policy than that which the run was opened with."""
+        if policy is not self._policy:
+            self._native.follow(policy._settings)
+            self._policy = policy
+            self._listen()
+
+    def _wants(self, step: int) -> str:
+        """What the policy wants after ``step``."""
+        if isinstance(self._policy, Foreign):
+            return "save" if self._policy.due(step) else "nothing"
+        return self._native.wants(as_step(step))
+
+    def _note_saved(self, step: int) -> None:
+        if isinstance(self._policy, Foreign):
+            self._policy.saved(step)
+
+    def _end(self, step: int, handle: SaveHandle | None) -> None:
+        """Ends the process after a notice, once ``handle`` is a checkpoint or its time is over."""
+        last, what = "late", f"the state after step {step} is not saved: there was no time for it"
+        try:
+            last = self._native.wait_last(step, None if handle is None else handle._native)
+            if last == "goes-on":
+                return
+            if handle is not None:
+                what = {
+                    "done": f"the state after step {step} is saved",
+                    "late": f"the state after step {step} is not saved: the grace time is over",
+                }[last]
+        except LastgoodError as error:
+            what = f"the state after step {step} is not saved: {error}"
+        if last == "done":
+            self.close()
+        else:
+            # Nobody waits for what cannot become a checkpoint in time.
+            self._closed = True
+            self._native.abandon()
+            if handle is not None or self._newest is not None:
+                what += "; the last checkpoint before it stays"
+        print(f"lastgood: told to end: {what}", file=sys.stderr, flush=True)
+        raise SystemExit(Policy.PREEMPTED)
+
+    def explain_policy(self) -> Explanation | None:
+        """What the policy makes of what is measured so far, and why; None while nothing is measured. What it has chosen
+        for all ranks stands in the ledger: ``lastgood policy explain``.
+
+        Example:
+            >>> import lastgood as lg, tempfile
+            >>> with lg.open(tempfile.mkdtemp(), {"x": {"y": 1}}, policy=lg.Policy(auto=True)) as run:
+            ...     for step in range(5):
+            ...         _ = run.step(step + 1)
+            ...     found = run.explain_policy()
+            >>> found.every >= 1
+            True
+        """
+        return explanation(self._native.explain_policy())
 
     def _note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Tells the supervisor of ``step``, and records it."""
@@ -288,7 +357,7 @@ class Run:
     def _replay(self, step: int) -> SaveHandle | None:
         """What `step` does in a replay: it saves what the replay wants, and ends the process after the last step."""
         handle = None
-        if self._native.is_due(step) or self._policy.due(step):
+        if self._native.is_due(step) or self._wants(step) == "save":
             handle = self.save(step)
         self._recorder_flush()
         if not self._native.goes_on():
@@ -398,7 +467,7 @@ class Run:
             checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
         )
         step: int = checkpoint.step
-        self._policy.saved(step)
+        self._note_saved(step)
         return step
 
     def _plan(self, checkpoint: Any, only: Iterable[str] | None) -> Plan:
@@ -548,6 +617,7 @@ class Run:
         if not self._is_open():
             return
         self._closed = True
+        _notice.forget(self)
         self.wait_captured()
         self._recorder_flush()
         self._native.close()
@@ -566,7 +636,14 @@ class Run:
             return
         # What ended the block is what must be seen.
         with contextlib.suppress(LastgoodError):
+            if isinstance(error, Exception):
+                self._tell_end(error)
             self.close()
+
+    def _tell_end(self, error: BaseException) -> None:
+        """Lets estimates of how often the run fails know that it does."""
+        if self._is_open():
+            self._native.tell_end("process", f"{type(error).__name__}: {error}"[:500])
 
     def __repr__(self) -> str:
         return f"lg.Run(attempt={self.attempt}, rank={self.rank} of {self.world_size})"
@@ -586,6 +663,8 @@ def _close_all() -> None:
     for run in list(_open_runs):
         newest = run._newest
         try:
+            if isinstance(failed := getattr(sys, "last_value", None), Exception):
+                run._tell_end(failed)
             if newest is not None and run._is_open():
                 _say_if_it_waits(newest)
             run.close()

@@ -26,6 +26,7 @@ from lastgood import _batches, _folders, _resume, _steps, _whole
 from lastgood._handle import SaveHandle
 from lastgood._lastgood import Closed, LastgoodError
 from lastgood._peers import Peers
+from lastgood._policy import Policy
 from lastgood._run import Run
 from lastgood._state import World
 
@@ -67,6 +68,8 @@ class LastGoodCallback(TrainerCallback):
         verify: read every saved byte back, and mark the checkpoint verified.
         exact_batches: let random numbers of the data collator depend on nothing but the seed, the epoch and the
             batch, so that batches which the trainer fetched ahead are the same after a resume.
+        policy: a `Policy` that says at which steps the trainer saves too, beside those of its arguments. With a
+            ``grace`` time SIGTERM lets it save, and ends the process with `Policy.PREEMPTED`.
 
     With several ranks each stores the files that it alone sees; a save needs memory for the files of the folder.
 
@@ -85,6 +88,7 @@ class LastGoodCallback(TrainerCallback):
         strict: bool = False,
         verify: bool = True,
         exact_batches: bool = True,
+        policy: Policy | None = None,
     ) -> None:
         self._store = None if store is None else os.fspath(store)
         self._name = run
@@ -92,6 +96,8 @@ class LastGoodCallback(TrainerCallback):
         self._strict = strict
         self._verify = verify
         self._exact_batches = exact_batches
+        self._policy = policy
+        self._ends = False
         self._collators: list[_batches.SeededCollator] = []
         self._pending: list[tuple[SaveHandle, str]] = []
         self._verifying: list[threading.Thread] = []
@@ -107,6 +113,8 @@ class LastGoodCallback(TrainerCallback):
     def _open(self, args: Any, before: int | None = None) -> Run:
         place = _resume.place_of(self._store, Path(args.output_dir))
         self._run = _resume.open_run(place, self._name, before=before)
+        if self._policy is not None:
+            self._run._follow(self._policy)
         return self._run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -170,6 +178,12 @@ class LastGoodCallback(TrainerCallback):
             control.should_save = True
         elif _steps.is_over(run):
             _steps.end(run)
+        elif self._policy is not None and not run._replays:
+            want = run._wants(step)
+            if want == "end":
+                run._end(step, None)
+            self._ends = want == "save-and-end"
+            control.should_save = control.should_save or want != "nothing"
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lets a replay say what the run said, of what no two processes say alike: it is part of the checkpoint."""
@@ -197,12 +211,16 @@ class LastGoodCallback(TrainerCallback):
             handle = _folders.ingest(run, folder, step, _OWNER, peers)
             _resume.saved(run, step)
             self._pending.append((handle, folder.name))
+            if self._ends:
+                run._end(step, handle)
             if self._block:
                 self._settle(wait=True)
             if self._verify and run.rank == 0:
                 self._start_verifying(handle)
         except (LastgoodError, OSError) as error:
             _resume.tell_failure(error, folder.name, self._strict)
+            if self._ends:
+                raise SystemExit(Policy.PREEMPTED) from None
 
     def _replay_save(self, run: Run, args: Any, step: int, folder: Path) -> None:
         """As `on_save` in a replay, where a failure is one, and the last save is the end."""

@@ -64,6 +64,24 @@ def test_killed_and_resumed_every_step_is_bit_identical(
     assert trainers.trace(out) == trainers.trace(undisturbed)
 
 
+def test_a_policy_saves_other_steps_and_the_one_before_the_end(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    import lastgood as lg
+
+    out = tmp_path / "out"
+    told = ("--policy", '{"at": [5], "grace": 60}', "--term-at", 7)
+    codes = trainers.run(SMALL, tmp_path / "log", "--out", out, *told)
+    said = trainers.output(tmp_path / "log")
+    assert codes == [lg.Policy.PREEMPTED], said
+    assert "the state after step 7 is saved" in said
+    with lg.open(out / "_lastgood", {}) as run:
+        assert [checkpoint.step for checkpoint in run.history()] == [3, 5, 6, 7]
+    resume(out)
+    assert trainers.began(out) == 7
+    assert trainers.trace(out) == trainers.trace(undisturbed)
+
+
 def test_without_exact_batches_a_drawing_collator_is_not_resumed_exactly(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert trainers.run(

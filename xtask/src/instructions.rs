@@ -100,12 +100,12 @@ fn build() -> Result<PathBuf> {
         .context("cannot run cargo bench")?;
     ensure!(output.status.success(), "cargo bench ended with {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
-    let built = text.lines().filter_map(|line| {
+    let mut built = text.lines().rev().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         let is_it = message["target"]["name"] == "instructions";
         message["executable"].as_str().filter(|_| is_it).map(PathBuf::from)
     });
-    built.last().context("cargo bench says of no program that it built it")
+    built.next().context("cargo bench says of no program that it built it")
 }
 
 /// The cases in their order, with their instructions.

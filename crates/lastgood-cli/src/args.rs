@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod examples;
+mod policy;
 mod proof;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use lastgood::preflight::Acceptance;
 use lastgood::replay::Resume;
 use lastgood::restore::Selector;
 
+pub(crate) use self::policy::{PolicyCommand, Save};
 pub(crate) use self::proof::{Bisect, CertificateCommand, KeyCommand, Prove, Replay, ReplayMode};
 
 /// Keeps the state of training and serving jobs recoverable: atomic, verified checkpoints on any
@@ -119,6 +121,14 @@ pub(crate) enum Command {
         /// Why; recorded in the ledger
         #[arg(long, default_value = "marked by hand")]
         reason: String,
+    },
+    /// Ask the ranks of a run for a checkpoint: all save the same step, soon
+    #[command(after_help = examples::SAVE)]
+    Save(Save),
+    /// When a run saves
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
     },
     /// Say which checkpoints of other tools can be trusted, and which one is the last
     #[command(after_help = examples::DOCTOR)]

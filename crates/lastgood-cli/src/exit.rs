@@ -21,6 +21,8 @@ pub(crate) enum Exit {
     Diverged,
     /// 7: the store does not answer or has no room.
     Unavailable,
+    /// 75: a job gave way to a notice that it will be ended, and can be started again.
+    Preempted = lastgood_serve::supervise::PREEMPTED as isize,
 }
 
 /// The exit code of an error.

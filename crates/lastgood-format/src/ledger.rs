@@ -132,6 +132,9 @@ pub enum Kind {
     IncidentOpened {
         /// What happened, to whom, at which step.
         reason: String,
+        /// What kind of failure it was, such as `process` or `stall`, if it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        class: Option<String>,
     },
     /// A person lets restores go on despite what a preflight refuses.
     #[serde(rename = "preflight.accepted")]
@@ -140,6 +143,35 @@ pub enum Kind {
         differences: Vec<Accepted>,
         /// Why.
         reason: String,
+    },
+    /// The attempt of this entry has ended, and says so itself.
+    #[serde(rename = "attempt.ended")]
+    AttemptEnded {
+        /// How: `closed`, or the kind of failure that it gave way to, such as `preemption`.
+        how: String,
+        /// At which step, and what became of its state.
+        reason: String,
+    },
+    /// A save of one step, beside those of the policy.
+    #[serde(rename = "save.requested")]
+    SaveRequested {
+        /// The step that every rank saves; `None` if whoever asks does not know the steps, so that the attempt
+        /// answers with a request of its own.
+        step: Option<u64>,
+        /// What the ranks do at the step.
+        order: SaveOrder,
+        /// Who asks, and why.
+        reason: String,
+    },
+    /// From `from_step` on every rank saves every `every` steps.
+    #[serde(rename = "policy.chosen")]
+    PolicyChosen {
+        /// The first step that is saved by it.
+        from_step: u64,
+        /// The steps from one save to the next.
+        every: u64,
+        /// What the choice was made of, for a person.
+        why: Value,
     },
     /// A kind that this version does not know, kept as it was read.
     #[serde(skip)]
@@ -167,9 +199,24 @@ impl Kind {
             Self::SaveAbandoned { .. } => "save.abandoned",
             Self::IncidentOpened { .. } => "incident.opened",
             Self::PreflightAccepted { .. } => "preflight.accepted",
+            Self::AttemptEnded { .. } => "attempt.ended",
+            Self::SaveRequested { .. } => "save.requested",
+            Self::PolicyChosen { .. } => "policy.chosen",
             Self::Unknown { name, .. } => name,
         }
     }
+}
+
+/// What ranks do at the step of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SaveOrder {
+    /// They save it and go on.
+    Save,
+    /// They save it, and end once it is a checkpoint.
+    SaveAndEnd,
+    /// They end without a save, for which there is no time.
+    End,
 }
 
 /// What a restore may differ in from the process that saved.
@@ -322,4 +369,7 @@ const KNOWN: &[&str] = &[
     "save.abandoned",
     "incident.opened",
     "preflight.accepted",
+    "attempt.ended",
+    "save.requested",
+    "policy.chosen",
 ];

@@ -8,6 +8,7 @@ mod errors;
 mod event;
 mod handle;
 mod memory;
+mod policy;
 mod reader;
 mod replay;
 mod run;
@@ -53,6 +54,14 @@ mod _lastgood {
     #[pyfunction]
     fn check_settings(settings: BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<()> {
         crate::run::save_options(&settings)?.check().or_raise()
+    }
+
+    /// What the settings of a policy come to, for a person; raises if there are no such settings, or one is wrong.
+    #[pyfunction]
+    fn check_policy(settings: BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<String> {
+        let policy = crate::policy::from_python(&settings)?;
+        policy.check().or_raise()?;
+        Ok(policy.describe())
     }
 
     /// What it means that two processes differ in `key`: safety, numerics or information.

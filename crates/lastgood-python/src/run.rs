@@ -20,6 +20,7 @@ use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::{Raise, raise};
 use crate::event::{from_python, to_python};
 use crate::handle::SaveHandle;
+use crate::policy;
 use crate::state::{Capture, Targets};
 
 /// How often a wait looks whether Ctrl-C was pressed.
@@ -136,7 +137,7 @@ impl Run {
     #[new]
     #[pyo3(signature = (
         url, options, run, rank, world_size, incarnation, settings, journal=None,
-        environment=None, replay=None, preflight="refuse", accept=None, resume="live",
+        environment=None, replay=None, preflight="refuse", accept=None, resume="live", policy=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
     fn new(
@@ -154,6 +155,7 @@ impl Run {
         preflight: &str,
         accept: Option<&str>,
         resume: &str,
+        policy: Option<BTreeMap<String, Bound<'_, PyAny>>>,
     ) -> PyResult<Self> {
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
@@ -169,6 +171,7 @@ impl Run {
             environment,
             preflight,
             resume: resume.parse().or_raise()?,
+            policy: policy.as_ref().map(policy::from_python).transpose()?,
             ..RunOptions::default()
         };
         py.detach(|| {
@@ -457,6 +460,55 @@ impl Run {
     fn abandon(&self) {
         let run = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
         std::mem::forget(run);
+    }
+
+    /// Follows another policy than that which the run was opened with.
+    fn follow(&self, py: Python<'_>, settings: BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<()> {
+        let policy = policy::from_python(&settings)?;
+        py.detach(|| self.with(|run| run.follow(policy))).or_raise()
+    }
+
+    /// Says that a step has ended, and gives what the policy wants then: nothing, save, save-and-end or end.
+    fn wants(&self, py: Python<'_>, step: u64) -> PyResult<&'static str> {
+        Ok(policy::name_of(py.detach(|| self.with(|run| run.wants(step))).or_raise()?))
+    }
+
+    /// Tells that this process will be ended soon. False if the policy has no grace time.
+    fn notice(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.with(|run| Ok(run.notice()))).or_raise()
+    }
+
+    /// Waits for the last save: done, late, or goes-on if all ranks end at a later step.
+    fn wait_last(
+        &self,
+        py: Python<'_>,
+        step: u64,
+        save: Option<PyRef<'_, SaveHandle>>,
+    ) -> PyResult<&'static str> {
+        let save = save.map(|save| save.0.clone());
+        let last = py.detach(|| self.with(|run| run.wait_last(step, save.as_ref())));
+        Ok(match last.or_raise()? {
+            lastgood::Last::Done => "done",
+            lastgood::Last::Late => "late",
+            lastgood::Last::GoesOn => "goes-on",
+        })
+    }
+
+    /// What the policy makes of what is measured: the steps between saves, the seconds, everything as JSON, and as text.
+    fn explain_policy(&self, py: Python<'_>) -> PyResult<Option<(u64, f64, String, String)>> {
+        let found = py.detach(|| self.with(|run| Ok(run.explain_policy()))).or_raise()?;
+        found.map(|found| policy::explained(&found).or_raise()).transpose()
+    }
+
+    /// Says in the ledger how the attempt ends, if its policy wants that known.
+    fn tell_end(&self, py: Python<'_>, how: &str, reason: &str) -> PyResult<()> {
+        py.detach(|| {
+            self.with(|run| {
+                run.tell_end(how, reason);
+                Ok(())
+            })
+        })
+        .or_raise()
     }
 
     /// Waits for every save that is under way; raises what failed and nobody has asked for.

@@ -72,14 +72,21 @@ pub async fn start(ledger: &mut Ledger, actor: &str, new: &NewAttempt) -> Result
     Ok(attempt)
 }
 
-/// Says in the ledger what happened, for whoever looks for it. If it stays unknown whether that is told, it is not told
+/// Says in the ledger what happened, for whoever looks for it, and which class of [failure](crate::policy::failures) it
+/// was, if it was one. If it stays unknown whether that is told, it is not told
 /// twice.
 ///
 /// # Errors
 /// As [`Ledger::append`].
-pub async fn tell_incident(ledger: &mut Ledger, actor: &str, reason: &str) -> Result<()> {
+pub async fn tell_incident(
+    ledger: &mut Ledger,
+    actor: &str,
+    reason: &str,
+    class: Option<&str>,
+) -> Result<()> {
     let writer = Writer { attempt: 0, actor: actor.to_owned() };
-    let kind = Kind::IncidentOpened { reason: reason.to_owned() };
+    let (reason, class) = (reason.to_owned(), class.map(str::to_owned));
+    let kind = Kind::IncidentOpened { reason, class };
     ledger.append(&writer, |_| Ok(Decision::Append(kind.clone()))).await.map(drop)
 }
 

@@ -12,6 +12,7 @@
 //! | [`attempt`] | starts incarnations of a run and fences the old ones |
 //! | [`journal`] | the run's events, for replay |
 //! | [`replay`] | re-executing a part of a run beside what was recorded of it |
+//! | [`policy`] | when to save |
 //! | [`preflight`] | whether a restore would succeed, and compute as before |
 //! | [`lineage`] | what led to a tensor, as far as it is recorded |
 //! | [`restore`] | chooses a checkpoint, plans, reads, verifies, places |
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod lineage;
 #[doc(hidden)]
 pub mod objects;
+pub mod policy;
 pub mod preflight;
 mod process;
 pub mod replay;
@@ -45,4 +47,4 @@ pub mod state;
 
 pub use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, RunName};
 pub use repository::Repository;
-pub use run::{Heartbeat, Run, RunOptions, mark};
+pub use run::{Heartbeat, Last, Run, RunOptions, mark};

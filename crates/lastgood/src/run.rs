@@ -2,7 +2,9 @@
 
 mod mark;
 mod options;
+mod pace;
 mod recover;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +13,14 @@ use lastgood_format::ledger::Kind;
 use lastgood_format::{Error, Hash, Result, RunName};
 pub use mark::mark;
 pub use options::{Heartbeat, RunOptions};
+pub use pace::Last;
 
 use crate::attempt::{self, NewAttempt};
 use crate::io::StoreIo;
 use crate::journal::rank::{self, RankJournal};
 use crate::journal::{Journal, JournalOptions, Kind as JournalKind, StepRecord, Value};
 use crate::ledger::{Attempt, Decision, History, Ledger, Standing, Writer};
+use crate::policy::{Policy, failures};
 use crate::preflight::{Environment, PreflightOptions};
 use crate::replay::mode::Replaying;
 use crate::replay::resume::{Came, Resuming};
@@ -25,6 +29,7 @@ use crate::repository::Repository;
 use crate::restore;
 use crate::save::{Earlier, Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
 use crate::state::{Capture, World};
+use watch::Watch;
 
 /// One rank of one attempt of a run.
 ///
@@ -47,6 +52,10 @@ pub struct Run {
     journal: Option<RankJournal>,
     replaying: Option<Replaying>,
     resuming: Option<Resuming>,
+    watch: Option<Watch>,
+    policy: Option<Policy>,
+    /// The ledger says how the attempt has ended.
+    has_ended: bool,
 }
 
 struct OptionalHeartbeat(Option<Heartbeat>);
@@ -94,13 +103,7 @@ impl Run {
             }
             None => None,
         };
-        let recording = journal.as_ref().map(|journal| Recording {
-            journal: journal.journal().clone(),
-            lane: journal.own(),
-            digests: wanted.as_ref().is_some_and(|wanted| wanted.digests),
-            teller: Teller::default(),
-            before: None,
-        });
+        let recording = recording(journal.as_ref(), wanted.as_ref());
         let worker = Worker {
             shared: Arc::new(Shared::new(&options.save)),
             io: io.clone(),
@@ -119,7 +122,7 @@ impl Run {
             }
             _ => None,
         };
-        Ok(Self {
+        let mut run = Self {
             io,
             repository: repository.clone(),
             ledger,
@@ -134,7 +137,12 @@ impl Run {
             journal,
             replaying,
             resuming,
-        })
+            watch: None,
+            policy: None,
+            has_ended: false,
+        };
+        options.policy.map_or(Ok(()), |policy| run.follow(policy))?;
+        Ok(run)
     }
 
     /// The attempt that this process is part of.
@@ -174,8 +182,10 @@ impl Run {
         let mut capture = Capture::new(self.world);
         match due {
             None | Some(Due::Save) => {
+                let began = self.io.env.elapsed();
                 declare(&mut capture)?;
-                self.saver.save(step, &capture, mode, self.journal.as_ref())
+                let saved = self.saver.save(step, &capture, mode, self.journal.as_ref());
+                self.note_saved(began, saved)
             }
             Some(Due::Digest) => {
                 declare(&mut capture)?;
@@ -201,9 +211,11 @@ impl Run {
             return self.save(step, Mode::Async, |capture| declare(capture));
         }
         self.check_resume()?;
+        let began = self.io.env.elapsed();
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
-        self.saver.save_overlapped(step, capture, self.journal.as_ref())
+        let saved = self.saver.save_overlapped(step, capture, self.journal.as_ref());
+        self.note_saved(began, saved)
     }
 
     /// The steps that are to be done again before the run is live, with [`Resume::Replay`]: the attempt that recorded
@@ -399,9 +411,21 @@ impl Run {
     pub fn close(mut self) -> Result<()> {
         let resumed = self.check_resume();
         let saved = self.saver.close();
+        self.tell_end(failures::CLOSED, "by its program");
         let sealed = self.journal.as_ref().map_or(Ok(()), |journal| journal.journal().close());
         saved.and(sealed).and(resumed)
     }
+}
+
+/// What the thread that saves records, and where.
+fn recording(journal: Option<&RankJournal>, wanted: Option<&JournalOptions>) -> Option<Recording> {
+    journal.map(|journal| Recording {
+        journal: journal.journal().clone(),
+        lane: journal.own(),
+        digests: wanted.is_some_and(|wanted| wanted.digests),
+        teller: Teller::default(),
+        before: None,
+    })
 }
 
 /// Prepares to do again what earlier attempts did behind the checkpoint of `attempt`.
@@ -432,6 +456,7 @@ fn check(options: &RunOptions) -> Result<()> {
             .with_remedy("open it with one, or leave LASTGOOD_RESUME unset"));
     }
     options.save.check()?;
+    options.policy.as_ref().map_or(Ok(()), Policy::check)?;
     options.preflight.accept.check()?;
     options.journal.as_ref().map_or(Ok(()), |journal| journal.check(world))
 }

@@ -7,6 +7,7 @@ it draws: dropout in the model, and words hidden by the collator. ``start.RANK``
 
 import argparse
 import hashlib
+import json
 import os
 import signal
 import warnings
@@ -72,6 +73,8 @@ class Trace(TrainerCallback):
         is_killed = FIRST and self.arguments.kill_rank == RANK
         if is_killed and state.global_step == self.arguments.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if is_killed and state.global_step == self.arguments.term_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         if state.global_step == self.arguments.break_store_at:
             # A save on its way would wait for the store to come back.
             for callback in self.trainer.callback_handler.callbacks:
@@ -97,8 +100,9 @@ def main():
     parser.add_argument("--keep", type=int, help="save_total_limit")
     parser.add_argument("--accumulate", type=int, default=1, help="gradient_accumulation_steps")
     parser.add_argument("--log", type=int, default=1000, help="logging_steps; evaluates as often")
-    for name in ("--kill-at", "--kill-rank", "--kill-in-save", "--break-store-at"):
+    for name in ("--kill-at", "--term-at", "--kill-rank", "--kill-in-save", "--break-store-at"):
         parser.add_argument(name, type=int, default=0)
+    parser.add_argument("--policy", type=json.loads, help="arguments of lg.Policy")
     arguments = parser.parse_args()
     os.makedirs(arguments.out, exist_ok=True)
     warnings.simplefilter("always")
@@ -121,6 +125,7 @@ def main():
                 strict=arguments.strict,
                 block=arguments.block,
                 exact_batches=not arguments.plain_batches,
+                policy=arguments.policy and lg.Policy(**arguments.policy),
             )
         )
     trainer = Trainer(

@@ -63,8 +63,9 @@ async fn act(who: &Rank, random: &mut Random) -> Result<()> {
 /// Appends an entry that nothing else looks like, and notes what it is told about it.
 async fn append(ledger: &mut Ledger, writer: &Writer, who: &Rank, random: &mut Random) {
     let reason = format!("incident {:016x}", random.draw());
-    let decide =
-        |_: &History| Ok(Decision::Append(Kind::IncidentOpened { reason: reason.clone() }));
+    let decide = |_: &History| {
+        Ok(Decision::Append(Kind::IncidentOpened { reason: reason.clone(), class: None }))
+    };
     let appended = ledger.append(writer, decide).await;
     match appended {
         Ok(Appended::Committed(n)) => who.witness.note(Told::Appended { n, reason }),

@@ -38,7 +38,7 @@ impl Found {
     fn is_incident(&self, n: u64, told: &str) -> bool {
         let entry = n.checked_sub(1).and_then(|i| self.entries.get(i as usize));
         entry.is_some_and(
-            |(entry, _)| matches!(&entry.kind, Kind::IncidentOpened { reason } if reason == told),
+            |(entry, _)| matches!(&entry.kind, Kind::IncidentOpened { reason, .. } if reason == told),
         )
     }
 }

@@ -407,7 +407,10 @@ async fn append_incidents(
         attempt::settle(&mut ledger, &writer, |history| {
             Ok(match history.entries() {
                 n if n > i => Decision::Nothing,
-                _ => Decision::Append(Kind::IncidentOpened { reason: format!("incident {i}") }),
+                _ => Decision::Append(Kind::IncidentOpened {
+                    reason: format!("incident {i}"),
+                    class: None,
+                }),
             })
         })
         .await?;

@@ -9,7 +9,7 @@ Examples:
   lastgood export --store /data/ckpt --run llm --at last-good --to ./weights
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 not found, 5 refused (fenced, conflict,
-incompatible, denied), 6 diverged, 7 store unavailable or full; 130 and 143 if Ctrl-C or SIGTERM ended it
+incompatible, denied), 6 diverged, 7 store unavailable or full, 75 a job that gave way to SIGTERM; 130 and 143 if Ctrl-C or SIGTERM ended it
 (`run` and `demo` then end their ranks and exit with 1).
 
 A checkpoint is named by --at: last-good is the one that recovery would take, latest the newest one that
@@ -35,7 +35,9 @@ code that is not 0 before the others. They are numbered anew; LASTGOOD_PLACE kee
 rank's place, so that a job can leave the device of a lost one alone. Nobody is lost by a stall, nor
 by the codes 2, 126 and 127 (the command cannot be run). A restart with fewer counts as any other.
 
-It ends with 0 when every rank ended with 0, and with 1 when restarts do not help or it was stopped.";
+It ends with 0 when every rank ended with 0, with 75 if it was stopped and a rank said, by that code, that
+it gave way to the notice (a policy with a grace time), and with 1 when it was stopped otherwise, or
+restarts do not help.";
 
 pub(super) const LS: &str = "\
 Examples:
@@ -181,6 +183,23 @@ Examples:
 
 Recovery takes the newest good checkpoint, else the newest verified one, else the newest one; never a bad
 one. As soon as one is marked good, newer ones that are not are passed over.";
+
+pub(super) const SAVE: &str = "\
+Examples:
+  lastgood save --store /data/ckpt --run llm
+  lastgood save --store s3://bucket/ckpt --run llm --reason 'before the maintenance' --wait 30m
+
+The request stands in the run's ledger, which every rank reads: rank 0 answers with a step that is far
+enough ahead, and all save that one. It needs no signal and no access to the hosts. It ends with 7 if
+no rank answers in time, and with 5 if the attempt ends before.";
+
+pub(super) const POLICY_EXPLAIN: &str = "\
+Examples:
+  lastgood policy explain --store /data/ckpt --run llm
+  lastgood policy explain --store /data/ckpt --run llm --json | jq .explanation.inputs
+
+Of a run whose policy is auto: what was measured, the failures that are expected and seen, the formula,
+the bounds that apply, and what would have to change for another interval to be chosen.";
 
 pub(super) const DOCTOR: &str = "\
 Examples:

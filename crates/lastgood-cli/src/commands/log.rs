@@ -1,7 +1,7 @@
 //! `lastgood log`: the ledger, readable.
 
 use lastgood::branch::Origin;
-use lastgood_format::ledger::{Entry, Kind};
+use lastgood_format::ledger::{Entry, Kind, SaveOrder};
 use serde_json::json;
 
 use crate::args::RunArgs;
@@ -46,6 +46,15 @@ fn unknown(body: &serde_json::Value) -> String {
     all.join(" ")
 }
 
+fn requested(step: Option<u64>, order: SaveOrder, reason: &str) -> String {
+    let step = step.map_or_else(|| "the next step".to_owned(), |step| format!("step {step}"));
+    match order {
+        SaveOrder::Save => format!("{step}: {reason}"),
+        SaveOrder::SaveAndEnd => format!("{step}, and end: {reason}"),
+        SaveOrder::End => format!("end at {step} without a save: {reason}"),
+    }
+}
+
 fn detail(entry: &Entry) -> String {
     match &entry.kind {
         Kind::BranchCreated { repository, source, from, from_step, step } => {
@@ -78,7 +87,12 @@ fn detail(entry: &Entry) -> String {
         Kind::SaveAbandoned { saved_by, step, reason, .. } => {
             format!("step {step} of attempt {saved_by}: {reason}")
         }
-        Kind::IncidentOpened { reason } => reason.clone(),
+        Kind::IncidentOpened { reason, .. } => reason.clone(),
+        Kind::AttemptEnded { how, reason } => format!("{how}: {reason}"),
+        Kind::SaveRequested { step, order, reason } => requested(*step, *order, reason),
+        Kind::PolicyChosen { from_step, every, .. } => {
+            format!("every {} from step {from_step} on", output::count(*every as usize, "step"))
+        }
         Kind::PreflightAccepted { differences, reason } => {
             let keys: Vec<&str> = differences.iter().map(|d| d.key.as_str()).collect();
             format!("{}: {reason}", keys.join(", "))

@@ -11,11 +11,13 @@ mod journal;
 mod log;
 mod ls;
 mod mark;
+mod policy;
 mod postmortem;
 mod preflight;
 mod prove;
 mod replay;
 mod resumed;
+mod save;
 mod show;
 pub(crate) mod supervise;
 mod verify;
@@ -24,7 +26,7 @@ mod why;
 use clap::CommandFactory;
 use serde_json::json;
 
-use crate::args::{Args, CertificateCommand, Command, KeyCommand, RunArgs};
+use crate::args::{Args, CertificateCommand, Command, KeyCommand, PolicyCommand, RunArgs};
 use crate::demo::rank;
 use crate::exit::Exit;
 use crate::output;
@@ -50,6 +52,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Exit> {
         Command::Verify { run, at, mark } => verify::run(&run, at.as_ref(), mark, as_json),
         Command::Mark { run, at, standing, reason } => {
             mark::run(&run, &at.at, standing, &reason, as_json)
+        }
+        Command::Save(args) => save::run(&args, as_json),
+        Command::Policy { command: PolicyCommand::Explain { run } } => {
+            policy::explain(&run, as_json)
         }
         Command::Doctor { path, quick, allow } => doctor::run(&path, quick, &allow, as_json),
         Command::Import { file, run, step, component } => {

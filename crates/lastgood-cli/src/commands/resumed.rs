@@ -40,7 +40,7 @@ pub(super) fn show(
     for one in &found {
         if let Some(first) = one.divergences.first() {
             let reason = format!("{}; {}", apart(one, first), first.told("done again"));
-            repository.block_on(tell_incident(&mut ledger, "lastgood run", &reason))?;
+            repository.block_on(tell_incident(&mut ledger, "lastgood run", &reason, None))?;
         }
     }
     let has_diverged = found.iter().any(|one| !one.divergences.is_empty());

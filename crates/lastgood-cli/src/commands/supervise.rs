@@ -15,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use lastgood::Repository;
 use lastgood::replay::Resume;
 use lastgood::restore::choose;
-use lastgood_serve::supervise::{RankEnvironment, Stream, not_replaced, tie_to_parent};
+use lastgood_serve::supervise::{
+    Cause, PREEMPTED, RankEnvironment, Stream, not_replaced, tie_to_parent,
+};
 use lastgood_serve::{Control, Event, Job, Outcome, rank, supervise};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -47,13 +49,16 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
     let by_replay = args.resume == Resume::Replay;
     // The first attempt and the newest.
     let mut attempts: Option<(u64, u64)> = None;
+    let mut gave_way = false;
     let outcome = supervise(&repository, &job, &control, &mut |event| {
         match as_json {
             true => show_json(&event),
             false => show(&event),
         }
         match (&event, attempts) {
+            (Event::Ended { cause: Cause::Exit(PREEMPTED), .. }, _) => gave_way = true,
             (Event::Started { attempt, .. }, before) => {
+                gave_way = false;
                 attempts = Some((before.map_or(*attempt, |(first, _)| first), *attempt));
             }
             // The next attempt would come to the same.
@@ -68,6 +73,9 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
     let (exit, text) = match &outcome {
         Outcome::Finished { attempts: 1 } => (Exit::Done, "done".to_owned()),
         Outcome::Finished { attempts } => (Exit::Done, format!("done in {attempts} attempts")),
+        Outcome::Stopped if gave_way => {
+            (Exit::Preempted, "stopped before the job was done, which gave way".into())
+        }
         Outcome::Stopped => (Exit::Failed, "stopped before the job was done".into()),
         Outcome::GaveUp(verdict) => (Exit::Failed, format!("given up: {verdict}")),
     };

@@ -264,7 +264,7 @@ fn again(
 
 fn causes(entries: &[Entry]) -> Vec<String> {
     let cause = |entry: &Entry| match &entry.kind {
-        Kind::IncidentOpened { reason } => Some(reason.clone()),
+        Kind::IncidentOpened { reason, .. } => Some(reason.clone()),
         _ => None,
     };
     entries.iter().filter_map(cause).collect()
@@ -312,7 +312,16 @@ fn moment(entry: &Entry) -> Option<Moment> {
         Kind::SaveAbandoned { step, reason, .. } => {
             (Mark::Fault, format!("the save of step {step} is given up: {reason}"))
         }
-        Kind::IncidentOpened { reason } => (Mark::Fault, reason.clone()),
+        Kind::IncidentOpened { reason, .. } => (Mark::Fault, reason.clone()),
+        Kind::AttemptEnded { how, reason } => {
+            (Mark::Attempt, format!("it ended ({how}): {reason}"))
+        }
+        Kind::SaveRequested { step: Some(step), reason, .. } => {
+            (Mark::Decision, format!("a save of step {step} is asked for: {reason}"))
+        }
+        Kind::PolicyChosen { from_step, every, .. } => {
+            (Mark::Decision, format!("a save every {every} steps from step {from_step} on"))
+        }
         Kind::PreflightAccepted { differences, reason } => {
             let keys: Vec<&str> = differences.iter().map(|d| d.key.as_str()).collect();
             (Mark::Decision, format!("accepted: {}: {reason}", keys.join(", ")))

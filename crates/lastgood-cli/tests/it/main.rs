@@ -10,6 +10,7 @@ mod export;
 mod json;
 mod large;
 mod output;
+mod policy;
 mod postmortem;
 mod preflight;
 mod replay;

@@ -9,7 +9,7 @@ use lastgood_format::index::{Durability, ShardIndex};
 use lastgood_format::journal::{self, Frame, Lane, Position, Segment};
 use lastgood_format::key::{self, SaveKey};
 use lastgood_format::layout::NdBox;
-use lastgood_format::ledger::{Accepted, Entry, Kind};
+use lastgood_format::ledger::{Accepted, Entry, Kind, SaveOrder};
 use lastgood_format::manifest::Manifest;
 use lastgood_format::{Dtype, Hash, RunName, pack, sealed};
 use serde::Serialize;
@@ -296,6 +296,18 @@ fn accepted() -> Kind {
     Kind::PreflightAccepted { differences, reason: "a new image".into() }
 }
 
+fn incident(reason: &str, class: Option<&str>) -> Kind {
+    Kind::IncidentOpened { reason: reason.into(), class: class.map(Into::into) }
+}
+
+fn requested(step: Option<u64>, order: SaveOrder) -> Kind {
+    Kind::SaveRequested { step, order, reason: "a person wants it".into() }
+}
+
+fn chosen() -> Kind {
+    Kind::PolicyChosen { from_step: 8, every: 4, why: json!({"interval_s": 2.5}) }
+}
+
 /// A ledger with every kind but one, and one that no version knows; and the ledger of the branch, with that kind.
 fn entries(manifests: &[Manifest]) -> Vec<Entry> {
     let [a, b] = [0, 1].map(|i| manifests[i].encode().unwrap().1);
@@ -312,7 +324,7 @@ fn entries(manifests: &[Manifest]) -> Vec<Entry> {
         (1, commit(&manifests[0])),
         (1, Kind::CheckpointVerified { checkpoint: a, reason: "read back by rank 0".into() }),
         (1, Kind::CheckpointGood { checkpoint: a, reason: "loss is finite".into() }),
-        (0, Kind::IncidentOpened { reason: "rank 1 died at step 6 \u{1f480}".into() }),
+        (0, incident("rank 1 died at step 6 \u{1f480}", None)),
         (0, started(2, 1, Some(a))),
         (0, Kind::SaveAbandoned { saved_by: 1, step: 6, generation: 0, reason: "dead".into() }),
         (2, commit(&manifests[1])),
@@ -320,6 +332,11 @@ fn entries(manifests: &[Manifest]) -> Vec<Entry> {
         (0, Kind::CheckpointExpired { checkpoint: b, reason: "bad".into() }),
         (0, Kind::Unknown { name: "moon.landed".into(), body: future }),
         (0, accepted()),
+        (2, requested(None, SaveOrder::Save)),
+        (2, requested(Some(9), SaveOrder::SaveAndEnd)),
+        (2, chosen()),
+        (2, Kind::AttemptEnded { how: "preemption".into(), reason: "after step 9".into() }),
+        (0, incident("rank 0 made no progress for 60 s", Some("stall"))),
     ];
     let created = Kind::BranchCreated {
         repository: descriptor().repository.clone(),
@@ -369,6 +386,15 @@ pub(crate) fn head() -> Vec<u8> {
         }],
         "abandoned": [[1, 6, 0]],
         "accepted": [{"key": "cpu.", "recorded": null, "found": null, "always": true}],
+        "orders": {
+            "intervals": [{"entry": 16, "from_step": 8, "every": 4}],
+            "requests": [{"entry": 15, "step": 9, "order": "save-and-end"}],
+            "asked": 17,
+        },
+        "failures": {
+            "counts": {"process": 1}, "alive_ms": 60_500, "began_ms": 1_700_000_000_500_u64,
+            "last_ms": 1_700_000_061_000_u64, "found": "stall", "tells": true,
+        },
     });
     sealed::seal(&Head { format: 1, kind: "ledger.head", history }).unwrap()
 }

@@ -120,7 +120,7 @@ fn entries() {
     let long = edited(6, "rank 1", &"x".repeat(1 << 20));
     check("long", decode(6, &long).unwrap_err(), CORRUPT, &["1048576"]);
     let mut entry = corpus().entries.remove(5);
-    entry.kind = Kind::IncidentOpened { reason: "x".repeat(1 << 20) };
+    entry.kind = Kind::IncidentOpened { reason: "x".repeat(1 << 20), class: None };
     check("long", entry.encode().unwrap_err(), ErrorKind::Invalid, &["1048576"]);
 }
 

@@ -34,6 +34,7 @@ use guard::Guard;
 pub use guard::guard;
 use lastgood::attempt::{NewAttempt, tell_incident};
 use lastgood::ledger::{Attempt, Ledger, Standing};
+use lastgood::policy::failures;
 use lastgood::{Error, Hash, Repository, Result, RunName, restore};
 use places::Places;
 
@@ -169,6 +170,22 @@ pub enum Cause {
     Stalled(Duration),
 }
 
+impl Cause {
+    /// The class of [failure](lastgood::policy::failures).
+    #[must_use]
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Exit(PREEMPTED) => failures::PREEMPTION,
+            Self::Exit(_) | Self::Signal(_) | Self::Injected => failures::PROCESS,
+            Self::Stalled(_) => failures::STALL,
+        }
+    }
+}
+
+/// The code with which a rank ends after a notice that it will be ended, its last step saved or not: that of
+/// `EX_TEMPFAIL`, "try again".
+pub const PREEMPTED: i32 = 75;
+
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -264,11 +281,11 @@ pub fn supervise(
             attempt::End::Failed { failure, lost } => (failure, lost),
         };
         repository.block_on(ledger.refresh())?;
-        let what = failure.to_string();
+        let (what, class) = (failure.to_string(), failure.cause.class());
         let (after, left) = match budget.judge(failure, newest_step(&ledger)) {
             Next::Restart { after, left } => (after, left),
             Next::GiveUp(verdict) => {
-                repository.block_on(tell_incident(&mut ledger, ACTOR, &what))?;
+                repository.block_on(tell_incident(&mut ledger, ACTOR, &what, Some(class)))?;
                 return Ok(Outcome::GaveUp(verdict));
             }
         };
@@ -277,7 +294,7 @@ pub fn supervise(
             true => what,
             false => format!("{what}; {}", not_replaced(&gone, places.ranks())),
         };
-        repository.block_on(tell_incident(&mut ledger, ACTOR, &reason))?;
+        repository.block_on(tell_incident(&mut ledger, ACTOR, &reason, Some(class)))?;
         on_event(Event::Restarting { after, left, ranks: places.ranks(), gone });
         let until = Instant::now() + after;
         while Instant::now() < until {

@@ -120,7 +120,7 @@ impl Stage {
             let (entry, _) = self.repository.block_on(ledger.read_entry(n)).unwrap().unwrap();
             match entry.kind {
                 Kind::AttemptStarted { world_size, .. } => sizes.push(world_size),
-                Kind::IncidentOpened { reason } => incidents.push(reason),
+                Kind::IncidentOpened { reason, .. } => incidents.push(reason),
                 _ => {}
             }
         }

@@ -87,7 +87,7 @@ impl Ledger {
                 heads += u64::from(self.audit_head(&history).await?);
             }
         }
-        if history != self.history {
+        if history.facts() != self.history.facts() {
             return Err(Error::corrupt("the entries and the head that was read disagree")
                 .with_object(format!("ledger of {}", self.run())));
         }
@@ -102,7 +102,7 @@ impl Ledger {
         let found = read(self, history.entries())
             .await
             .map_err(|error| error.context("ledger head").with_object(object.clone()))?;
-        if found != *history {
+        if found.facts() != history.facts() {
             return Err(Error::corrupt("a ledger head disagrees with the entries before it")
                 .with_object(object));
         }

@@ -8,6 +8,9 @@ use lastgood_format::ledger::{Accepted, Entry, Kind};
 use lastgood_format::{Error, Hash, Result, RunName};
 use serde::{Deserialize, Serialize};
 
+use crate::policy::failures::Failures;
+use crate::policy::orders::Orders;
+
 /// The history of a run up to and with its entry [`History::entries`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +26,12 @@ pub struct History {
     /// What restores may differ in.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     accepted: BTreeSet<Accepted>,
+    /// Which steps are saved.
+    #[serde(default, skip_serializing_if = "Orders::is_empty")]
+    orders: Orders,
+    /// How attempts ended.
+    #[serde(default, skip_serializing_if = "Failures::is_empty")]
+    failures: Failures,
 }
 
 /// One incarnation of a run.
@@ -142,6 +151,8 @@ impl History {
             checkpoints: Vec::new(),
             abandoned: BTreeSet::new(),
             accepted: BTreeSet::new(),
+            orders: Orders::default(),
+            failures: Failures::default(),
         }
     }
 
@@ -214,6 +225,23 @@ impl History {
         &self.accepted
     }
 
+    /// Which steps every rank saves beside those of its policy.
+    #[must_use]
+    pub fn orders(&self) -> &Orders {
+        &self.orders
+    }
+
+    /// The history without what only estimates are made of, which heads that were written before it was counted lack.
+    pub(crate) fn facts(&self) -> Self {
+        Self { failures: Failures::default(), ..self.clone() }
+    }
+
+    /// How the attempts ended, for estimates.
+    #[must_use]
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
     /// Adds the next entry, whose stored bytes hash to `hash`.
     ///
     /// # Errors
@@ -236,6 +264,8 @@ impl History {
     }
 
     fn fold(&mut self, entry: &Entry) {
+        self.orders.fold(entry);
+        self.failures.fold(entry, self.newest_attempt());
         match &entry.kind {
             Kind::AttemptStarted { number, world_size, from, incarnation } => {
                 self.incarnations.insert(incarnation.clone(), *number);

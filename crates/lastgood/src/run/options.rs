@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::journal::JournalOptions;
+use crate::policy::Policy;
 use crate::preflight::{Environment, PreflightOptions};
 use crate::replay::{Replay, Resume};
 use crate::save::SaveOptions;
@@ -22,6 +23,8 @@ pub struct RunOptions {
     pub incarnation: Option<String>,
     /// How saves are done.
     pub save: SaveOptions,
+    /// When it saves, which [`Run::wants`](crate::Run::wants) says. Default none: the program decides.
+    pub policy: Option<Policy>,
     /// Called by [`Run::step`](crate::Run::step).
     pub heartbeat: Option<Heartbeat>,
     /// How the journal is written. Default none.
@@ -44,6 +47,7 @@ impl Default for RunOptions {
             world: World::ALONE,
             incarnation: None,
             save: SaveOptions::default(),
+            policy: None,
             heartbeat: None,
             journal: None,
             environment: Environment::new(),
@@ -60,6 +64,7 @@ impl fmt::Debug for RunOptions {
             .field("world", &self.world)
             .field("incarnation", &self.incarnation)
             .field("save", &self.save)
+            .field("policy", &self.policy)
             .field("journal", &self.journal)
             .finish_non_exhaustive()
     }

@@ -116,6 +116,9 @@ impl Run {
         if self.replaying.is_none() {
             self.saver.set_base(base_of(contents));
         }
+        if let Some(watch) = &self.watch {
+            watch.restored(contents.manifest().step);
+        }
         if let Some(journal) = &self.journal {
             rank::tell(journal, journal.restored(&contents.id(), contents.manifest().step));
         }

@@ -1,7 +1,7 @@
 //! What a caller holds of a save that goes on behind it.
 
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lastgood_format::key::SaveKey;
@@ -38,12 +38,14 @@ pub struct SaveHandle {
     save: SaveKey,
     process: Process,
     inner: Arc<(Mutex<SaveStatus>, Condvar)>,
+    /// When it became a checkpoint, from the environment's fixed moment.
+    at: Arc<OnceLock<Duration>>,
 }
 
 impl SaveHandle {
     pub(crate) fn new(save: SaveKey) -> Self {
         let inner = Arc::new((Mutex::new(SaveStatus::Capturing), Condvar::new()));
-        Self { save, process: Process::this(), inner }
+        Self { save, process: Process::this(), inner, at: Arc::default() }
     }
 
     /// A save that is a checkpoint already.
@@ -57,6 +59,16 @@ impl SaveHandle {
     #[must_use]
     pub fn step(&self) -> u64 {
         self.save.step
+    }
+
+    /// It became a checkpoint at this time; told before its status says so.
+    pub(crate) fn set_at(&self, at: Duration) {
+        let _ = self.at.set(at);
+    }
+
+    /// `None` while it is under way; then when it became a checkpoint, or `None` if it never will.
+    pub(crate) fn end(&self) -> Option<Option<Duration>> {
+        self.lock().is_final().then(|| self.at.get().copied())
     }
 
     pub(crate) fn save(&self) -> SaveKey {

@@ -451,6 +451,7 @@ impl Worker {
         if let Some(Recording { journal, lane, .. }) = &self.journal {
             rank::seen(journal, *lane, &save.index.save, &id);
         }
+        save.handle.set_at(self.io.elapsed());
         save.handle.set(SaveStatus::Committed(id));
         self.shared.changed.notify_all();
     }

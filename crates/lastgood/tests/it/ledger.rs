@@ -25,7 +25,7 @@ fn open(repository: &Repository) -> Result<Ledger> {
 
 /// An entry that changes nothing but the history's length.
 fn incident(i: u64) -> Kind {
-    Kind::IncidentOpened { reason: format!("number {i}") }
+    Kind::IncidentOpened { reason: format!("number {i}"), class: None }
 }
 
 fn append(repository: &Repository, ledger: &mut Ledger, kind: &Kind) -> Result<Appended> {
@@ -330,7 +330,7 @@ fn race(repository: &Repository, threads: u64, each: u64) {
     let mut found: Vec<String> = (2..=1 + threads * each)
         .map(|n| repository.block_on(ledger.read_entry(n)).unwrap().unwrap().0)
         .map(|entry| match entry.kind {
-            Kind::IncidentOpened { reason } => reason,
+            Kind::IncidentOpened { reason, .. } => reason,
             other => unreachable!("{other:?}"),
         })
         .collect();

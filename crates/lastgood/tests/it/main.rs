@@ -20,6 +20,7 @@ mod journal_failures;
 mod ledger;
 mod memory;
 mod names;
+mod policy;
 mod predicted;
 mod preflight;
 mod resharding;

@@ -137,5 +137,5 @@ fn tell(
         span.from_step + 1,
         span.to
     );
-    Ok(repository.block_on(tell_incident(ledger, "lastgood replay", &reason))?)
+    Ok(repository.block_on(tell_incident(ledger, "lastgood replay", &reason, None))?)
 }

@@ -50,7 +50,10 @@ pub(super) fn newest_good(objects: &Objects, run: &str) -> Option<String> {
             | "checkpoint.verified"
             | "save.abandoned"
             | "incident.opened"
-            | "preflight.accepted" => {}
+            | "preflight.accepted"
+            | "attempt.ended"
+            | "save.requested"
+            | "policy.chosen" => {}
             unknown => assert_ne!(entry["must_understand"], true, "{unknown}"),
         }
     }

@@ -1,0 +1,5 @@
+//! When a run saves.
+
+mod ranks;
+mod real;
+mod simulated;
