@@ -37,34 +37,73 @@ fn with_plane<T>(bytes: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     done
 }
 
-/// Elements of a width that is known when this is compiled: the loops become wide moves.
+/// So many elements at a time: with their number and width known, the loops become wide moves.
+const LANES: usize = 16;
+
 fn gather_of<const W: usize>(decoded: &[u8], p: usize, plane: &mut [u8]) {
     for (byte, element) in plane.iter_mut().zip(decoded.as_chunks::<W>().0) {
         *byte = element[p];
     }
 }
 
-fn scatter_of<const W: usize>(plane: &[u8], p: usize, decoded: &mut [u8]) {
-    for (byte, element) in plane.iter().zip(decoded.as_chunks_mut::<W>().0) {
-        element[p] = *byte;
-    }
+macro_rules! gather_words {
+    ($name:ident, $word:ty, $width:literal) => {
+        fn $name(decoded: &[u8], p: usize, plane: &mut [u8]) {
+            let (blocks, rest) = decoded.as_chunks::<{ $width * LANES }>();
+            let (to, to_rest) = plane.as_chunks_mut::<LANES>();
+            for (to, block) in to.iter_mut().zip(blocks) {
+                for (byte, word) in to.iter_mut().zip(block.as_chunks::<$width>().0) {
+                    *byte = (<$word>::from_le_bytes(*word) >> (8 * p)) as u8;
+                }
+            }
+            gather_of::<$width>(rest, p, to_rest);
+        }
+    };
 }
+
+gather_words!(gather_twos, u16, 2);
+gather_words!(gather_fours, u32, 4);
 
 fn gather(decoded: &[u8], width: usize, p: usize, plane: &mut [u8]) {
     match width {
-        2 => gather_of::<2>(decoded, p, plane),
-        4 => gather_of::<4>(decoded, p, plane),
+        2 => gather_twos(decoded, p, plane),
+        4 => gather_fours(decoded, p, plane),
         8 => gather_of::<8>(decoded, p, plane),
         _ => plane.copy_from_slice(&decoded[..plane.len()]),
     }
 }
 
-fn scatter(plane: &[u8], width: usize, p: usize, decoded: &mut [u8]) {
-    match width {
-        2 => scatter_of::<2>(plane, p, decoded),
-        4 => scatter_of::<4>(plane, p, decoded),
-        8 => scatter_of::<8>(plane, p, decoded),
-        _ => decoded[..plane.len()].copy_from_slice(plane),
+/// Puts planes together again, as many as an element has bytes.
+fn interleave_of<const W: usize>(planes: [&[u8]; W], decoded: &mut [u8]) {
+    let (elements, _) = decoded.as_chunks_mut::<W>();
+    let planes = planes.map(|plane| &plane[..elements.len()]);
+    for (i, element) in elements.iter_mut().enumerate() {
+        *element = std::array::from_fn(|p| planes[p][i]);
+    }
+}
+
+fn interleave_twos([low, high]: [&[u8]; 2], decoded: &mut [u8]) {
+    let words = decoded.as_chunks_mut::<2>().0.iter_mut().zip(low).zip(high);
+    for ((word, low), high) in words {
+        *word = (u16::from(*low) | u16::from(*high) << 8).to_le_bytes();
+    }
+}
+
+fn interleave_fours([a, b, c, d]: [&[u8]; 4], decoded: &mut [u8]) {
+    let words = decoded.as_chunks_mut::<4>().0.iter_mut().zip(a).zip(b).zip(c).zip(d);
+    for ((((word, a), b), c), d) in words {
+        let low = u32::from(*a) | u32::from(*b) << 8;
+        *word = (low | u32::from(*c) << 16 | u32::from(*d) << 24).to_le_bytes();
+    }
+}
+
+fn interleave(planes: &[&[u8]], decoded: &mut [u8]) {
+    match *planes {
+        [plane] => decoded.copy_from_slice(plane),
+        [low, high] => interleave_twos([low, high], decoded),
+        [a, b, c, d] => interleave_fours([a, b, c, d], decoded),
+        [a, b, c, d, e, f, g, h] => interleave_of([a, b, c, d, e, f, g, h], decoded),
+        _ => {}
     }
 }
 
@@ -171,20 +210,24 @@ pub(crate) fn decode(stored: &[u8], decoded: &mut [u8]) -> Result<()> {
         .split_at_checked(width * ENTRY_BYTES)
         .ok_or_else(|| unclear("its head is cut off"))?;
     let (count, rest) = (decoded.len() / width, decoded.len() % width);
-    with_plane(count, |plane| {
+    with_plane(count * width, |room| {
+        let mut planes = Vec::with_capacity(width);
+        let mut room = room;
         for (p, entry) in entries.chunks_exact(ENTRY_BYTES).enumerate() {
             let (kind, bytes) = (entry[0], [entry[1], entry[2], entry[3], entry[4]]);
             let (bytes, behind) = data
                 .split_at_checked(u32::from_le_bytes(bytes) as usize)
                 .ok_or_else(|| unclear(&format!("plane {p} is cut off")))?;
             data = behind;
-            let plane = coded(kind, bytes, plane).map_err(|e| e.context(format!("plane {p}")))?;
-            scatter(plane, width, p, decoded);
+            let (own, free) = room.split_at_mut(count);
+            room = free;
+            planes.push(coded(kind, bytes, own).map_err(|e| e.context(format!("plane {p}")))?);
         }
         if data.len() != rest {
             return Err(unclear(&format!("{} bytes follow, expected {rest}", data.len())));
         }
         let end = decoded.len() - rest;
+        interleave(&planes, &mut decoded[..end]);
         decoded[end..].copy_from_slice(data);
         Ok(())
     })
