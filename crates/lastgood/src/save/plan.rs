@@ -441,26 +441,58 @@ fn missing(tie: &Tie) -> Error {
 }
 
 /// Spreads the replicated pieces over the ranks, the largest first, each to the rank with the least to
-/// write. Every rank names the same replicated tensors, so every rank computes the same.
+/// write; what an optimizer keeps for a weight goes with the weight. Every rank names the same replicated tensors, so
+/// every rank computes the same.
 fn writers(capture: &Capture<'_>, component_rank: &[usize]) -> Vec<bool> {
     let mut stores = vec![true; capture.pieces.len()];
     let world = capture.world();
     if world.size == 1 {
         return stores;
     }
-    let mut replicated: Vec<usize> =
-        (0..stores.len()).filter(|i| capture.pieces[*i].replicated).collect();
-    replicated.sort_by_key(|i| {
-        let piece = &capture.pieces[*i];
-        let name = (component_rank[piece.component], piece.name.as_str());
-        (Reverse(piece.data.len()), name)
+    let mut units: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (i, leader) in leaders(capture, component_rank) {
+        units.entry(leader).or_default().push(i);
+    }
+    let bytes =
+        |unit: &[usize]| -> usize { unit.iter().map(|i| capture.pieces[*i].data.len()).sum() };
+    let mut units: Vec<(usize, usize, Vec<usize>)> =
+        units.into_iter().map(|(leader, unit)| (bytes(&unit), leader, unit)).collect();
+    units.sort_by_key(|(bytes, leader, _)| {
+        let piece = &capture.pieces[*leader];
+        (Reverse(*bytes), (component_rank[piece.component], piece.name.as_str()))
     });
     let mut ranks: BinaryHeap<Reverse<(u64, u32)>> =
         (0..world.size).map(|rank| Reverse((0, rank))).collect();
-    for i in replicated {
+    for (bytes, _, unit) in units {
         let Some(Reverse((load, rank))) = ranks.pop() else { continue };
-        stores[i] = rank == world.rank;
-        ranks.push(Reverse((load + capture.pieces[i].data.len() as u64, rank)));
+        unit.into_iter().for_each(|i| stores[i] = rank == world.rank);
+        ranks.push(Reverse((load + bytes as u64, rank)));
     }
     stores
+}
+
+/// Each replicated piece with the one that it goes with: itself, or of a tensor `state.NAME.KEY` that of as many bytes
+/// which is called NAME, or COMPONENT.NAME with its component. By names alone, which all ranks have alike, in whatever
+/// order they name them.
+fn leaders(capture: &Capture<'_>, component_rank: &[usize]) -> Vec<(usize, usize)> {
+    let mut named: Vec<usize> =
+        (0..capture.pieces.len()).filter(|i| capture.pieces[*i].replicated).collect();
+    named.sort_by_key(|i| {
+        let piece = &capture.pieces[*i];
+        (component_rank[piece.component], piece.name.as_str())
+    });
+    let pieces = || named.iter().map(|i| (*i, &capture.pieces[*i]));
+    let mut weights: BTreeMap<String, usize> = BTreeMap::new();
+    for (i, piece) in pieces() {
+        let component = &capture.components[piece.component].name;
+        weights.entry(piece.name.clone()).or_insert(i);
+        weights.entry(format!("{component}.{}", piece.name)).or_insert(i);
+    }
+    let leader = |(i, piece): (usize, &Piece<'_>)| {
+        let weight = piece.name.strip_prefix("state.").and_then(|name| name.rsplit_once('.'));
+        let weight = weight.and_then(|(weight, _)| weights.get(weight).copied());
+        let fits = |weight: &usize| capture.pieces[*weight].data.len() == piece.data.len();
+        (i, weight.filter(fits).unwrap_or(i))
+    };
+    pieces().map(leader).collect()
 }
