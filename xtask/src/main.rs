@@ -40,7 +40,11 @@ const COMMANDS: &[Command] = &[
         about: "cargo run --release -- demo, with its options",
         run: demo::run,
     },
-    Command { name: "bench", about: "cargo bench -p lastgood, with its options", run: bench::run },
+    Command {
+        name: "bench",
+        about: "lastgood beside its peers; --help; or one of disk, journal, fingerprint",
+        run: bench::run,
+    },
     Command {
         name: "python",
         about: "the package's tests in an environment of their own; lint, stubs, install, lock",
