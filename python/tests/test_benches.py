@@ -117,6 +117,24 @@ class Liar(ways.WAYS["torch.save"]):  # type: ignore[misc]
         return found
 
 
+class Spoiler(ways.WAYS["torch.save"]):  # type: ignore[misc]
+    """Changes the memory that it saves."""
+
+    name = "spoiler"
+
+    def save(self, number: int) -> None:
+        super().save(number)
+        tensors.raw(self.flat()["model.words.weight"])[7] ^= 1
+
+
+def test_a_way_that_changes_the_live_state_is_found(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ways.WAYS, "spoiler", Spoiler)
+    with pytest.raises(tensors.Differs, match="given to spoiler"):
+        measured(plan(tmp_path, cache, "spoiler"), "W1")
+
+
 @pytest.mark.parametrize("scenario", ["W1", "W3", "W4", "W5"])
 def test_a_way_that_gives_back_other_bytes_is_found(
     scenario: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

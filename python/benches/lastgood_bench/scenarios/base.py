@@ -85,10 +85,12 @@ def fits(folder: Path, saves: int, size: int) -> int:
     return max(1, min(saves, int(free * 0.8 / max(size, 1)) - 1))
 
 
-def check(job: Job, way: Way, number: int, state: State) -> None:
-    """Loads a save into fresh memory, and raises if a byte differs from the live state."""
+def check(job: Job, way: Way, number: int, state: State, expected: dict[str, str]) -> None:
+    """Loads a save into fresh memory, and raises if a byte of it, or of the live state, is not as ``expected``, which is
+    the digest from before the save."""
     flat = state.flat()
-    expected, layout = tensors.digest(flat), tensors.layout_of(flat)
+    tensors.compare(expected, flat, f"the memory that was given to {way.name}, which")
+    layout = tensors.layout_of(flat)
     way.close()
     empty = states.skeleton(job.state)
     other = WAYS[way.saved_by or way.name](way.folder, empty)
