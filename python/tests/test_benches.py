@@ -3,13 +3,21 @@ of the measurements is right."""
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import http.client
+import http.server
+import json
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import forks
 import pytest
+from children import PROGRAMS
 
 torch = pytest.importorskip("torch")
 
@@ -19,6 +27,7 @@ sys.path.insert(0, str(BENCHES))
 from lastgood_bench import (  # noqa: E402
     chart,
     command,
+    gateway,
     limits,
     measure,
     models,
@@ -31,8 +40,8 @@ from lastgood_bench import (  # noqa: E402
     ways,
     worker,
 )
-from lastgood_bench.jobs import Record  # noqa: E402
-from lastgood_bench.scenarios import SCENARIOS, Plan, w3, w4, w7  # noqa: E402
+from lastgood_bench.jobs import Job, Record  # noqa: E402
+from lastgood_bench.scenarios import SCENARIOS, Plan, w3, w4, w6, w7, w10  # noqa: E402
 
 OPTIONS = {"saves": 1, "steps": 10, "history": 100, "tensors": 100, "shards": 2}
 
@@ -104,6 +113,108 @@ def test_growth_has_exponents(tmp_path: Path, cache: Path, monkeypatch: pytest.M
     assert of(records, "torch.save", "tensors: exponent")["call_s"] > 0
     assert of(records, "lastgood", "shards: 2")["durable_s"] > 0
     assert of(records, "lastgood", "optimizer: 1000 tensors")["call_processor_s"] > 0
+
+
+def forked(program: str, folder: Path, *arguments: str) -> tuple[int, str]:
+    """A program of the benchmarks, in a process that need not import torch."""
+    words = [sys.executable, str(PROGRAMS / "benches.py"), program, *arguments]
+    return forks.run("torch", words, folder / "output")
+
+
+def alone(job: Job, folder: Path) -> list[Record]:
+    """A job in a process of its own: its ranks are forks, and this one has threads."""
+    told, result = folder / "job", folder / "result"
+    job.write(told)
+    forked("worker", folder, str(told), str(result))
+    found = json.loads(result.read_text())
+    assert "error" not in found, found
+    return [Record(**record) for record in found["records"]]
+
+
+def test_ranks_save_and_restore_on_others(tmp_path: Path, cache: Path) -> None:
+    for way in ("lastgood", "dcp"):
+        job = Job("W2", "TEST", way, "rows: 2 ranks", 0, str(tmp_path / "w"), str(cache))
+        assert of(alone(job, tmp_path), way, job.case).keys() == {"durable_s", "call_s", "load_s"}
+        job.case = "restore: 2 to 3"
+        assert of(alone(job, tmp_path), way, job.case)["load_s"] > 0
+
+
+def test_backups_are_beside_saves(tmp_path: Path, cache: Path) -> None:
+    there = [name for name in w10.WAYS if ways.WAYS[name].absent() is None]
+    records = measured(plan(tmp_path, cache, *there), "W10")
+    for name in there:
+        assert of(records, name, "second").keys() == {"durable_s", "put_bytes", "load_s"}
+
+
+class Store(http.server.BaseHTTPRequestHandler):
+    """Keeps what is put, and gives it back."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        self.objects[self.path] = self.rfile.read(int(self.headers["content-length"]))
+        self._answer(b"")
+
+    def do_GET(self) -> None:
+        self._answer(self.objects.get(self.path, b"listed"))
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "7")
+        self.end_headers()
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_the_proxy_counts_and_is_as_slow_as_it_is_told() -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    access = gateway.Access(f"http://127.0.0.1:{server.server_port}", "", "", "")
+    with gateway.Proxy(access, latency=0.02, cap=4e6) as proxy:
+        client = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"))
+
+        def asked(verb: str, path: str, body: bytes | None = None) -> tuple[bytes, float]:
+            begin = time.perf_counter()
+            client.request(verb, path, body)
+            return client.getresponse().read(), time.perf_counter() - begin
+
+        body = bytes(range(256)) * 2000
+        assert asked("PUT", "/b/k", body)[1] >= 0.02 + len(body) / 4e6 - 0.01
+        assert asked("GET", "/b/k")[0] == body
+        assert asked("HEAD", "/b/k")[0] == b""
+        assert asked("GET", "/b?list-type=2")[0] == b"listed"
+        assert proxy.requests == {"PUT": 1, "GET": 1, "HEAD": 1, "LIST": 1}
+        assert (proxy.sent, proxy.received) == (len(body), len(body) + 6)
+        proxy.forget()
+        assert not proxy.requests
+        client.close()
+    server.shutdown()
+
+
+@pytest.mark.skipif("LASTGOOD_TEST_S3" not in os.environ, reason="no S3 gateway")
+def test_an_object_store_is_measured_with_its_requests(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = gateway.Access(*os.environ["LASTGOOD_TEST_S3"].split(","))
+    monkeypatch.setattr(w6, "PREFIX", f"bench-{tmp_path.name}-{os.getpid()}")
+    monkeypatch.setattr(gateway, "started", lambda folder: contextlib.nullcontext(access))
+    monkeypatch.setattr(gateway, "absent", lambda: None)
+    monkeypatch.setattr(w6, "LINES", {"loopback": (0.0, 0.0)})
+    with monkeypatch.context() as changed:
+        # What the scenario sets, and the tests after it must not have.
+        changed.setattr(os, "environ", os.environ.copy())
+        records = measured(plan(tmp_path, cache, "lastgood"), "W6")
+    second = of(records, "lastgood", "second save: loopback")
+    assert second["put"] >= 3 and second["list"] == 0 and second["put_bytes"] > 700_000
+    assert of(records, "lastgood", "restore: loopback")["got_bytes"] > 700_000
 
 
 class Liar(ways.WAYS["torch.save"]):  # type: ignore[misc]
@@ -251,15 +362,9 @@ def test_the_command_measures_tells_and_draws(tmp_path: Path, cache: Path) -> No
     told = tmp_path / "told.json"
     arguments = ["--state", "TEST", "--scenario", "W3", "--way", "lastgood,torch.save"]
     arguments += ["--steps", "1", "--quick", "--json", str(told), "--work", str(tmp_path / "work")]
-    ended = subprocess.run(
-        [sys.executable, "-m", "lastgood_bench", *arguments, "--cache", str(cache)],
-        env=processes.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "lastgood / best peer" in ended.stdout and "left out: without --peers" in ended.stdout
+    code, output = forked("command", tmp_path, *arguments, "--cache", str(cache))
+    assert code == 0, output
+    assert "lastgood / best peer" in output and "left out: without --peers" in output
     assert not (tmp_path / "work").exists()
     found = command.Found.read(told)
     assert found.complete and found.states["TEST"]["tensors"] > 100 and not found.errors
@@ -284,21 +389,15 @@ def test_the_same_numbers_make_the_same_chart(tmp_path: Path) -> None:
 
 
 def test_a_job_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from lastgood_bench import processes\n"
-        "from lastgood_bench.jobs import Job\n"
-        "job = Job('W1', 'NONE', 'lastgood', 'time', 0, sys.argv[2], sys.argv[2])\n"
-        "print(processes.run(job).error, Path(sys.argv[2]).exists())\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(BENCHES), str(tmp_path / "work")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert ended.stdout.strip() == "KeyError: 'NONE' False"
+    job = Job("W1", "NONE", "lastgood", "time", 0, str(tmp_path / "work"), str(tmp_path))
+    assert processes.run(job).error == "KeyError: 'NONE'"
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_job_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "do", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    job = Job("W1", "TEST", "lastgood", "time", 0, str(tmp_path / "work"), str(tmp_path))
+    assert processes.run(job).error == "its process was ended by signal 9"
 
 
 def test_every_way_is_told_or_its_absence() -> None:

@@ -27,6 +27,7 @@ QUICK: dict[str, Any] = {
     "history": 100,
     "tensors": 10_000,
     "shards": 8,
+    "ranks": 4,
     "reps": 2,
 }
 WHOLE: dict[str, Any] = {
@@ -35,6 +36,7 @@ WHOLE: dict[str, Any] = {
     "history": 10_000,
     "tensors": 1_000_000,
     "shards": 64,
+    "ranks": 8,
     "reps": 5,
 }
 
@@ -94,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="W3: steps of training, default 50")
     add("--history", type=int, help="W7: the most checkpoints, default 10,000")
     add("--tensors", type=int, help="W7: the most tensors, default 1,000,000")
+    add("--ranks", type=int, help="W2: the most ranks, default 8")
     add("--shards", type=int, help="W7: the most shards, default 64")
     add("--quick", action="store_true", help="a small state, under 5 minutes on 2 cores")
     add("--json", type=Path, metavar="FILE", help="default target/bench/last.json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +58,7 @@ class Scenario:
 
 def job(plan: Plan, scenario: str, state: str, way: str, case: str, rep: int) -> Job:
     """A job with a work folder of its own."""
-    name = f"{scenario}-{state}-{way}-{case}-{rep}".replace(" ", "_").replace(":", "_")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{scenario} {state} {way} {case} {rep}")
     work = str(plan.work / name)
     return Job(scenario, state, way, case, rep, work, str(plan.cache), dict(plan.options))
 
@@ -85,9 +87,9 @@ def fits(folder: Path, saves: int, size: int) -> int:
     return max(1, min(saves, int(free * 0.8 / max(size, 1)) - 1))
 
 
-def check(job: Job, way: Way, number: int, state: State, expected: dict[str, str]) -> None:
-    """Loads a save into fresh memory, and raises if a byte of it, or of the live state, is not as ``expected``, which is
-    the digest from before the save."""
+def check(job: Job, way: Way, number: int, state: State, expected: dict[str, str]) -> float:
+    """Loads a save into fresh memory, and gives the seconds of that; raises if a byte of it, or of the live state, is
+    not as ``expected``, which is the digest from before the save."""
     flat = state.flat()
     tensors.compare(expected, flat, f"the memory that was given to {way.name}, which")
     layout = tensors.layout_of(flat)
@@ -95,7 +97,12 @@ def check(job: Job, way: Way, number: int, state: State, expected: dict[str, str
     empty = states.skeleton(job.state)
     other = WAYS[way.saved_by or way.name](way.folder, empty)
     try:
-        tensors.compare(expected, other.load(number, layout), way.name)
+        begin = time.perf_counter()
+        loaded = other.load(number, layout)
+        tensors.touch(loaded)
+        seconds = time.perf_counter() - begin
+        tensors.compare(expected, loaded, way.name)
+        return seconds
     finally:
         other.close()
 

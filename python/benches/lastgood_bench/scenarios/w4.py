@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ EXPECTED = "expected.json"
 
 def kept(plan: Plan, state: str, way: str) -> str:
     """Where what a way saved of a state stays for the jobs that load it."""
-    return str(plan.work / "kept" / state / way.replace(" ", "_").replace(":", "_"))
+    return str(plan.work / "kept" / state / re.sub(r"[^A-Za-z0-9.]+", "-", way))
 
 
 def savers(plan: Plan, wanted: list[str]) -> list[str]:
@@ -30,7 +31,7 @@ def savers(plan: Plan, wanted: list[str]) -> list[str]:
 
 def jobs(plan: Plan, state: str) -> Iterator[Job]:
     names = [n for n, w in plan.ways.items() if not w.ours or n in ("lastgood", "lastgood zstd:1")]
-    names = [n for n in names if not w_async(plan, n) and plan.ways[n].in_w1]
+    names = [n for n in names if plan.ways[n].in_w4 and not _only_saves(plan, n)]
     for name in savers(plan, names):
         made = base.job(plan, "W4", state, name, "save", 0)
         made.kept = kept(plan, state, name)
@@ -43,7 +44,7 @@ def jobs(plan: Plan, state: str) -> Iterator[Job]:
                 yield made
 
 
-def w_async(plan: Plan, name: str) -> bool:
+def _only_saves(plan: Plan, name: str) -> bool:
     """A way that only saves otherwise than another one, and loads as it does."""
     return plan.ways[name].behind and not plan.ways[name].ours
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lastgood_bench.ways import codecs, formats, ours, pytorch
+from lastgood_bench.ways import backup, codecs, formats, ours, pytorch
 from lastgood_bench.ways.base import Way
 
 WAYS: dict[str, type[Way]] = {
-    way.name: way for way in [*ours.WAYS, *pytorch.WAYS, *formats.WAYS, *codecs.WAYS]
+    way.name: way for way in [*ours.WAYS, *pytorch.WAYS, *formats.WAYS, *codecs.WAYS, *backup.WAYS]
 }
 
 #: What is measured without ``--peers``: what needs no packages but those of the tests.

@@ -43,6 +43,7 @@ class Way:
     #: Whether W1 and W3 measure it; what they say of a variant without it is said by another way.
     in_w1: ClassVar[bool] = True
     in_w3: ClassVar[bool] = True
+    in_w4: ClassVar[bool] = True
 
     def __init__(self, folder: Path, state: State | None) -> None:
         self.folder, self.state = folder, state

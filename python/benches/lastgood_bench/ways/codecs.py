@@ -57,7 +57,7 @@ class Z4aiDelta(Way):
     modules = ("z4ai.model_delta", "safetensors.torch")
     differences = True
     #: It takes a minute for a gigabyte.
-    in_w1 = False
+    in_w1, in_w4 = False, False
 
     def __init__(self, folder: Path, state: State | None) -> None:
         super().__init__(folder, state)
