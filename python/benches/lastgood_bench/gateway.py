@@ -73,25 +73,27 @@ class Proxy:
 
     def __enter__(self) -> Proxy:
         ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
         self._free = {"up": 0.0, "down": 0.0}
 
         async def serve() -> None:
             server = await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=1 << 20)
             self.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
             ready.set()
+            await self._ended.wait()
+            server.close()
 
-        def work() -> None:
-            self._loop.run_until_complete(serve())
-            self._loop.run_forever()
-
-        threading.Thread(target=work, name="proxy", daemon=True).start()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(serve()), name="proxy", daemon=True
+        )
+        self._thread.start()
         if not ready.wait(10):
             raise RuntimeError("the proxy did not start")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
 
     def forget(self) -> None:
         """Counts anew."""
