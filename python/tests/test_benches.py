@@ -370,7 +370,7 @@ def test_the_command_measures_tells_and_draws(tmp_path: Path, cache: Path) -> No
     assert found.complete and found.states["TEST"]["tensors"] > 100 and not found.errors
     assert command.main(["--from", str(told), "--charts", "--pages", str(docs)]) == 0
     text = (docs / page.PAGE).read_text()
-    assert "\nold\n" not in text and "By hand." in text and "### W3 TEST" in text
+    assert "\nold\n" not in text and "By hand." in text and "#### W3 TEST" in text
     assert (docs / "performance/W3-TEST.svg").read_text().count("torch.save") >= 1
 
 
@@ -378,7 +378,7 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     (tmp_path / page.PAGE).write_text("# Title\n")
     found = command.Found({}, {}, {}, {})
     with pytest.raises(page.Unmarked, match="has no lines"):
-        page.write(found, tmp_path)
+        page.write([found], tmp_path)
 
 
 def test_the_same_numbers_make_the_same_chart(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from lastgood_bench import machine, page, processes, table, ways
 from lastgood_bench.jobs import Job, Record
 from lastgood_bench.scenarios import SCENARIOS, Plan
+from lastgood_bench.scenarios.w4 import EXPECTED as KEPT
 from lastgood_bench.states import SEED, SPECS
 
 ROOT = Path(__file__).parents[3]
@@ -101,7 +102,14 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a small state, under 5 minutes on 2 cores")
     add("--json", type=Path, metavar="FILE", help="default target/bench/last.json")
     add("--charts", action="store_true", help="write docs/performance.md's tables and charts")
-    add("--from", dest="given", type=Path, metavar="FILE", help="no run: tell what this JSON has")
+    add(
+        "--from",
+        dest="given",
+        type=Path,
+        metavar="FILE",
+        nargs="+",
+        help="no run: tell what these JSON files have",
+    )
     add("--work", type=Path, default=ROOT / "target/bench/work", help="what is saved lies here")
     add("--cache", type=Path, default=ROOT / "target/bench/states", help="states, made once")
     add("--pages", type=Path, default=ROOT / "docs", help=argparse.SUPPRESS)
@@ -122,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
             if word not in known:
                 told.error(f"there is no {name} {word!r}; there are {', '.join(known)}")
     if asked.given is not None:
-        return tell(Found.read(asked.given), asked)
+        return tell([Found.read(file) for file in asked.given], asked.charts, asked.pages)
     for name, value in (QUICK if asked.quick else WHOLE).items():
         if getattr(asked, name) is None:
             setattr(asked, name, value)
@@ -139,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         shutil.rmtree(asked.work, ignore_errors=True)
     found.write(asked.json or ROOT / "target/bench/last.json")
-    return tell(found, asked) or code
+    return tell([found], asked.charts, asked.pages) or code
 
 
 def begin(asked: argparse.Namespace) -> Found:
@@ -200,7 +208,10 @@ def measure(asked: argparse.Namespace, found: Found) -> None:
     found.limits = {record.metric: record.value for record in ended.records}
     queue: list[Job] = []
     for scenario, state in parts:
-        if state == "-" or state in found.states:
+        why = SCENARIOS[scenario].absent()
+        if why is not None:
+            found.left_out.append(f"{scenario} {state}: {why}")
+        elif state == "-" or state in found.states:
             queue += SCENARIOS[scenario].jobs(plan, state)
     _do(queue, found)
 
@@ -258,7 +269,9 @@ def _do(queue: list[Job], found: Found) -> None:
         if i > 0 and queue[i - 1].state != job.state:
             shutil.rmtree(Path(queue[i - 1].kept or "/nowhere").parent, ignore_errors=True)
         way = (job.scenario, job.state, job.way)
-        if way in failed:
+        # Nor can be loaded what could not be saved.
+        lost = job.kept is not None and job.case != "save" and not Path(job.kept, KEPT).exists()
+        if way in failed or lost:
             continue
         say(f"[{i + 1} of {len(queue)}{_left(queue[i:], taken)}] {job.label()}")
         scenario = SCENARIOS[job.scenario]
@@ -292,19 +305,20 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def tell(found: Found, asked: argparse.Namespace) -> int:
+def tell(runs: list[Found], charts: bool, pages: Path) -> int:
     """Prints the tables, and what is not in them. Gives 1 if something failed."""
-    print(table.plain(table.cases(found.records, found.limits, found.sizes())))
-    print()
-    for name, value in found.limits.items():
-        unit = "s" if name.endswith("_s") else "B"
-        print(f"limit {name}: {table.number(value, unit)}{'' if unit == 's' else '/s'}")
-    for name, why in found.absent.items():
-        print(f"absent: {name}: {why}")
-    for text in found.left_out:
-        print(f"left out: {text}")
-    for text in found.errors:
-        print(f"failed: {text}")
-    if asked.charts:
-        page.write(found, asked.pages)
-    return 1 if found.errors else 0
+    for found in runs:
+        print(table.plain(table.cases(found.records, found.limits, found.sizes())))
+        print()
+        for name, value in found.limits.items():
+            unit = "s" if name.endswith("_s") else "B"
+            print(f"limit {name}: {table.number(value, unit)}{'' if unit == 's' else '/s'}")
+        for name, why in found.absent.items():
+            print(f"absent: {name}: {why}")
+        for text in found.left_out:
+            print(f"left out: {text}")
+        for text in found.errors:
+            print(f"failed: {text}")
+    if charts:
+        page.write(runs, pages)
+    return 1 if any(found.errors for found in runs) else 0

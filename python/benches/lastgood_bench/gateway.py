@@ -106,8 +106,8 @@ class Proxy:
         try:
             while await self._request(reader, writer, store_in, store_out):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            # Either side may end a connection between requests.
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            # Either side may end a connection between requests, and the proxy ends with open ones.
             pass
         finally:
             writer.close()
@@ -135,8 +135,7 @@ class Proxy:
                 p for p in head.split(b"\r\n") if not p.lower().startswith(b"expect:")
             )
         store_out.write(head)
-        sent = await self._body(reader, store_out, fields, "up")
-        self.sent += sent
+        await self._body(reader, store_out, fields, "up")
         while True:
             head = await store_in.readuntil(b"\r\n\r\n")
             line, answer = _head(head)
@@ -145,8 +144,7 @@ class Proxy:
         writer.write(head)
         bodiless = verb == "HEAD" or line.split(" ")[1] in ("204", "304")
         if not bodiless:
-            received = await self._body(store_in, writer, answer, "down")
-            self.received += received
+            await self._body(store_in, writer, answer, "down")
         await writer.drain()
         return "close" not in (fields.get("connection", "") + answer.get("connection", "")).lower()
 
@@ -156,28 +154,32 @@ class Proxy:
         writer: asyncio.StreamWriter,
         fields: dict[str, str],
         way: str,
-    ) -> int:
-        if fields.get("transfer-encoding", "").lower() == "chunked":
-            total = 0
-            while True:
-                line = await reader.readline()
-                size = int(line.split(b";")[0], 16)
-                writer.write(line)
-                total += await self._pass(reader, writer, size, way)
-                writer.write(await reader.readexactly(2))
-                if size == 0:
-                    return total
-        return await self._pass(reader, writer, int(fields.get("content-length", 0)), way)
+    ) -> None:
+        if fields.get("transfer-encoding", "").lower() != "chunked":
+            await self._pass(reader, writer, int(fields.get("content-length", 0)), way)
+            return
+        size = -1
+        while size != 0:
+            line = await reader.readline()
+            size = int(line.split(b";")[0], 16)
+            writer.write(line)
+            await self._pass(reader, writer, size, way)
+            writer.write(await reader.readexactly(2))
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int, way: str
-    ) -> int:
+    ) -> None:
         left = size
         while left > 0:
             part = await reader.read(min(left, _PART))
             if not part:
                 raise ConnectionError("the body ended early")
             left -= len(part)
+            # Before whoever gets it can ask how much it was.
+            if way == "up":
+                self.sent += len(part)
+            else:
+                self.received += len(part)
             if self.cap:
                 # The line is free for the next part once this one is through.
                 now = time.monotonic()
@@ -187,7 +189,6 @@ class Proxy:
                     await asyncio.sleep(self._free[way] - now)
             writer.write(part)
             await writer.drain()
-        return size
 
 
 def _head(head: bytes) -> tuple[str, dict[str, str]]:

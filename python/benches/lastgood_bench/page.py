@@ -1,4 +1,4 @@
-"""The generated part of docs/performance.md: tables and charts of one run's JSON."""
+"""The generated part of docs/performance.md: tables and charts of the JSON of runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Unmarked(Exception):
     """The page has no place for the generated part."""
 
 
-def write(found: Found, docs: Path) -> None:
+def write(runs: list[Found], docs: Path) -> None:
     """Writes the part of the page between its marks, and the charts that it shows.
 
     Raises:
@@ -35,19 +35,20 @@ def write(found: Found, docs: Path) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
-    made = "\n".join(_body(found, folder))
+    made = "\n".join(line for found in runs for line in _body(found, folder))
     page.write_text(f"{head}{BEGIN}\n\n{made}\n{END}{tail}")
 
 
 def _body(found: Found, folder: Path) -> list[str]:
     cases = table.cases(found.records, found.limits, found.sizes())
-    out = [*_machine(found), *_limits(found)]
+    measured = dict.fromkeys(case.state for case in cases if case.state != "-")
+    out = [f"### Of {', '.join(measured) or 'growth'}", "", *_machine(found), *_limits(found)]
     before = ("", "")
     for group in table.tables(cases):
         case = group[0]
         if (case.scenario, case.state) != before:
             before = (case.scenario, case.state)
-            out += [f"### {case.scenario} {case.state}".removesuffix(" -"), ""]
+            out += [f"#### {case.scenario} {case.state}".removesuffix(" -"), ""]
             about = SCENARIOS[case.scenario].about
             out += [f"{about[0].upper()}{about[1:]}{_state(found, case.state)}.", ""]
             out += _chart(found, cases, before, folder)

@@ -52,6 +52,8 @@ class Scenario:
     prepare: Callable[[Job], None] = lambda job: None
     #: Whether a job's process is a new one, and no fork.
     new: Callable[[Job], bool] = lambda job: False
+    #: Why it cannot be measured on this machine, or None.
+    absent: Callable[[], str | None] = lambda: None
     #: The case and the metric that its chart shows.
     chart: tuple[str, str] = ("", "")
 

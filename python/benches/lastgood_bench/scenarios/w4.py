@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,11 @@ def save(job: Job, records: Records) -> None:
     state = base.live(job)
     way = base.way(job, state, Path(job.kept) / "saves")
     flat = state.flat()
+    free, size = shutil.disk_usage(job.kept).free, tensors.size_of(flat)
+    if free < 1.5 * size:
+        raise OSError(
+            f"the disk has {free / 1e9:.1f} GB left, and {1.5 * size / 1e9:.1f} are needed"
+        )
     told = {"digests": tensors.digest(flat), "layout": tensors.layout_of(flat)}
     way.save(1)
     way.finish()

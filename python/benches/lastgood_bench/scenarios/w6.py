@@ -28,8 +28,6 @@ PREFIX = "bench"
 
 
 def jobs(plan: Plan, state: str) -> Iterator[Job]:
-    if gateway.absent() is not None:
-        return
     names = [name for name in NAMES if name in plan.ways]
     for rep in range(plan.reps):
         for line in LINES:
@@ -160,5 +158,7 @@ SCENARIO = Scenario(
     ),
     jobs,
     run,
+    # Looked up when it is asked, as tests replace it.
+    absent=lambda: gateway.absent(),
     chart=("second save: 20 ms, 100 MB/s", "durable_s"),
 )
