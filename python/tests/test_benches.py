@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import children
 import forks
 import pytest
 from children import PROGRAMS
@@ -372,6 +373,36 @@ def test_the_command_measures_tells_and_draws(tmp_path: Path, cache: Path) -> No
     text = (docs / page.PAGE).read_text()
     assert "\nold\n" not in text and "By hand." in text and "#### W3 TEST" in text
     assert (docs / "performance/W3-TEST.svg").read_text().count("torch.save") >= 1
+
+
+def test_an_interrupt_ends_what_was_started_and_tells_what_there_is(
+    tmp_path: Path, cache: Path
+) -> None:
+    told, work = tmp_path / "told.json", tmp_path / "work"
+    words = [sys.executable, str(PROGRAMS / "benches.py"), "command", "--state", "TEST"]
+    words += ["--scenario", "W1", "--way", "lastgood", "--reps", "1000", "--quick"]
+    words += ["--json", str(told), "--work", str(work), "--cache", str(cache)]
+    log = tmp_path / "output"
+    with open(log, "wb") as output:
+        fork = forks.Fork("torch", words, env=children.environment(), stdout=output)
+    end = time.monotonic() + 120
+    while "[2 of" not in log.read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    fork.send_signal(signal.SIGINT)
+    assert fork.wait(60) == 130
+    assert "interrupted" in log.read_text() and not work.exists()
+    found = command.Found.read(told)
+    assert not found.complete and found.records
+    # The groups of jobs are ended with them.
+    assert not any(str(work) in text for text in _command_lines())
+
+
+def _command_lines() -> list[str]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(place.read_text())
+    return found
 
 
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:

@@ -134,8 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in (QUICK if asked.quick else WHOLE).items():
         if getattr(asked, name) is None:
             setattr(asked, name, value)
-    # As an interrupt: what was started is ended, and what was written removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What was started is ended, and what was written removed; also where a shell has it ignore interrupts.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     found = begin(asked)
     code = 0
     try:
