@@ -99,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     add("--tensors", type=int, help="W7: the most tensors, default 1,000,000")
     add("--ranks", type=int, help="W2: the most ranks, default 8")
     add("--shards", type=int, help="W7: the most shards, default 64")
+    add(
+        "--threads", type=int, help="of torch, for training and all ways; default one for each core"
+    )
     add("--quick", action="store_true", help="a small state, under 5 minutes on 2 cores")
     add("--json", type=Path, metavar="FILE", help="default target/bench/last.json")
     add("--charts", action="store_true", help="write docs/performance.md's tables and charts")
@@ -158,7 +161,7 @@ def begin(asked: argparse.Namespace) -> Found:
     versions: dict[str, str] = {}
     for way in ways.WAYS.values():
         versions |= way.versions()
-    names = ("peers", "state", "scenario", "way", "reps", "quick", *WHOLE)
+    names = ("peers", "state", "scenario", "way", "reps", "quick", "threads", *WHOLE)
     settings = {name: getattr(asked, name) for name in names} | {"seed": SEED}
     found = Found(settings, machine.describe(asked.work.resolve()), versions, absent)
     found.settings["command"] = "cargo xtask bench " + " ".join(_asked(sys.argv[1:]))
@@ -188,7 +191,7 @@ def chosen(asked: argparse.Namespace, found: Found) -> Plan:
     for way in list(wanted.values()):
         if way.saved_by is not None and way.saved_by not in found.absent:
             wanted[way.saved_by] = ways.WAYS[way.saved_by]
-    options = {name: getattr(asked, name) for name in WHOLE}
+    options = {name: getattr(asked, name) for name in (*WHOLE, "threads")}
     return Plan(wanted, asked.reps, asked.work, asked.cache, options)
 
 

@@ -10,6 +10,8 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from lastgood_bench import limits, scenarios, states, tensors
 from lastgood_bench.jobs import Job, Records
 
@@ -19,6 +21,8 @@ def run(job: Job) -> Records:
     records = Records(job)
     work = Path(job.work)
     work.mkdir(parents=True, exist_ok=True)
+    if job.options.get("threads"):
+        torch.set_num_threads(job.options["threads"])
     try:
         if job.scenario == "state":
             flat = states.build(job.state, Path(job.cache)).flat()
