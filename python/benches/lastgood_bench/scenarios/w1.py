@@ -41,6 +41,7 @@ def _memory(job: Job, records: Records) -> None:
     way = base.way(job, state)
     before = measure.anonymous()
     with measure.Peak() as watched:
+        way.open()
         _saved(way, 1)
         first = base.put(way.folder)
         state.step()
@@ -73,6 +74,7 @@ def _time(job: Job, records: Records) -> None:
     saves = base.fits(Path(job.work), wanted, size)
     measure.sync(Path(job.work))
     way = base.way(job, state)
+    way.open()
     for number in range(1, min(saves, 1 + ALONE) + 1):
         state.step()
         case = "first" if number == 1 else "steady"

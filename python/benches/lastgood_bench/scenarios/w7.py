@@ -132,6 +132,7 @@ def _tensors(job: Job, records: Records) -> None:
 def _saves(way: Any, update: Callable[[], None]) -> dict[str, float]:
     """Two saves; what the second one costs."""
     found: dict[str, float] = {}
+    way.open()
     for number in (1, 2):
         way.forget(number - 1)
         begin, processor = time.perf_counter(), time.thread_time()

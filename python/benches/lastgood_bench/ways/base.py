@@ -79,6 +79,9 @@ class Way:
         """Where save ``number`` is, or lies in."""
         return self.folder / f"{number:06}"
 
+    def open(self) -> None:
+        """Does what a job does once, when it starts, and not for each save."""
+
     def save(self, number: int) -> None:
         """Begins to save the state."""
         raise NotImplementedError

@@ -38,6 +38,9 @@ class Lastgood(Way):
             )
         return self._run
 
+    def open(self) -> None:
+        _ = self.run
+
     def save(self, number: int) -> None:
         self._last = self.run.save(number, block=self.block)
 

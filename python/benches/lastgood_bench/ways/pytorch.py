@@ -97,12 +97,15 @@ class DcpAsync(Dcp):
     def _stager(self) -> Any:
         return None
 
-    def save(self, number: int) -> None:
-        self.finish()
+    def open(self) -> None:
         if not dist.is_initialized():
             # Without ranks, but async_save wants a group whose backend works on CPUs.
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             self._alone = True
+
+    def save(self, number: int) -> None:
+        self.finish()
+        self.open()
         self.pending = dcp.async_save(
             nested(self.flat()),
             storage_writer=self._writer(number),
