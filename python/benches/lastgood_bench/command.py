@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -166,7 +167,7 @@ def begin(asked: argparse.Namespace) -> Found:
     names = ("peers", "state", "scenario", "way", "reps", "quick", "threads", *WHOLE)
     settings = {name: getattr(asked, name) for name in names} | {"seed": SEED}
     found = Found(settings, machine.describe(asked.work.resolve()), versions, absent)
-    found.settings["command"] = "cargo xtask bench " + " ".join(_asked(sys.argv[1:]))
+    found.settings["command"] = "cargo xtask bench " + shlex.join(_asked(sys.argv[1:]))
     if not asked.peers:
         others = [n for n, w in ways.WAYS.items() if n not in ways.chosen(False) and not w.ours]
         found.left_out.append(f"without --peers: {', '.join(others)}")
