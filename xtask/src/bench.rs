@@ -1,16 +1,24 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: lastgood beside its peers, or one benchmark of a part.
 
 use anyhow::Result;
 
-use crate::process;
+use crate::{process, python};
 
-/// Runs one of the benchmarks, `disk` unless the first of `args` names another, with the rest of `args`.
+/// The benchmarks of one part, in Rust, and the package that each is of.
+const PARTS: [(&str, &str); 4] = [
+    ("disk", "lastgood"),
+    ("journal", "lastgood"),
+    ("codecs", "lastgood-format"),
+    ("fingerprint", "lastgood-format"),
+];
+
+/// Runs the benchmark of a part if the first of `args` names one, with the rest of `args`; else all of
+/// `python/benches/lastgood_bench`, with `args`.
 pub(crate) fn run(args: &[String]) -> Result<bool> {
-    let (name, rest) = match args.split_first() {
-        Some((name, rest)) if !name.starts_with('-') => (name.as_str(), rest),
-        _ => ("disk", args),
-    };
-    let package =
-        if ["codecs", "fingerprint"].contains(&name) { "lastgood-format" } else { "lastgood" };
-    process::delegate(&["bench", "-p", package, "--bench", name, "--"], rest)
+    if let Some((name, rest)) = args.split_first()
+        && let Some((part, package)) = PARTS.iter().find(|(part, _)| part == name)
+    {
+        return process::delegate(&["bench", "-p", package, "--bench", part, "--"], rest);
+    }
+    python::bench(args)
 }

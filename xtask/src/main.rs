@@ -41,7 +41,11 @@ const COMMANDS: &[Command] = &[
         about: "cargo run --release -- demo, with its options",
         run: demo::run,
     },
-    Command { name: "bench", about: "cargo bench -p lastgood, with its options", run: bench::run },
+    Command {
+        name: "bench",
+        about: "lastgood beside its peers; --help; or one of disk, journal, fingerprint",
+        run: bench::run,
+    },
     Command {
         name: "instructions",
         about: "counts the instructions of hot loops against what was expected; --accept",

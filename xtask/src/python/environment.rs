@@ -1,7 +1,7 @@
 //! The environment in which the package is tested: an interpreter, the frameworks, and the package itself.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -9,46 +9,83 @@ use anyhow::{Context, Result, ensure};
 use crate::process::{self, TOOLS};
 use crate::repo;
 
-/// Exact versions of everything, made by `lock`.
-const REQUIREMENTS: &str = "python/requirements/test.txt";
-
 /// The installer: the versions that it installs are pinned, and it is many times faster than pip.
 const UV: &str = "uv==0.13.9";
 
 /// Interpreters that torch has wheels for, the most tried first.
 const INTERPRETERS: [&str; 5] = ["python3.11", "python3.12", "python3.13", "python3.14", "python3"];
 
-fn folder() -> PathBuf {
-    repo::root().join(TOOLS).join("python")
+/// An environment: where it is, and what is in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Environment {
+    /// Its folder below that of the tools.
+    name: &'static str,
+    /// The list of exact versions, made by `lock`.
+    requirements: &'static str,
 }
 
-/// The interpreter of the environment.
-pub(super) fn python() -> PathBuf {
-    folder().join("bin/python")
-}
+/// What the tests of the package run in.
+pub(super) const TESTS: Environment =
+    Environment { name: "python", requirements: "python/requirements/test.txt" };
 
-fn uv(args: &[&str]) -> Command {
-    let mut command = process::command(&folder().join("bin/uv").display().to_string());
-    command.args(args).env("VIRTUAL_ENV", folder()).env("UV_LINK_MODE", "hardlink");
-    command
-}
+/// What the package is measured in; its peers are added to it.
+pub(super) const BENCHES: Environment =
+    Environment { name: "bench", requirements: "python/requirements/bench.txt" };
 
-/// Makes the environment, unless it is there and was made from these requirements.
+/// Makes the environment of the tests, unless it is there and was made from these requirements.
 pub(crate) fn prepare() -> Result<()> {
-    let wanted = format!("{UV}\n{}", repo::read(REQUIREMENTS)?);
-    let stamp = folder().join("lastgood-requirements.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
-        return Ok(());
+    TESTS.prepare()
+}
+
+impl Environment {
+    pub(super) fn folder(self) -> PathBuf {
+        repo::root().join(TOOLS).join(self.name)
     }
-    if folder().exists() {
-        fs::remove_dir_all(folder()).context("cannot remove the old environment of Python")?;
+
+    /// Its interpreter.
+    pub(super) fn python(self) -> PathBuf {
+        self.folder().join("bin/python")
     }
-    let mut make = process::command(interpreter()?);
-    run(make.args(["-m", "venv"]).arg(folder()))?;
-    let mut pip = process::command(&python().display().to_string());
-    run(pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", UV]))?;
-    run(&mut uv(&["pip", "install", "-q", "--no-deps", "-r", REQUIREMENTS]))?;
-    fs::write(&stamp, wanted).context("cannot write down what the environment was made from")
+
+    /// True if the package is installed in it.
+    pub(super) fn has_package(self) -> bool {
+        self.folder().join("bin/lastgood").exists()
+    }
+
+    /// The installer, for this environment.
+    pub(super) fn uv(self, args: &[&str]) -> Command {
+        let mut command = process::command(&self.folder().join("bin/uv").display().to_string());
+        command.args(args).env("VIRTUAL_ENV", self.folder()).env("UV_LINK_MODE", "hardlink");
+        command
+    }
+
+    /// Makes it, unless it is there and was made from these requirements.
+    pub(super) fn prepare(self) -> Result<()> {
+        let wanted = format!("{UV}\n{}", repo::read(self.requirements)?);
+        let stamp = self.folder().join("lastgood-requirements.txt");
+        if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+            return Ok(());
+        }
+        if self.folder().exists() {
+            fs::remove_dir_all(self.folder())
+                .context("cannot remove the old environment of Python")?;
+        }
+        let mut make = process::command(interpreter()?);
+        run(make.args(["-m", "venv"]).arg(self.folder()))?;
+        let mut pip = process::command(&self.python().display().to_string());
+        run(pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", UV]))?;
+        run(&mut self.uv(&["pip", "install", "-q", "--no-deps", "-r", self.requirements]))?;
+        fs::write(&stamp, wanted).context("cannot write down what the environment was made from")
+    }
+
+    /// Installs the package from the source tree, as `pip install .` does, but with the build tools of this
+    /// environment: in one of its own, of another path every time, everything below `PyO3` would be built again.
+    pub(super) fn install(self, profile: &str) -> Result<()> {
+        let mut install = self.uv(&["pip", "install", "-q", "--no-deps", "--no-build-isolation"]);
+        let profile = format!("build-args=--profile={profile}");
+        install.args(["--config-settings", &profile]);
+        run(install.args(["--reinstall-package", "lastgood", "."]))
+    }
 }
 
 fn interpreter() -> Result<&'static str> {
@@ -62,35 +99,25 @@ fn is_right(name: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Installs the package from the source tree, as `pip install .` does, but with the build tools of this environment: in
-/// one of its own, of another path every time, everything below `PyO3` would be built again; and as the tests build the
-/// engine, which shares all below it.
-pub(super) fn install() -> Result<()> {
-    let mut install = uv(&["pip", "install", "-q", "--no-deps", "--no-build-isolation"]);
-    let profile = ["--config-settings", "build-args=--profile=dev"];
-    run(install.args(profile).args(["--reinstall-package", "lastgood", "."]))
-}
-
-/// Writes the exact versions of what the tests need.
+/// Writes the exact versions of what the tests and the benchmarks need.
 pub(super) fn lock() -> Result<()> {
-    ensure!(Path::new(&folder()).exists(), "run `cargo xtask python install` first");
-    run(&mut uv(&[
-        "pip",
-        "compile",
-        "python/requirements/test.in",
-        "--override",
-        "python/requirements/overrides.txt",
-        "--python-version",
-        "3.11",
-        "--no-header",
-        "--no-annotate",
-        "-q",
-        "-o",
-        REQUIREMENTS,
-    ]))
+    ensure!(TESTS.folder().exists(), "run `cargo xtask python install` first");
+    lock_one("test", &["--override", "python/requirements/overrides.txt"])?;
+    let fewer = ["--override", "python/requirements/bench-overrides.txt"];
+    lock_one("bench", &fewer)?;
+    let beside = ["--constraint", "python/requirements/bench.txt"];
+    lock_one("bench-peers", &[fewer, beside].concat())
 }
 
-fn run(command: &mut Command) -> Result<()> {
+fn lock_one(name: &str, options: &[&str]) -> Result<()> {
+    let (from, to) =
+        (format!("python/requirements/{name}.in"), format!("python/requirements/{name}.txt"));
+    let mut compile = TESTS.uv(&["pip", "compile", &from, "-q", "-o", &to]);
+    compile.args(["--python-version", "3.11", "--no-header", "--no-annotate"]);
+    run(compile.args(options))
+}
+
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())

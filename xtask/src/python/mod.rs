@@ -1,5 +1,6 @@
 //! `cargo xtask python`: the environment of the Python tests, and everything that is checked in it.
 
+mod bench;
 mod environment;
 mod stubs;
 
@@ -9,8 +10,10 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use bench::run as bench;
 pub(crate) use environment::prepare;
 
+use self::environment::TESTS;
 use crate::process;
 
 type Word = (&'static str, fn(&[String]) -> Result<bool>);
@@ -21,7 +24,7 @@ const WORDS: &[Word] = &[
     ("lint", |_| lint()),
     ("stubs", |_| stubs::write().map(|()| true)),
     ("lock", |_| environment::lock().map(|()| true)),
-    ("install", |_| environment::install().map(|()| true)),
+    ("install", |_| install().map(|()| true)),
 ];
 
 /// Runs `cargo xtask python WORD`.
@@ -37,10 +40,15 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     run(rest)
 }
 
+/// Installs the package as the tests build the engine, which shares all below it.
+fn install() -> Result<()> {
+    TESTS.install("dev")
+}
+
 /// Formatting, lints, types, and stubs that say what the module has. All of them at once: most keep one core
 /// busy.
 fn lint() -> Result<bool> {
-    environment::install()?;
+    install()?;
     let checks: [&[&str]; 4] = [
         &["-m", "ruff", "check", "python", "examples"],
         &["-m", "ruff", "format", "--check", "python", "examples"],
@@ -72,7 +80,7 @@ fn lint() -> Result<bool> {
 
 /// Installs the package as a user would and runs its tests; more words go to pytest.
 fn test(args: &[String]) -> Result<bool> {
-    environment::install()?;
+    install()?;
     let mut tests = python(&["-m", "pytest", "-p", "lastgood_counts", "-n", "2"]);
     // Two workers and their children on a few cores: threads that spin for work take it from each other.
     tests.env("LASTGOOD_INSTALLED", "1").env("OMP_NUM_THREADS", "1").args(args);
@@ -81,7 +89,7 @@ fn test(args: &[String]) -> Result<bool> {
 
 /// The interpreter of the environment with `args`.
 fn python(args: &[&str]) -> Command {
-    let mut command = process::command(&environment::python().display().to_string());
+    let mut command = process::command(&TESTS.python().display().to_string());
     command.args(args).env("PYTHONPATH", "python/plugins").env("HF_HUB_OFFLINE", "1");
     command
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use super::environment;
+use super::environment::TESTS;
 use crate::process::{self, TOOLS};
 use crate::repo;
 
@@ -31,7 +31,7 @@ pub(super) fn check() -> Result<bool> {
 
 fn generate() -> Result<String> {
     let out = repo::root().join(TOOLS).join("stubs");
-    let maturin = environment::python().with_file_name("maturin");
+    let maturin = TESTS.python().with_file_name("maturin");
     let mut command = process::command(&maturin.display().to_string());
     command.args(["generate-stubs", "-q", "--profile", "dev", "-o"]).arg(&out);
     let status = command.status().context("cannot run maturin")?;
