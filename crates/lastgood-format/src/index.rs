@@ -194,6 +194,29 @@ impl ShardIndex {
         self.operands.get(&row).map_or(&[], Vec::as_slice)
     }
 
+    /// How far each delta is from a chunk that is none, over those that it is made of.
+    #[must_use]
+    pub fn depths(&self) -> BTreeMap<u32, u32> {
+        let mut depths: BTreeMap<u32, u32> = BTreeMap::new();
+        for row in self.operands.keys() {
+            // Without recursion: a way may be long, though the rules of an index allow no circle.
+            let mut open = vec![*row];
+            while let Some(row) = open.last().copied() {
+                let operands = self.operands_of(row);
+                let is_unknown =
+                    |of: &&u32| !depths.contains_key(of) && self.operands.contains_key(of);
+                if let Some(unknown) = operands.iter().find(is_unknown) {
+                    open.push(*unknown);
+                    continue;
+                }
+                let deepest = operands.iter().filter_map(|of| depths.get(of)).max().copied();
+                depths.insert(row, deepest.unwrap_or(0) + 1);
+                open.pop();
+            }
+        }
+        depths
+    }
+
     /// Every chunk that this index stands on: those of its shards, and those that they are deltas of.
     pub fn all_chunks(&self) -> impl Iterator<Item = &Chunk> {
         self.chunks.iter().chain(&self.bases)

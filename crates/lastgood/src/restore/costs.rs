@@ -39,7 +39,7 @@ pub fn costs(contents: &Contents) -> Costs {
     let mut costs = Costs::new();
     for index in contents.indexes() {
         let components = components(index);
-        let depths = depths(index);
+        let depths = index.depths();
         let mut seen = BTreeSet::new();
         for (i, (chunk, component)) in index.chunks.iter().zip(components).enumerate() {
             let Some(component) = component else { continue };
@@ -85,26 +85,4 @@ fn components(index: &ShardIndex) -> Vec<Option<&str>> {
         *component = current;
     }
     components
-}
-
-/// How far each delta is from a chunk that is none.
-fn depths(index: &ShardIndex) -> BTreeMap<u32, u32> {
-    let mut depths: BTreeMap<u32, u32> = BTreeMap::new();
-    for row in index.operands.keys() {
-        // Without recursion: the rules of an index bound the way, and allow no circle.
-        let mut open = vec![*row];
-        while let Some(row) = open.last().copied() {
-            let operands = index.operands_of(row);
-            let is_unknown =
-                |of: &&u32| !depths.contains_key(of) && index.operands.contains_key(of);
-            if let Some(unknown) = operands.iter().find(is_unknown) {
-                open.push(*unknown);
-                continue;
-            }
-            let deepest = operands.iter().filter_map(|of| depths.get(of)).max().copied();
-            depths.insert(row, deepest.unwrap_or(0) + 1);
-            open.pop();
-        }
-    }
-    depths
 }

@@ -64,28 +64,8 @@ impl Base {
             let operands = operands.iter().map(|operand| first + *operand as usize).collect();
             self.operands.insert(first + *row as usize, operands);
         }
-        let deltas: Vec<usize> = self.operands.range(first..).map(|(row, _)| *row).collect();
-        for row in deltas {
-            self.find_depth(row);
-        }
-    }
-
-    /// Without recursion: a chain may be as long as the format allows.
-    fn find_depth(&mut self, row: usize) {
-        let mut open = vec![row];
-        while let Some(row) = open.last().copied() {
-            let operands = self.operands_of(row);
-            let unknown = operands
-                .iter()
-                .find(|i| self.operands.contains_key(i) && !self.depths.contains_key(i));
-            if let Some(unknown) = unknown {
-                open.push(*unknown);
-                continue;
-            }
-            let deepest = operands.iter().map(|i| self.depth(*i)).max().unwrap_or(0);
-            self.depths.insert(row, deepest + 1);
-            open.pop();
-        }
+        let depths = index.depths().into_iter();
+        self.depths.extend(depths.map(|(row, depth)| (first + row as usize, depth)));
     }
 
     /// The row of a stored chunk of this hash and decoded size.
