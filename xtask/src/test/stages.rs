@@ -132,7 +132,7 @@ pub(super) const STAGES: &[Stage] = &[
         "the package with PyTorch, JAX and their trainers, under kills and damage",
         "xtask python test",
     )
-    .needs(&[Need::Python])
+    .needs(&[Need::Python, Need::Gateway])
     .programs(),
     Stage::new(
         "power-cuts",

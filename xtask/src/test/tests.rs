@@ -52,6 +52,10 @@ fn tests_of_the_gateway_run_where_there_is_one() {
                 assert_eq!(variables, [(gateway::VARIABLE.as_ref(), Some("address".as_ref()))]);
                 assert_eq!(args, ["--ignore-default-filter"]);
             }
+            "python" => {
+                assert_eq!(variables, [(gateway::VARIABLE.as_ref(), Some("address".as_ref()))]);
+                assert!(args.is_empty(), "{args:?}");
+            }
             name => assert!(variables.is_empty() && args.is_empty(), "{name}: {args:?}"),
         }
     }
