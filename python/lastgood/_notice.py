@@ -13,6 +13,9 @@ from typing import Any
 _heard: weakref.WeakSet[Any] = weakref.WeakSet()
 #: What SIGTERM did before, and in which process.
 _before: tuple[Any, int] | None = None
+#: The signals that were blocked before a fork, in the thread that forks.
+_forking = threading.local()
+_is_guarded = False
 
 
 def listen(run: Any) -> None:
@@ -26,6 +29,7 @@ def listen(run: Any) -> None:
         )
         return
     _heard.add(run)
+    _guard_forks()
     if _before is None or _before[1] != os.getpid():
         _before = (signal.signal(signal.SIGTERM, _hear), os.getpid())
 
@@ -36,6 +40,35 @@ def forget(run: Any) -> None:
     # Another thread cannot: the next signal does.
     if not _heard and _before is not None and _is_main():
         _leave()
+
+
+def _guard_forks() -> None:
+    """A forked child does what it did before. Python forgets in it which signals came while it was forked: SIGTERM
+    waits until the child is no longer told to listen."""
+    global _is_guarded
+    if not _is_guarded:
+        _is_guarded = True
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+        )
+
+
+def _before_fork() -> None:
+    _forking.blocked = None
+    if _before is not None:
+        _forking.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork() -> None:
+    if _forking.blocked is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.blocked)
+
+
+def _after_fork_in_child() -> None:
+    _heard.clear()
+    if _before is not None:
+        _leave()
+    _after_fork()
 
 
 def _is_main() -> bool:
