@@ -119,9 +119,7 @@ def test_killed_it_goes_on_by_a_replay(tmp_path: Path, training: Training) -> No
     out = tmp_path / "out"
     (out / ("store" if training.program == LIGHTNING.program else "_lastgood")).mkdir(parents=True)
     job = ["--", *command(training, out)]
-    # Behind the steps, the last of them may not be in the record yet when it is killed.
-    first = ["--restarts", "0", *job, "--kill-at", "8"]
-    tool("run", *place(out), *first, code=1, LASTGOOD_JOURNAL_WAIT="1")
+    tool("run", *place(out), "--restarts", "0", *job, "--kill-at", "8", code=1)
     resume = ["replay", "--json", *place(out), "--mode", "resume", *job]
     said = json.loads(tool(*resume, code=6, PLANT="lr=7").splitlines()[-1])
     first = said["divergences"][0]

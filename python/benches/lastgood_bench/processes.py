@@ -13,6 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lastgood_bench.jobs import Job, Record
 
@@ -54,10 +55,14 @@ def run(job: Job, new: bool = False) -> Ended:
         sys.stderr.flush()
         job.spawned = time.monotonic_ns()
         job.write(told)
+        # An interrupt that came while it is forked would be lost in what libraries do then.
+        ends = {signal.SIGTERM, signal.SIGINT}
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         process = os.fork()
         if process == 0:
-            _child(told, result, log, new)
+            _child(told, result, log, new, blocked)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             error = _wait(process)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -70,13 +75,14 @@ def run(job: Job, new: bool = False) -> Ended:
     return ended
 
 
-def _child(told: Path, result: Path, log: Path, new: bool) -> None:
+def _child(told: Path, result: Path, log: Path, new: bool, blocked: set[Any]) -> None:
     """What the new process does; it never returns."""
     code = 1
     try:
         os.setsid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)

@@ -40,7 +40,8 @@ def main() -> None:
         state,
         run="small",
         policy=lg.Policy(steps=int(plant.get("save_every", 8))),
-        journal={"digest_every": every},
+        # What it is killed behind is in the record.
+        journal={"digest_every": every, "wait": "kill" in plant},
     )
     step = run.restore()
     while step < steps:

@@ -104,6 +104,9 @@ def main():
         parser.add_argument(name, type=int, default=0)
     parser.add_argument("--policy", type=json.loads, help="arguments of lg.Policy")
     arguments = parser.parse_args()
+    if arguments.kill_at:
+        # What it is killed behind is in the record.
+        os.environ.setdefault("LASTGOOD_JOURNAL_WAIT", "1")
     os.makedirs(arguments.out, exist_ok=True)
     warnings.simplefilter("always")
     torch.manual_seed(0)

@@ -106,6 +106,9 @@ def main():
     for name in ("--kill-at", "--kill-rank"):
         parser.add_argument(name, type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.kill_at:
+        # What it is killed behind is in the record.
+        os.environ.setdefault("LASTGOOD_JOURNAL_WAIT", "1")
     os.makedirs(arguments.out, exist_ok=True)
     warnings.simplefilter("always")
     pl.seed_everything(RANK, verbose=False)
