@@ -1,4 +1,4 @@
-//! The commands of the project: `cargo xtask test | lint | demo | bench | docs`.
+//! The commands of the project: `cargo xtask test | lint | demo | bench | instructions | docs`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -43,7 +43,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        about: "lastgood beside its peers; --help; or one of disk, journal, fingerprint",
+        about: "lastgood beside its peers; --help; or one of disk, journal, codecs, fingerprint",
         run: bench::run,
     },
     Command {

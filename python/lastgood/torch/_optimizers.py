@@ -85,7 +85,7 @@ class OptimizerAdapter:
         snapshot.updates = updates_of(
             self.optimizer,
             self.name,
-            self.look.once(_weights_of).get,
+            lambda parameter: self.look.once(_weights_of).get(id(parameter)),
             lambda parameter, key: f"state.{names[id(parameter)]}.{key}",
         )
         encoded = _tree.Encoded()
@@ -215,21 +215,13 @@ class OptimizerAdapter:
             raise Mismatch(problems)
 
 
-def _weights_of(look: Look) -> _Weights:
+def _weights_of(look: Look) -> dict[int, tuple[str, str]]:
     """Under which component and name each parameter of the modules is saved."""
     known: dict[int, tuple[str, str]] = {}
     for component, walk in look.once(walks_of).items():
         for name, parameter in walk.parameters.items():
             known.setdefault(id(parameter), (component, walk.clean(name)))
-    return _Weights(known)
-
-
-class _Weights:
-    def __init__(self, known: dict[int, tuple[str, str]]) -> None:
-        self._known = known
-
-    def get(self, parameter: Any) -> tuple[str, str] | None:
-        return self._known.get(id(parameter))
+    return known
 
 
 def _complex(make: Callable[[], Any]) -> Callable[[], Any]:
