@@ -12,6 +12,12 @@ use pyo3::{Py, PyAny, Python};
 /// copy in the call costs less than what is known of the tensor.
 const SMALL: usize = 64 << 10;
 
+/// The least size of a page, and the usual one of a huge page.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4 << 10;
+#[cfg(target_os = "linux")]
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A contiguous piece of memory of a Python object, which is kept alive for as long as this is.
 ///
 /// Python's code in `lastgood/_memory.py` is the only place that makes them, from arrays whose size it has
@@ -46,6 +52,40 @@ impl Memory {
         // SAFETY: `new` was given an address of `bytes` bytes of plain memory that `_owner` keeps alive, and
         // a restore is only given memory that lastgood allocated for it and that nobody else has seen.
         unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.bytes) }
+    }
+}
+
+/// Asks the kernel for huge pages below `memories`, which are about to be written: most of the time of a restore into
+/// fresh memory is spent in touching it page by page.
+pub(crate) fn expect_writes<'m>(memories: impl Iterator<Item = &'m Memory>) {
+    #[cfg(target_os = "linux")]
+    {
+        let mut ranges: Vec<Range<usize>> =
+            memories.map(|m| m.address..m.address + m.bytes).filter(|r| !r.is_empty()).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        // Large tensors lie beside each other, and a huge page may hold the end of one and the beginning of the next.
+        let mut merged: Vec<Range<usize>> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if range.start < last.end.saturating_add(PAGE) => {
+                    last.end = range.end.max(last.end)
+                }
+                _ => merged.push(range),
+            }
+        }
+        for range in merged {
+            let (begin, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+            if end.saturating_sub(begin) >= HUGE_PAGE {
+                // SAFETY: the advice changes neither content nor access of the pages, all of which lie within memory
+                // that owners keep alive, or in a gap of less than a page between two of them.
+                let advised = unsafe {
+                    let at = begin as *mut std::ffi::c_void;
+                    rustix::mm::madvise(at, end - begin, rustix::mm::Advice::LinuxHugepage)
+                };
+                // A kernel without huge pages: slower, and all the same otherwise.
+                advised.unwrap_or_default();
+            }
+        }
     }
 }
 

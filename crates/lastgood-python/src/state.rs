@@ -10,7 +10,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
 
 use crate::errors::Raise;
-use crate::memory::{Held, Memory};
+use crate::memory::{Held, Memory, expect_writes};
 
 /// A component by name, owner and durability.
 #[derive(Clone, Debug)]
@@ -418,6 +418,10 @@ impl Targets {
         world: state::World,
         read: impl FnOnce(RustTargets<'_>) -> Result<T>,
     ) -> Result<T> {
+        expect_writes(self.requests.iter().filter_map(|request| match &request.into {
+            Into::Tensor { memory, .. } => Some(memory),
+            Into::Blob(_) => None,
+        }));
         let blobs: Vec<Mutex<&mut Vec<u8>>> = self.blobs.iter_mut().map(Mutex::new).collect();
         let mut targets = RustTargets::new(world);
         // What is missing and what is left over is judged in Python, by component.

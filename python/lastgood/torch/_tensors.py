@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,11 @@ _PLAIN = {
 }
 _DTYPE, _SHAPE, _BYTES = map(operator.attrgetter, ("dtype", "shape", "nbytes"))
 _STRIDED, _TENSOR, _PARAMETER = torch.strided, torch.Tensor, torch.nn.Parameter
+
+#: What is smaller is copied rather than looked at.
+_LARGE = 64 << 10
+#: How many tensors and storage objects share a storage; not every torch can tell.
+_users_of = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class PlainTensors(Wholes):
@@ -151,10 +157,49 @@ def fits(component: str, name: str, tensor: Any, saved: SavedTensor) -> str | No
 def swap(live: Any, staged: Any) -> None:
     """Exchanges what ``live`` and ``staged`` hold, so that a second call takes the first back."""
     live = local(live)
+    if _can_change_storage(live, staged):
+        # Nobody else sees the memory of either, so that it can change hands without a copy.
+        live.data, staged.data = staged.data, live.data
+        torch.autograd.graph.increment_version(live)
+        return
     before = live.detach().to("cpu", copy=True)
     fill(live, staged)
     with torch.inference_mode(staged.is_inference()), torch.no_grad():
         staged.copy_(before)
+
+
+def _can_change_storage(live: Any, staged: Any) -> bool:
+    return (
+        live.nbytes >= _LARGE
+        and type(live) in (_TENSOR, _PARAMETER)
+        and live.layout is _STRIDED
+        and live.is_cpu
+        and live.stride() == staged.stride()
+        and _has_all_of_its_storage(live)
+        and _has_all_of_its_storage(staged)
+        and not live.is_shared()
+        and not live.is_pinned()
+    )
+
+
+def _references_if_alone() -> int:
+    """What is counted for a storage object that nobody else holds, which differs between versions of Python."""
+    tensor = torch.empty(1)
+    storage = tensor.untyped_storage()
+    return sys.getrefcount(storage)
+
+
+_ALONE = _references_if_alone()
+
+
+def _has_all_of_its_storage(tensor: Any) -> bool:
+    """True if no other tensor and no array can share the memory of ``tensor``."""
+    if _users_of is None or tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
+        return False
+    storage = tensor.untyped_storage()
+    # Two: the tensor, and the object that asks. Whoever else holds that object is seen by its references.
+    users: int = _users_of(storage._cdata)
+    return users == 2 and sys.getrefcount(storage) == _ALONE and storage.nbytes() == tensor.nbytes
 
 
 def fill(live: Any, values: Any) -> None:
