@@ -14,6 +14,7 @@ mod local;
 mod memory;
 mod open;
 mod retry;
+mod shared;
 pub mod store;
 
 #[cfg(feature = "cloud")]
@@ -27,4 +28,5 @@ pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use open::open_url;
 pub use retry::{RetryPolicy, RetryStore};
+pub use shared::{SharedMap, SharedMemory};
 pub use store::{ObjectMeta, Payload, Put, Store};

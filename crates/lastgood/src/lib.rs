@@ -44,6 +44,7 @@ mod run;
 pub mod safetensors;
 pub mod save;
 pub mod state;
+pub mod tier;
 
 pub use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, RunName};
 pub use repository::Repository;

@@ -12,6 +12,7 @@ use crate::ledger::Ledger;
 use crate::objects;
 use crate::restore::{self, Contents, Restored, VerifiedPacks};
 use crate::state::Targets;
+use crate::tier::Tier;
 
 /// A repository: any number of runs in one store.
 ///
@@ -143,7 +144,20 @@ impl Repository {
     /// # Errors
     /// As [`Run::restore_at`](crate::Run::restore_at).
     pub fn restore(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
-        restore::restore_from(&self.io, contents, targets)
+        self.restore_with(contents, targets, None)
+    }
+
+    /// As [`Repository::restore`], but what `tier` has of it is not read from the store.
+    ///
+    /// # Errors
+    /// As [`Repository::restore`].
+    pub fn restore_with(
+        &self,
+        contents: &Contents,
+        targets: Targets<'_>,
+        tier: Option<&Tier>,
+    ) -> Result<Restored> {
+        restore::restore_from(&self.io, contents, targets, tier)
     }
 
     /// Reads and verifies every byte of the packs that `contents` stands on, and gives how many they

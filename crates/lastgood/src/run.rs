@@ -29,6 +29,7 @@ use crate::repository::Repository;
 use crate::restore;
 use crate::save::{Earlier, Mode, Recording, SaveHandle, Saver, Shared, Teller, Worker};
 use crate::state::{Capture, World};
+use crate::tier::Tier;
 use watch::Watch;
 
 /// One rank of one attempt of a run.
@@ -48,6 +49,7 @@ pub struct Run {
     environment: Environment,
     preflight: PreflightOptions,
     saver: Saver,
+    tier: Option<Tier>,
     // After the saver: what it still saves is recorded.
     journal: Option<RankJournal>,
     replaying: Option<Replaying>,
@@ -105,7 +107,7 @@ impl Run {
         };
         let recording = recording(journal.as_ref(), wanted.as_ref());
         let worker = Worker {
-            shared: Arc::new(Shared::new(&options.save)),
+            shared: Arc::new(Shared::new(&options.save, options.tier.as_ref())),
             io: io.clone(),
             ledger: ledger.clone(),
             writer: writer.clone(),
@@ -134,6 +136,7 @@ impl Run {
             environment: options.environment,
             preflight: options.preflight,
             saver,
+            tier: options.tier,
             journal,
             replaying,
             resuming,

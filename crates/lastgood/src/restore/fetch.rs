@@ -15,9 +15,11 @@ use lastgood_format::pack::PackedChunk;
 use lastgood_format::{Error, ErrorKind, Result};
 
 use super::contents::Contents;
+use super::held;
 use super::linked::{self, Linked};
 use super::plan::{Apply, Memory, Piece, Plan};
 use crate::io::Io;
+use crate::tier::Held;
 
 /// Readers: more than cores, since they wait for the store in turn.
 const READERS: usize = 4;
@@ -49,8 +51,14 @@ enum Place<'m> {
     Linked(Linked<'m>),
 }
 
-/// Fetches everything that `plan` names; gives the bytes that were placed and those that were read.
-pub(crate) fn run(io: &dyn Io, contents: &Contents, plan: Plan<'_>) -> Result<(u64, u64)> {
+/// Fetches everything that `plan` names, as far as possible from what is `held`; gives the bytes that were placed and
+/// those that were read from the store.
+pub(crate) fn run(
+    io: &dyn Io,
+    contents: &Contents,
+    plan: Plan<'_>,
+    held: &Held,
+) -> Result<(u64, u64)> {
     let Plan { targets, chunks, resets, bytes } = plan;
     let mut borrowed = Vec::with_capacity(targets.len());
     let mut owned: Vec<(Vec<u8>, Apply<'_>)> = Vec::new();
@@ -72,7 +80,9 @@ pub(crate) fn run(io: &dyn Io, contents: &Contents, plan: Plan<'_>) -> Result<(u
             Err(i) => own[i].take().unwrap_or_default(),
         });
     }
-    let jobs = jobs(contents, chunks, memory)?;
+    let wanted = by_target(chunks, memory.len());
+    let placed = held::place(contents, held, &wanted, &mut memory)?;
+    let jobs = jobs(contents, wanted, (memory, &placed))?;
     let bytes_read = jobs.iter().map(Job::stored_bytes).sum();
     read_all(io, jobs)?;
     // Only now, with everything verified, do functions see their bytes.
@@ -101,39 +111,50 @@ struct Cut<'m> {
     slice: &'m mut [u8],
 }
 
-fn jobs<'m>(
-    contents: &Contents,
-    chunks: BTreeMap<At, Vec<Piece>>,
-    memory: Vec<&'m mut [u8]>,
-) -> Result<Vec<Job<'m>>> {
+/// The pieces of each of `targets` targets, in their order.
+fn by_target(chunks: BTreeMap<At, Vec<Piece>>, targets: usize) -> Vec<Vec<(At, Piece)>> {
     let mut of_target: Vec<Vec<(At, Piece)>> = Vec::new();
-    of_target.resize_with(memory.len(), Vec::new);
-    let mut uses: BTreeMap<At, usize> = BTreeMap::new();
+    of_target.resize_with(targets, Vec::new);
     for (at, pieces) in chunks {
-        uses.insert(at, pieces.len());
         for piece in pieces {
             of_target[piece.target].push((at, piece));
         }
     }
+    for pieces in &mut of_target {
+        pieces.sort_by_key(|(_, piece)| piece.to);
+    }
+    of_target
+}
+
+fn jobs<'m>(
+    contents: &Contents,
+    of_target: Vec<Vec<(At, Piece)>>,
+    (memory, placed): (Vec<&'m mut [u8]>, &BTreeSet<At>),
+) -> Result<Vec<Job<'m>>> {
+    let mut uses: BTreeMap<At, usize> = BTreeMap::new();
+    for (at, _) in of_target.iter().flatten().filter(|(at, _)| !placed.contains(at)) {
+        *uses.entry(*at).or_default() += 1;
+    }
     let mut jobs = Vec::new();
     let linked = linked::rows(contents, uses.keys().copied());
     let mut scattered: BTreeMap<At, Parts<'m>> = BTreeMap::new();
-    for (mut pieces, slice) in of_target.into_iter().zip(memory) {
-        pieces.sort_by_key(|(_, piece)| piece.to);
+    for (pieces, slice) in of_target.into_iter().zip(memory) {
         let mut rest = slice;
-        let (mut i, mut placed) = (0, 0);
+        let (mut i, mut end) = (0, 0);
         while i < pieces.len() {
             // The plan proved that the boxes cover the target; this proves that their bytes do.
-            if pieces[i].1.to != placed {
+            if pieces[i].1.to != end {
                 return Err(overlap());
             }
             let count = direct_run(contents, (&uses, &linked), &pieces[i..]);
             let bytes: usize = pieces[i..i + count.max(1)].iter().map(|(_, p)| p.bytes).sum();
             let (head, tail) = rest.split_at_mut_checked(bytes).ok_or_else(overlap)?;
             rest = tail;
-            placed += bytes;
+            end += bytes;
             let (at, piece) = pieces[i];
-            if count == 0 {
+            if placed.contains(&at) {
+                // It is there already.
+            } else if count == 0 {
                 let cut = Cut { at, from: piece.from, slice: head };
                 scattered.entry(cut.at).or_default().push((cut.from, cut.slice));
             } else {
@@ -155,7 +176,7 @@ fn jobs<'m>(
     Ok(jobs)
 }
 
-fn overlap() -> Error {
+pub(super) fn overlap() -> Error {
     Error::internal("the pieces of a target do not fill it exactly")
 }
 

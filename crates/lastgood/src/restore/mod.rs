@@ -6,6 +6,7 @@ mod choose;
 mod contents;
 mod costs;
 mod fetch;
+mod held;
 mod linked;
 mod needs;
 mod plan;
@@ -22,6 +23,7 @@ pub(crate) use verify::{check_sizes, verify_all, verify_one};
 
 use crate::io::Io;
 use crate::state::Targets;
+use crate::tier::Tier;
 
 /// What a restore did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +48,11 @@ pub(crate) fn restore_from(
     io: &dyn Io,
     contents: &Contents,
     targets: Targets<'_>,
+    tier: Option<&Tier>,
 ) -> Result<Restored> {
     let plan = plan::Plan::new(contents, targets)?;
-    let (bytes, bytes_read) = fetch::run(io, contents, plan)?;
+    let held = tier.map(Tier::held).unwrap_or_default();
+    let (bytes, bytes_read) = fetch::run(io, contents, plan, &held)?;
     Ok(Restored { bytes, bytes_read, ..untouched(contents) })
 }
 

@@ -9,6 +9,7 @@ use crate::preflight::{Environment, PreflightOptions};
 use crate::replay::{Replay, Resume};
 use crate::save::SaveOptions;
 use crate::state::World;
+use crate::tier::Tier;
 
 /// Tells a supervisor that a step was reached.
 pub type Heartbeat = Arc<dyn Fn(u64) + Send + Sync>;
@@ -25,6 +26,8 @@ pub struct RunOptions {
     pub save: SaveOptions,
     /// When it saves, which [`Run::wants`](crate::Run::wants) says. Default none: the program decides.
     pub policy: Option<Policy>,
+    /// Memory that outlives the process, in which it captures. Default none; a supervisor gives it.
+    pub tier: Option<Tier>,
     /// Called by [`Run::step`](crate::Run::step).
     pub heartbeat: Option<Heartbeat>,
     /// How the journal is written. Default none.
@@ -48,6 +51,7 @@ impl Default for RunOptions {
             incarnation: None,
             save: SaveOptions::default(),
             policy: None,
+            tier: None,
             heartbeat: None,
             journal: None,
             environment: Environment::new(),
@@ -65,6 +69,7 @@ impl fmt::Debug for RunOptions {
             .field("incarnation", &self.incarnation)
             .field("save", &self.save)
             .field("policy", &self.policy)
+            .field("tier", &self.tier)
             .field("journal", &self.journal)
             .finish_non_exhaustive()
     }

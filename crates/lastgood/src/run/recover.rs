@@ -10,6 +10,7 @@ use crate::replay::mode::Replaying;
 use crate::restore::{self, Contents, Restored, Selector};
 use crate::save::Base;
 use crate::state::Targets;
+use crate::tier::Tier;
 
 impl Run {
     /// Restores the attempt's checkpoint into what `declare` names, and gives what was restored, or
@@ -91,7 +92,13 @@ impl Run {
     /// memory of the targets is unspecified after an error.
     pub fn read(&self, contents: &Contents, targets: Targets<'_>) -> Result<Restored> {
         let io = self.replaying.as_ref().map_or(&self.io, Replaying::io);
-        restore::restore_from(io, contents, targets)
+        restore::restore_from(io, contents, targets, self.tier.as_ref())
+    }
+
+    /// What was captured last, if it outlives this process.
+    #[must_use]
+    pub fn tier(&self) -> Option<&Tier> {
+        self.tier.as_ref()
     }
 
     /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.

@@ -4,22 +4,24 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use lastgood_format::{Error, ErrorKind, Result};
+use lastgood_store::SharedMap;
 
 use super::plan::{Copy, Plan};
 use crate::state::Capture;
+use crate::tier::Slot;
 
 /// A filled segment that pipeline and store share.
 #[derive(Clone, Debug)]
-pub(crate) struct Segment(Arc<Vec<u8>>);
+pub(crate) struct Segment(Arc<Block>);
 
 impl Segment {
     /// The bytes of the segment; only what the plan filled has a meaning.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+        self.0.bytes()
     }
 
     /// The segment as a part of a payload, without a copy.
@@ -30,27 +32,124 @@ impl Segment {
 
 impl AsRef<[u8]> for Segment {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        self.bytes()
+    }
+}
+
+/// The memory of a segment.
+#[derive(Debug)]
+pub(crate) enum Block {
+    /// Of this process.
+    Own(Vec<u8>),
+    /// Of the memory tier.
+    Shared(SharedMap),
+}
+
+impl Block {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(memory) => memory,
+            Self::Shared(map) => map,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own(memory) => memory,
+            Self::Shared(map) => map,
+        }
+    }
+}
+
+/// One segment of an arena.
+#[derive(Debug)]
+struct Place {
+    block: Arc<Block>,
+    /// The block that this segment had in the memory tier. A store client may hold it beyond its save: as long as
+    /// somebody does, that memory is neither mapped again nor given back, since it must not change below him.
+    lent: Weak<Block>,
+}
+
+impl Place {
+    fn empty() -> Self {
+        Self { block: Arc::new(Block::Own(Vec::new())), lent: Weak::new() }
+    }
+
+    fn len(&self) -> usize {
+        self.block.bytes().len()
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(*self.block, Block::Shared(_))
+    }
+
+    /// True if nobody holds what this segment had in the memory tier.
+    fn is_free(&self) -> bool {
+        self.lent.strong_count() == 0
+    }
+
+    /// Makes room for `bytes` bytes of segment `i`: in the slot if it has room for them and nobody holds what was there.
+    fn make_room(&mut self, slot: Option<&Slot>, i: usize, bytes: usize) -> Result<()> {
+        let shared = match slot.filter(|_| self.is_free()) {
+            Some(slot) => slot.segment(i, bytes)?,
+            None => None,
+        };
+        match shared {
+            Some(map) => {
+                self.block = Arc::new(Block::Shared(map));
+                self.lent = Arc::downgrade(&self.block);
+            }
+            None => self.block = Arc::new(Block::Own(touched(bytes))),
+        }
+        Ok(())
+    }
+
+    /// The memory to write to, unless somebody still holds what was captured there before.
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        if self.is_shared() {
+            // It would count as somebody.
+            self.lent = Weak::new();
+        }
+        Arc::get_mut(&mut self.block).map(Block::bytes_mut)
+    }
+
+    /// What was written, for whoever reads it.
+    fn share(&mut self) -> Segment {
+        if self.is_shared() {
+            self.lent = Arc::downgrade(&self.block);
+        }
+        Segment(Arc::clone(&self.block))
     }
 }
 
 /// A reusable set of segments with a bound on their bytes.
 #[derive(Debug)]
 pub(crate) struct Arena {
-    segments: Vec<Arc<Vec<u8>>>,
+    /// More than are used, if there were more once.
+    places: Vec<Place>,
+    used: usize,
     bytes_max: u64,
+    /// Where it lies in the memory tier.
+    slot: Option<Slot>,
 }
 
 impl Arena {
-    /// An empty arena that never holds more than `bytes_max`.
-    pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { segments: Vec::new(), bytes_max }
+    /// An empty arena that never holds more than `bytes_max`, in the memory tier if there is a `slot` for it.
+    pub(crate) fn new(bytes_max: u64, slot: Option<Slot>) -> Self {
+        Self { places: Vec::new(), used: 0, bytes_max, slot }
     }
 
-    /// Makes room for `plan` and touches it, so that the first capture is as fast as every other.
+    /// The slot, if all that was captured last lies in it.
+    pub(crate) fn whole_slot(&self) -> Option<&Slot> {
+        self.slot.as_ref().filter(|_| self.places[..self.used].iter().all(Place::is_shared))
+    }
+
+    /// Makes room for `plan` and touches it, so that the first capture is as fast as every other. What was captured
+    /// before is gone.
     ///
     /// # Errors
-    /// `Overloaded` if the plan needs more than the bound.
+    /// `Overloaded` if the plan needs more than the bound, or there is no memory; `Unavailable` if the memory tier
+    /// cannot be written.
     pub(crate) fn reserve(&mut self, plan: &Plan) -> Result<()> {
         let needed = plan.arena_bytes();
         if needed > self.bytes_max {
@@ -60,26 +159,35 @@ impl Arena {
             )
             .with_remedy("raise the arena's budget, or save less state on each rank"));
         }
-        self.segments.truncate(plan.segments.len());
-        let kept = |(i, used): (usize, &usize)| {
-            self.segments.get(i).map_or(*used, |segment| segment.len().max(*used)) as u64
-        };
-        let total: u64 = plan.segments.iter().enumerate().map(kept).sum();
-        // What a larger segment holds beyond its use counts as well: it is kept only if there is room.
-        let is_kept = |segment: &Vec<u8>, used: usize| {
-            segment.len() == used || (segment.len() > used && total <= self.bytes_max)
-        };
-        // First all that goes, then what comes in its place, so that both are never there at once.
-        for (segment, used) in self.segments.iter_mut().zip(&plan.segments) {
-            if !is_kept(segment, *used) {
-                *segment = Arc::default();
+        let count = plan.segments.len();
+        if self.places.len() < count {
+            self.places.resize_with(count, Place::empty);
+        }
+        self.used = count;
+        let (places, beyond) = self.places.split_at_mut(count);
+        beyond.iter_mut().for_each(|place| place.block = Place::empty().block);
+        if let Some(slot) = &self.slot {
+            slot.begin()?;
+            if !beyond.is_empty() && beyond.iter().all(Place::is_free) {
+                slot.release_from(count)?;
             }
         }
-        for (i, used) in plan.segments.iter().enumerate() {
-            match self.segments.get_mut(i) {
-                Some(segment) if segment.len() >= *used => {}
-                Some(segment) => *segment = Arc::new(touched(*used)),
-                None => self.segments.push(Arc::new(touched(*used))),
+        let kept = |(place, used): (&Place, &usize)| place.len().max(*used) as u64;
+        let total: u64 = places.iter().zip(&plan.segments).map(kept).sum();
+        // What a larger segment holds beyond its use counts as well: it is kept only if there is room.
+        let is_kept = |place: &Place, used: usize| {
+            place.len() == used || (place.len() > used && total <= self.bytes_max)
+        };
+        // First all that goes, then what comes in its place, so that both are never there at once.
+        for (place, used) in places.iter_mut().zip(&plan.segments) {
+            let comes_back = self.slot.is_some() && !place.is_shared() && place.is_free();
+            if comes_back || !is_kept(place, *used) {
+                place.block = Place::empty().block;
+            }
+        }
+        for (i, (place, used)) in places.iter_mut().zip(&plan.segments).enumerate() {
+            if place.len() < *used {
+                place.make_room(self.slot.as_ref(), i, *used)?;
             }
         }
         Ok(())
@@ -98,24 +206,27 @@ impl Arena {
     ) -> Result<()> {
         self.reserve(plan)?;
         for (i, copies) in plan.copies.iter().enumerate() {
-            let slot = &mut self.segments[i];
-            match Arc::get_mut(slot) {
-                Some(segment) => copy_all(segment, capture, copies)?,
+            let place = &mut self.places[i];
+            match place.bytes_mut() {
+                Some(memory) => copy_all(memory, capture, copies)?,
                 // A store client still holds the memory of the last save: leave it to it.
                 None => {
+                    let left = place.share();
                     let mut fresh = touched(plan.segments[i]);
                     copy_all(&mut fresh, capture, copies)?;
-                    *slot = Arc::new(fresh);
+                    place.block = Arc::new(Block::Own(fresh));
+                    drop(left);
                 }
             }
-            full(i, Segment(Arc::clone(slot)))?;
+            full(i, place.share())?;
         }
         Ok(())
     }
 
     /// The segments as they were last filled.
     pub(crate) fn filled(&self) -> Vec<Segment> {
-        self.segments.iter().map(|segment| Segment(Arc::clone(segment))).collect()
+        let places = self.places[..self.used].iter();
+        places.map(|place| Segment(Arc::clone(&place.block))).collect()
     }
 }
 

@@ -10,6 +10,7 @@ mod deltas;
 mod digest;
 mod earlier;
 mod handle;
+mod keeping;
 mod packer;
 mod pipeline;
 mod plan;
@@ -34,14 +35,16 @@ use lastgood_format::chunk::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_M
 use lastgood_format::key::SaveKey;
 use lastgood_format::{Error, ErrorKind, Result};
 use plan::Plan;
-use shared::Queued;
+pub(crate) use plan::SEGMENT_BYTES;
 pub(crate) use shared::Shared;
+use shared::{Queued, Testimony};
 pub(crate) use witness::{KEY as ALIKE, check_alike};
 pub(crate) use worker::{Recording, Worker};
 
 use crate::journal::rank::{self, RankJournal};
 use crate::process::Process;
 use crate::state::Capture;
+use crate::tier::Slot;
 
 /// Whether a save returns before it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +159,10 @@ impl Lent {
             None => Err(Error::internal("an arena was left before it was filled")),
         }
     }
+
+    fn whole_slot(&self) -> Option<Slot> {
+        self.arena.as_ref().and_then(Arena::whole_slot).cloned()
+    }
 }
 
 impl Drop for Lent {
@@ -169,7 +176,7 @@ struct Begun {
     plan: Arc<Plan>,
     lent: Lent,
     full: Sender<(usize, Segment)>,
-    witness: Sender<BTreeMap<String, String>>,
+    witness: Sender<Testimony>,
     handle: SaveHandle,
 }
 
@@ -186,7 +193,10 @@ impl Begun {
             .and_then(|()| witness::testify(capture, handle.step()));
         match &filled {
             // Nobody is left to read it if the writing thread is gone.
-            Ok(testimony) => witness.send(testimony.clone()).unwrap_or_default(),
+            Ok(metadata) => {
+                let (metadata, slot) = (metadata.clone(), lent.whole_slot());
+                witness.send(Testimony { metadata, slot }).unwrap_or_default();
+            }
             Err(error) => handle.set(SaveStatus::Failed(error.clone())),
         }
         // The arena first: the writing thread looks for it as soon as the last segment is through,

@@ -104,6 +104,11 @@ impl Plan {
         begin..begin + self.rows[begin..].partition_point(|row| row.segment == i)
     }
 
+    /// The segment of each row, and where in it.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.rows.iter().map(|row| (row.segment, row.offset))
+    }
+
     /// The bytes of the arena that the plan uses.
     pub(crate) fn arena_bytes(&self) -> u64 {
         self.segments.iter().map(|used| *used as u64).sum()

@@ -11,6 +11,7 @@ use super::base::Base;
 use super::handle::{Promise, SaveStatus};
 use super::plan::Plan;
 use super::{Compression, SaveOptions};
+use crate::tier::{Slot, Tier};
 
 /// A captured save that nobody has begun to write.
 #[derive(Debug)]
@@ -20,11 +21,19 @@ pub(crate) struct Queued {
     /// Where the capturing thread leaves the arena when it is full.
     pub(super) arena: Arc<Mutex<Option<Arena>>>,
     pub(super) metadata: BTreeMap<String, String>,
-    /// What is known only when everything is copied, as more metadata; nothing comes if the capture failed.
-    pub(super) witness: Receiver<BTreeMap<String, String>>,
+    /// Nothing comes if the capture failed.
+    pub(super) witness: Receiver<Testimony>,
     pub(super) handle: Promise,
     /// False if nothing is to be written, and only the fingerprints are wanted.
     pub(super) is_saved: bool,
+}
+
+/// What is known only when everything is copied.
+#[derive(Clone, Debug)]
+pub(crate) struct Testimony {
+    pub(super) metadata: BTreeMap<String, String>,
+    /// Where the memory tier has all that was captured.
+    pub(super) slot: Option<Slot>,
 }
 
 /// What the saving and the writing thread share.
@@ -56,9 +65,12 @@ pub(super) struct Inner {
 }
 
 impl Shared {
-    pub(crate) fn new(options: &SaveOptions) -> Self {
+    pub(crate) fn new(options: &SaveOptions, tier: Option<&Tier>) -> Self {
         let kept = usize::from(matches!(options.compression, Compression::Delta { .. }));
-        let free = (0..options.in_flight_max + kept).map(|_| Arena::new(options.arena_bytes_max));
+        let slots = (0..).map(|number| tier.and_then(|tier| tier.slot(number)));
+        let free = slots
+            .take(options.in_flight_max + kept)
+            .map(|slot| Arena::new(options.arena_bytes_max, slot));
         let inner = Inner {
             queue: VecDeque::new(),
             free: free.collect(),

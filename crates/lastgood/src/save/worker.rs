@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use lastgood_format::index::ShardIndex;
@@ -14,6 +15,7 @@ use super::base::Base;
 use super::digest::{self, Before, Digesting, Sums, Teller};
 use super::earlier::Earlier;
 use super::handle::{Promise, SaveHandle, SaveStatus};
+use super::keeping::{self, Keeping};
 use super::pipeline::{self, Job};
 use super::plan::Plan;
 use super::shared::{End, Queued, Shared};
@@ -157,16 +159,36 @@ impl Worker {
 
     fn write(&mut self, queued: Queued) -> Option<Waiting> {
         let Queued { plan, segments, arena, metadata, witness, handle, .. } = queued;
+        let keeping = Keeping {
+            plan: Arc::clone(&plan),
+            run: self.ledger.run().clone(),
+            save: handle.save(),
+            world: self.world,
+            chunk_bytes: self.options.chunk_bytes,
+            metadata: metadata.clone(),
+            journal: self.journal.as_ref().map(|recording| recording.journal.clone()),
+        };
         let base = self.shared.lock().base.clone();
         let parent = base.as_ref().map(|base| base.checkpoint);
         let base = base.filter(|base| self.is_reusable(base));
-        let late = |metadata: &mut BTreeMap<String, String>| {
-            let testimony = witness.recv().map_err(|_| Error::internal("the capture failed"))?;
-            metadata.extend(testimony);
-            Ok(())
-        };
-        let written =
-            self.write_save(&plan, segments, (base, parent), handle.save(), metadata, late);
+        let mut slot = None;
+        let written = thread::scope(|scope| {
+            // A crash while the save is written loses nothing that is in the memory tier by then.
+            let kept = scope.spawn(move || keeping.captured(&witness));
+            let late = |metadata: &mut BTreeMap<String, String>| {
+                let kept = kept.join();
+                let (testimony, kept) =
+                    kept.unwrap_or_else(|_| Err(Error::internal("a thread panicked")))?;
+                metadata.extend(testimony);
+                slot = kept;
+                Ok(())
+            };
+            self.write_save(&plan, segments, (base, parent), handle.save(), metadata, late)
+        });
+        if let (Some(slot), Ok(index)) = (&slot, &written) {
+            let told = keeping::hashed(slot, &plan, index);
+            told.unwrap_or_else(|error| self.tell_error(error));
+        }
         let arena = arena.lock().unwrap_or_else(PoisonError::into_inner).take();
         match written {
             Ok(index) => {
@@ -188,6 +210,13 @@ impl Worker {
                 self.fail(&handle, arena, error);
                 None
             }
+        }
+    }
+
+    /// Tells an error that is none of a save.
+    fn tell_error(&self, error: Error) {
+        if let Some(recording) = &self.journal {
+            recording.journal.tell(error);
         }
     }
 

@@ -32,4 +32,5 @@ mod safetensors;
 mod save_restore;
 mod scale;
 mod tap;
+mod tier;
 mod walk_back;

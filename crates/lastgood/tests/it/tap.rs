@@ -53,6 +53,7 @@ struct Inner {
     script: Mutex<Arc<Script>>,
     calls: Mutex<Vec<Call>>,
     bytes_put: AtomicU64,
+    held: Mutex<Option<Vec<(String, Payload)>>>,
 }
 
 impl fmt::Debug for Tap {
@@ -68,6 +69,7 @@ impl Tap {
             script: Mutex::new(Arc::new(|_| Act::Pass)),
             calls: Mutex::default(),
             bytes_put: AtomicU64::new(0),
+            held: Mutex::default(),
         }))
     }
 
@@ -85,6 +87,16 @@ impl Tap {
     /// The calls since the script was set.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.0.calls.lock().unwrap().clone()
+    }
+
+    /// From here on it holds what it was given to put, as a client does that would send it again.
+    pub(crate) fn hold(&self) {
+        *self.0.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// What it held, by key.
+    pub(crate) fn held(&self) -> Vec<(String, Payload)> {
+        self.0.held.lock().unwrap().take().unwrap_or_default()
     }
 
     /// The bytes of all objects that were created through this store.
@@ -151,6 +163,9 @@ impl Store for Tap {
     async fn put_if_absent(&self, key: &str, payload: Payload) -> Result<Put> {
         let bytes = payload.len();
         let store = &self.0.store;
+        if let Some(held) = self.0.held.lock().unwrap().as_mut() {
+            held.push((key.to_owned(), payload.clone()));
+        }
         let put = match self.judge(Op::Put, key) {
             Act::Fail(kind) => return Err(Error::new(kind, "planted").with_object(key)),
             Act::Pass | Act::Flip => store.put_if_absent(key, payload).await?,

@@ -6,25 +6,25 @@ fn plan(segments: &[usize]) -> Plan {
 }
 
 fn held(arena: &Arena) -> usize {
-    arena.segments.iter().map(|segment| segment.len()).sum()
+    arena.places.iter().map(Place::len).sum()
 }
 
 #[test]
 fn memory_is_kept_and_never_more_than_the_bound() {
-    let mut arena = Arena::new(100);
+    let mut arena = Arena::new(100, None);
     let plans: [&[usize]; 7] =
         [&[60, 40], &[60, 30], &[40, 60], &[10, 10, 80], &[100], &[1; 100], &[50, 50]];
     for segments in plans {
         arena.reserve(&plan(segments)).unwrap();
         assert!(held(&arena) <= 100, "{} bytes for {segments:?}", held(&arena));
-        let fits = |(segment, used): (&Arc<Vec<u8>>, &usize)| segment.len() >= *used;
-        assert!(arena.segments.iter().zip(segments).all(fits), "{segments:?}");
+        let fits = |(place, used): (&Place, &usize)| place.len() >= *used;
+        assert!(arena.places.iter().zip(segments).all(fits), "{segments:?}");
     }
     // What is large enough is not allocated again.
-    let before: Vec<_> = arena.segments.iter().map(|segment| segment.as_ptr()).collect();
+    let before: Vec<_> = arena.places.iter().map(|place| place.block.bytes().as_ptr()).collect();
     arena.reserve(&plan(&[50, 50])).unwrap();
     arena.reserve(&plan(&[49, 48])).unwrap();
-    let after: Vec<_> = arena.segments.iter().map(|segment| segment.as_ptr()).collect();
+    let after: Vec<_> = arena.places.iter().map(|place| place.block.bytes().as_ptr()).collect();
     assert_eq!(before, after);
     assert_eq!(arena.reserve(&plan(&[51, 50])).unwrap_err().kind(), ErrorKind::Overloaded);
 }

@@ -17,7 +17,7 @@ fn with_batches(encodes: bool, check: impl FnOnce(&Batches<'_>, &Plan)) {
     part.blob("b", data.as_slice()).unwrap();
     let plan = Plan::new(&capture, MIB).unwrap();
     let (full, segments) = channel();
-    Arena::new(u64::MAX)
+    Arena::new(u64::MAX, None)
         .fill(&capture, &plan, |i, s| full.send((i, s)).map_err(|_| unreachable!()))
         .unwrap();
     drop(full);

@@ -57,7 +57,7 @@ fn base(data: &[u8]) -> Arc<Base> {
 
 /// Kept memory that holds `held`, of a checkpoint that holds `committed`.
 fn deltas(held: &[u8], committed: &[u8], number: u64) -> Deltas {
-    let mut arena = Arena::new(u64::MAX);
+    let mut arena = Arena::new(u64::MAX, None);
     let plan = planned(held, &mut arena);
     let base = base(committed);
     let kept = Kept { checkpoint: base.checkpoint, plan: Arc::clone(&plan), arena };

@@ -1,0 +1,69 @@
+//! What the memory holds, for whoever reads it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lastgood_format::Hash;
+use lastgood_format::index::ShardIndex;
+use lastgood_store::{SharedMap, SharedMemory};
+
+use super::slot::{Page, SLOT_BYTES, SLOTS_MAX, State};
+
+/// The chunks that the memory holds, by hash. Each is verified by whoever reads it.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    maps: Vec<SharedMap>,
+    /// The map, and where in it.
+    chunks: BTreeMap<Hash, (usize, Range<usize>)>,
+}
+
+impl Held {
+    /// What is in `memory` now; whatever is not whole is left out.
+    pub(super) fn new(memory: &Arc<SharedMemory>) -> Self {
+        let mut held = Self::default();
+        for number in 0..SLOTS_MAX {
+            if let Some((State::Hashed, table, end)) = read(memory, number)
+                && let Ok(map) = memory.map(number * SLOT_BYTES..number * SLOT_BYTES + end)
+            {
+                held.add(map, &table);
+            }
+        }
+        held
+    }
+
+    fn add(&mut self, map: SharedMap, table: &ShardIndex) {
+        let number = self.maps.len();
+        for chunk in &table.chunks {
+            let Ok(begin) = usize::try_from(chunk.offset) else { continue };
+            let range = begin..begin.saturating_add(chunk.decoded_bytes as usize);
+            if range.end <= map.len() {
+                self.chunks.insert(chunk.hash, (number, range));
+            }
+        }
+        self.maps.push(map);
+    }
+
+    /// What may be the chunk of this hash and size, and is to be verified.
+    pub(crate) fn find(&self, hash: &Hash, bytes: u32) -> Option<&[u8]> {
+        let (map, range) = self.chunks.get(hash)?;
+        (range.len() == bytes as usize).then(|| self.maps.get(*map)?.get(range.clone()))?
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+}
+
+/// The state of slot `number`, its table, and where that begins; `None` if it has none that can be understood.
+pub(super) fn read(memory: &SharedMemory, number: u64) -> Option<(State, ShardIndex, u64)> {
+    let Page { state, table } = Page::read(memory, number)?;
+    let end = number.checked_mul(SLOT_BYTES)?.checked_add(table.end)?;
+    if state == State::Filling || end > memory.bytes().ok()? {
+        return None;
+    }
+    // Not longer than the memory is, which is there already.
+    let mut encoded = vec![0; usize::try_from(table.end - table.start).ok()?];
+    memory.read_at(number * SLOT_BYTES + table.start, &mut encoded).ok()?;
+    Some((state, ShardIndex::decode(&encoded).ok()?, table.start))
+}

@@ -1,0 +1,69 @@
+//! The memory tier: what a rank captured last, in memory that outlives its process.
+//!
+//! `lastgood run` holds a [`SharedMemory`] for each rank, and the rank's arenas lie in it. When the process crashes, the
+//! next attempt finds there what it would read from the store otherwise, and the supervisor completes the commit of what
+//! was captured and not committed yet.
+//!
+//! The memory has a slot for each arena:
+//!
+//! ```text
+//! slot k, at k × 1 TiB     page      magic, state, where the table is
+//!         + 2 MiB          segments  of the arena, 64 MiB apart
+//!         behind them      table     a shard index: which chunk lies where
+//! ```
+//!
+//! Nothing of it is trusted. The table ends with its hash, as every shard index does. A chunk is found by the hash that
+//! the checkpoint gives it, and hashed again when it is read; if it is not what it was, it is read from the store.
+//!
+//! A slot is `filling` from the moment at which its arena may change; then `captured`, when all of a save is in it and
+//! the save's journal is on disk; then `hashed`, when the table has the hashes of the chunks.
+
+mod held;
+mod slot;
+
+use std::sync::Arc;
+
+pub(crate) use held::Held;
+use lastgood_format::{Error, ErrorKind, Result};
+use lastgood_store::SharedMemory;
+pub(crate) use slot::{Slot, State, table};
+
+/// A rank's part of the memory tier, in which it alone writes.
+#[derive(Clone, Debug)]
+pub struct Tier {
+    memory: Arc<SharedMemory>,
+}
+
+impl Tier {
+    /// Takes the memory at `path`, which a supervisor holds.
+    ///
+    /// # Errors
+    /// `NotFound` if the supervisor has ended; `Denied` if it is another user's; `Invalid` if it is no such memory;
+    /// `Conflict` if another process has taken it; `Incompatible` if this system has none.
+    pub fn open(path: &str) -> Result<Self> {
+        let memory = SharedMemory::open(path)?;
+        if !memory.lock()? {
+            let error = Error::new(ErrorKind::Conflict, "another process has taken the memory");
+            return Err(error.with_object(path).with_remedy(
+                "each rank needs memory of its own: start every rank by `lastgood run`, or run it with --memory off",
+            ));
+        }
+        Ok(Self::new(memory))
+    }
+
+    /// The tier in `memory`, which nobody else writes to.
+    #[must_use]
+    pub fn new(memory: SharedMemory) -> Self {
+        Self { memory: Arc::new(memory) }
+    }
+
+    /// The slot of arena `number`, below [`SLOTS_MAX`](slot::SLOTS_MAX).
+    pub(crate) fn slot(&self, number: u64) -> Option<Slot> {
+        Slot::new(Arc::clone(&self.memory), number)
+    }
+
+    /// What is in it now.
+    pub(crate) fn held(&self) -> Held {
+        Held::new(&self.memory)
+    }
+}

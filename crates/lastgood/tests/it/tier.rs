@@ -1,0 +1,190 @@
+//! The memory tier: what is in memory is not read from the store, and is believed only by its hash.
+
+use lastgood::restore::Restored;
+use lastgood::save::{Compression, Mode, SaveOptions};
+use lastgood::state::World;
+use lastgood::tier::Tier;
+use lastgood::{ErrorKind, Repository, Run, RunOptions};
+use lastgood_store::SharedMemory;
+
+use crate::fixture::{
+    bytes, capture_bytes, in_memory, options, quick, restore_bytes, run_name, save_bytes, tapped,
+};
+use crate::tap::Op;
+
+const CHUNK: usize = 64 << 10;
+/// More than one segment of an arena.
+const STATE: usize = 70 << 20;
+
+/// As a process that takes the memory of the one before.
+fn open(repository: &Repository, memory: &SharedMemory, incarnation: &str) -> Run {
+    open_with(repository, memory, (World::ALONE, incarnation), quick())
+}
+
+fn open_with(
+    repository: &Repository,
+    memory: &SharedMemory,
+    (world, incarnation): (World, &str),
+    save: SaveOptions,
+) -> Run {
+    let tier = Some(Tier::open(&memory.path()).unwrap());
+    let options = RunOptions { tier, save, ..options(world, incarnation) };
+    Run::open(repository, &run_name(), options).unwrap()
+}
+
+fn restored(run: &mut Run, length: usize) -> (Restored, Vec<u8>) {
+    restore_bytes(run, length).unwrap().unwrap()
+}
+
+#[test]
+fn a_state_in_memory_is_not_read_from_the_store() {
+    let (_store, tap, repository) = tapped();
+    let memory = SharedMemory::create("test").unwrap();
+    let data = bytes(1, STATE);
+    let mut run = open(&repository, &memory, "a");
+    save_bytes(&mut run, 1, &data).unwrap();
+    drop(run);
+    tap.pass();
+    let mut run = open(&repository, &memory, "b");
+    let (told, found) = restored(&mut run, STATE);
+    assert!(found == data);
+    assert_eq!((told.step, told.bytes, told.bytes_read), (1, STATE as u64, 0));
+    let read = tap.calls().into_iter().filter(|call| call.op == Op::Range);
+    assert_eq!(read.filter(|call| call.key.ends_with(".pack")).count(), 0);
+}
+
+#[test]
+fn compressed_and_delta_chunks_are_found_by_what_they_decode_to() {
+    for compression in [Compression::Zstd(1), Compression::Delta { chain: 4 }] {
+        let (_store, repository) = in_memory();
+        let memory = SharedMemory::create("test").unwrap();
+        let save = SaveOptions { compression, ..quick() };
+        let mut run = open_with(&repository, &memory, (World::ALONE, "a"), save.clone());
+        let mut data = vec![7; 20 * CHUNK];
+        for step in 1..5 {
+            data[step * CHUNK] = step as u8;
+            save_bytes(&mut run, step as u64, &data).unwrap();
+        }
+        drop(run);
+        let mut run = open_with(&repository, &memory, (World::ALONE, "b"), save);
+        let (told, found) = restored(&mut run, data.len());
+        assert!(found == data);
+        assert_eq!((told.step, told.bytes_read), (4, 0), "{compression:?}");
+    }
+}
+
+#[test]
+fn what_is_damaged_in_memory_is_read_from_the_store() {
+    let (_store, repository) = in_memory();
+    let memory = SharedMemory::create("test").unwrap();
+    let data = bytes(1, 30 * CHUNK);
+    save_bytes(&mut open(&repository, &memory, "a"), 1, &data).unwrap();
+    // Every chunk in turn, in a bit of its own.
+    let begin = 2 << 20;
+    for chunk in 0..30 {
+        let at = begin + (chunk * CHUNK + chunk * 2111 % CHUNK) as u64;
+        let mut byte = [0];
+        memory.read_at(at, &mut byte).unwrap();
+        memory.write_at(at, &[byte[0] ^ (1 << (chunk % 8))]).unwrap();
+        let mut run = open(&repository, &memory, &format!("b{chunk}"));
+        let (told, found) = restored(&mut run, data.len());
+        assert!(found == data);
+        assert_eq!(told.bytes_read, ((chunk + 1) * CHUNK) as u64);
+    }
+}
+
+#[test]
+fn no_flip_of_page_or_table_makes_a_wrong_byte() {
+    let (_store, repository) = in_memory();
+    let memory = SharedMemory::create("test").unwrap();
+    let data = bytes(1, 3 * CHUNK);
+    save_bytes(&mut open(&repository, &memory, "a"), 1, &data).unwrap();
+    let mut words = [0; 16];
+    memory.read_at(16, &mut words).unwrap();
+    let (begin, end) = words.split_at(8);
+    let [begin, end] = [begin, end].map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+    let mut found_whole = 0;
+    for at in (0..64).chain(begin..end) {
+        let mut byte = [0];
+        memory.read_at(at, &mut byte).unwrap();
+        for bit in [0, 3, 7] {
+            memory.write_at(at, &[byte[0] ^ (1 << bit)]).unwrap();
+            let mut run = open(&repository, &memory, &format!("b{at}-{bit}"));
+            let (told, found) = restored(&mut run, data.len());
+            assert!(found == data);
+            found_whole += u32::from(told.bytes_read == 0);
+        }
+        memory.write_at(at, &byte).unwrap();
+    }
+    // Only what nothing is read from can be flipped without a loss: the rest of the page.
+    assert_eq!(found_whole, 32 * 3);
+}
+
+#[test]
+fn a_save_that_replaces_another_takes_it_away_before_it_changes_a_byte() {
+    let (_store, repository) = in_memory();
+    let memory = SharedMemory::create("test").unwrap();
+    let data = bytes(1, 30 * CHUNK);
+    let mut run = open(&repository, &memory, "a");
+    save_bytes(&mut run, 1, &data).unwrap();
+    let other = bytes(2, 30 * CHUNK);
+    // A capture that fails half way.
+    let failed = run.save(2, Mode::Sync, |capture| {
+        capture_bytes(capture, &other)?;
+        capture.check(|| Err(lastgood::Error::internal("not this one")));
+        Ok(())
+    });
+    assert_eq!(failed.map(drop).map_err(|e| e.kind()), Err(ErrorKind::Internal));
+    run.take_failures();
+    drop(run);
+    let mut run = open(&repository, &memory, "b");
+    let (told, found) = restored(&mut run, data.len());
+    assert!(found == data);
+    assert_eq!(told.bytes_read, data.len() as u64);
+}
+
+#[test]
+fn states_grow_and_shrink_in_memory() {
+    let (_store, repository) = in_memory();
+    let memory = SharedMemory::create("test").unwrap();
+    for (step, length) in [STATE, CHUNK, 0, 2 * STATE, STATE - 1].into_iter().enumerate() {
+        let data = bytes(step as u64, length);
+        let name = format!("a{step}");
+        save_bytes(&mut open(&repository, &memory, &name), 1 + step as u64, &data).unwrap();
+        let mut run = open(&repository, &memory, &format!("b{step}"));
+        let (told, found) = restored(&mut run, length);
+        assert!(found == data);
+        assert_eq!(told.bytes_read, 0, "{length}");
+    }
+}
+
+#[test]
+fn a_client_that_still_holds_the_memory_of_a_save_sees_it_as_it_was() {
+    let (store, tap, repository) = tapped();
+    let memory = SharedMemory::create("test").unwrap();
+    let first = bytes(1, STATE);
+    let mut run = open(&repository, &memory, "a");
+    tap.hold();
+    save_bytes(&mut run, 1, &first).unwrap();
+    for (step, length) in [(2, STATE), (3, CHUNK), (4, STATE)] {
+        save_bytes(&mut run, step, &bytes(step, length)).unwrap();
+    }
+    drop(run);
+    // What was put first is what was captured first, although the memory was wanted three times since.
+    for (key, payload) in tap.held() {
+        let stored = store.peek(&key).unwrap();
+        assert!(payload.to_bytes() == stored, "{key}");
+    }
+    let mut run = open(&repository, &memory, "b");
+    assert!(restored(&mut run, STATE).1 == bytes(4, STATE));
+}
+
+#[test]
+fn the_memory_has_one_writer() {
+    let memory = SharedMemory::create("test").unwrap();
+    let first = Tier::open(&memory.path()).unwrap();
+    let kind = || Tier::open(&memory.path()).map(drop).map_err(|error| error.kind());
+    assert_eq!(kind(), Err(ErrorKind::Conflict));
+    drop(first);
+    assert_eq!(kind(), Ok(()));
+}
