@@ -46,7 +46,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, and
+    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, those
+    of them that were read from the store (``bytes_read``, as stored: what a crash has left in memory is not read), and
     what a person should know (``notices``), such as checkpoints that were skipped.
 
     Example:
@@ -63,3 +64,4 @@ class Restored:
     world_size: int
     bytes: int
     notices: list[str] = field(default_factory=list)
+    bytes_read: int = 0

@@ -173,7 +173,7 @@ class Run:
     """
     One rank of one attempt of a run. Every method that waits or copies releases the interpreter's lock.
     """
-    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None, resume: str = "live", policy: dict[str, Any] | None = None) -> Run:
+    def __new__(cls, /, url: str, options: dict[str, str], run: str, rank: SupportsIndex, world_size: SupportsIndex, incarnation: str | None, settings: dict[str, Any], journal: dict[str, Any] | None = None, environment: dict[str, str] | None = None, replay: str | None = None, preflight: str = "refuse", accept: str | None = None, resume: str = "live", policy: dict[str, Any] | None = None, memory: str | None = None) -> Run:
         """
         Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
         """
@@ -257,6 +257,11 @@ class Run:
     def mark(self, /, selector: str, standing: str, reason: str) -> str:
         """
         Gives the checkpoint that `selector` names a standing: good, bad or verified. Gives its id.
+        """
+    @property
+    def memory_notice(self, /) -> str | None:
+        """
+        Why it captures in memory of its own and not in that which it was given; None if it was given none.
         """
     def notice(self, /) -> bool:
         """

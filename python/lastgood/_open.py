@@ -144,6 +144,7 @@ def open_run(
             _preflight.acceptance_of(accept),
             resume_of(resume),
             settings_of(decides),
+            os.environ.get("LASTGOOD_MEMORY") if plan is None else None,
         ),
         {} if state is None else state,
         world,
@@ -156,6 +157,8 @@ def open_run(
         ends=ends,
         predicts=str((settings or {}).get("compression", "")).startswith("delta"),
     )
+    if notice := opened._native.memory_notice:
+        warnings.warn(f"lastgood: {notice}", RuntimeWarning, stacklevel=3)
     _run._open_runs.add(opened)
     return opened
 

@@ -458,13 +458,13 @@ class Run:
             raise SystemExit(0)
         notices += _preflight.notices_of(found)
         plan.check()
-        placed, _ = plan.read()
+        placed, read = plan.read()
         plan.apply()
         notices += plan.notices
         self._native.build_on(checkpoint)
         notices += filter(None, [self._native.resume_notice()])
         self.last_restore = Restored(
-            checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices
+            checkpoint.id, checkpoint.step, checkpoint.world_size, placed, notices, read
         )
         step: int = checkpoint.step
         self._note_saved(step)

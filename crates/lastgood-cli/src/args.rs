@@ -51,6 +51,15 @@ pub(crate) struct RunArgs {
     pub(crate) run: RunName,
 }
 
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    /// It is
+    On,
+    /// It is not
+    Off,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a job under supervision: restart it from the last good checkpoint until it is done
@@ -392,6 +401,10 @@ pub(crate) struct Supervise {
     #[arg(long, default_value = "30s", value_name = "DURATION",
           value_parser = humantime::parse_duration)]
     pub(crate) grace: std::time::Duration,
+    /// Ranks capture in memory that this process holds: when one crashes, the next attempt need not read its state from
+    /// the store, and a save that was in memory alone is completed
+    #[arg(long, default_value = "on", value_name = "on|off")]
+    pub(crate) memory: OnOff,
     /// What is done if a restore would compute otherwise than the process that saved: refuse, warn or off
     #[arg(long, value_name = "MODE", value_parser = ["refuse", "warn", "off"])]
     pub(crate) preflight: Option<String>,

@@ -123,7 +123,7 @@ impl Reader {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        read(py, &self.repository(py)?, self.world, checkpoint, targets)
+        read(py, &self.repository(py)?, (self.world, None), checkpoint, targets)
     }
 
     /// Looks whether this process, which computes with `environment` and goes on from the checkpoint, may restore it,

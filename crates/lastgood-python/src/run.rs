@@ -12,6 +12,7 @@ use lastgood::replay::{Due, Plan, Replay};
 use lastgood::restore::{Contents, Selector};
 use lastgood::save::{CHAIN_DEFAULT, Compression, Mode, SaveOptions};
 use lastgood::state::World;
+use lastgood::tier::Tier;
 use lastgood::{Error, ErrorKind, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
 use pyo3::prelude::*;
@@ -36,6 +37,7 @@ pub(crate) struct Run {
     /// The number of the attempt.
     #[pyo3(get)]
     attempt: u64,
+    memory_notice: Option<String>,
     /// `None` once it is closed.
     inner: Arc<Mutex<Option<lastgood::Run>>>,
 }
@@ -131,6 +133,14 @@ pub(crate) fn repository(
     if create { Repository::create(store, env) } else { Repository::open(store, env) }
 }
 
+/// Memory that cannot be taken is done without.
+fn take_memory(path: Option<&str>) -> (Option<Tier>, Option<String>) {
+    match path.map(Tier::open).transpose() {
+        Ok(tier) => (tier, None),
+        Err(error) => (None, Some(format!("it captures in memory of its own: {error}"))),
+    }
+}
+
 #[pymethods]
 impl Run {
     /// Opens run `run` in the store `url` as rank `rank` of `world_size`; `settings` are those of saves.
@@ -138,6 +148,7 @@ impl Run {
     #[pyo3(signature = (
         url, options, run, rank, world_size, incarnation, settings, journal=None,
         environment=None, replay=None, preflight="refuse", accept=None, resume="live", policy=None,
+        memory=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "named by the one caller")]
     fn new(
@@ -156,7 +167,9 @@ impl Run {
         accept: Option<&str>,
         resume: &str,
         policy: Option<BTreeMap<String, Bound<'_, PyAny>>>,
+        memory: Option<&str>,
     ) -> PyResult<Self> {
+        let (tier, memory_notice) = take_memory(memory);
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
         let world = World { rank, size: world_size };
@@ -172,6 +185,7 @@ impl Run {
             preflight,
             resume: resume.parse().or_raise()?,
             policy: policy.as_ref().map(policy::from_python).transpose()?,
+            tier,
             ..RunOptions::default()
         };
         py.detach(|| {
@@ -183,9 +197,16 @@ impl Run {
             let options_of_run = RunOptions { replay, ..options_of_run };
             let inner = lastgood::Run::open(&repository, &name, options_of_run)?;
             let attempt = inner.attempt().number;
-            Ok(Self { repository, name, world, attempt, inner: Arc::new(Mutex::new(Some(inner))) })
+            let inner = Arc::new(Mutex::new(Some(inner)));
+            Ok(Self { repository, name, world, attempt, memory_notice, inner })
         })
         .or_raise()
+    }
+
+    /// Why it captures in memory of its own and not in that which it was given; None if it was given none.
+    #[getter]
+    fn memory_notice(&self) -> Option<&str> {
+        self.memory_notice.as_deref()
     }
 
     /// The checkpoint to restore, or None for a fresh run. Damaged ones that it finds are marked bad.
@@ -276,7 +297,8 @@ impl Run {
         checkpoint: &Checkpoint,
         targets: Py<Targets>,
     ) -> PyResult<(u64, u64)> {
-        read(py, &self.repository, self.world, checkpoint, targets)
+        let tier = py.detach(|| self.with(|run| Ok(run.tier().cloned()))).or_raise()?;
+        read(py, &self.repository, (self.world, tier), checkpoint, targets)
     }
 
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
@@ -594,14 +616,15 @@ pub(crate) fn interruptible<T: Send + 'static>(
 pub(crate) fn read(
     py: Python<'_>,
     repository: &Repository,
-    world: World,
+    (world, tier): (World, Option<Tier>),
     checkpoint: &Checkpoint,
     targets: Py<Targets>,
 ) -> PyResult<(u64, u64)> {
     let (repository, contents) = (repository.clone(), checkpoint.contents());
     interruptible(py, move || {
         let mut taken = Python::attach(|py| std::mem::take(&mut *targets.borrow_mut(py)));
-        let read = taken.fill(world, |targets| repository.restore(&contents, targets));
+        let read =
+            taken.fill(world, |targets| repository.restore_with(&contents, targets, tier.as_ref()));
         Python::attach(|py| *targets.borrow_mut(py) = taken);
         read.map(|restored| (restored.bytes, restored.bytes_read))
     })

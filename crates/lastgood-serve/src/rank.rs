@@ -13,6 +13,7 @@ use lastgood::journal::JournalOptions;
 use lastgood::preflight::{Acceptance, PreflightOptions};
 use lastgood::replay::{Plan, Replay};
 use lastgood::state::World;
+use lastgood::tier::Tier;
 use lastgood::{Error, Heartbeat, Repository, Result, RunName, RunOptions};
 use lastgood_store::{Env, SystemEnv};
 
@@ -34,6 +35,9 @@ pub const PLACE: &str = "LASTGOOD_PLACE";
 /// The file to which a rank writes the number of finished steps plus 1: eight bytes, little-endian,
 /// at offset 0.
 pub const HEARTBEAT: &str = "LASTGOOD_HEARTBEAT";
+
+/// The path of the [memory](lastgood::tier) that outlives this rank's process, which the supervisor holds.
+pub const MEMORY: &str = "LASTGOOD_MEMORY";
 
 /// The folder of open segments of journals, on a disk that outlives a process. Unless it is set, they lie beside a
 /// local store, and for any other store where the user's state is kept.
@@ -84,8 +88,10 @@ pub struct Rank {
     pub store: Option<String>,
     /// The run, if it was given.
     pub run: Option<RunName>,
-    /// World, incarnation, heartbeat, journal and preflight, to open the run with; everything else is the default.
+    /// World, incarnation, memory, heartbeat, journal and preflight, to open the run with; everything else is the default.
     pub options: RunOptions,
+    /// What a person should know: that the rank captures in memory of its own, and why.
+    pub notices: Vec<String>,
 }
 
 impl Rank {
@@ -132,9 +138,11 @@ impl Rank {
             accept: accept.unwrap_or_default(),
         };
         let replay = variable(REPLAY).map(|plan| open_replay(&plan, &store_options()));
+        let (tier, notices) = take_memory(variable(MEMORY).as_deref());
         let options = RunOptions {
             world,
             incarnation,
+            tier,
             heartbeat,
             journal,
             preflight,
@@ -142,7 +150,15 @@ impl Rank {
             resume: parse(RESUME, variable(RESUME))?.unwrap_or_default(),
             ..RunOptions::default()
         };
-        Ok(Self { store, run: parse(RUN, variable(RUN))?, options })
+        Ok(Self { store, run: parse(RUN, variable(RUN))?, options, notices })
+    }
+}
+
+/// Memory that cannot be taken is done without: what is captured is then lost in a crash, until it is in the store.
+fn take_memory(path: Option<&str>) -> (Option<Tier>, Vec<String>) {
+    match path.map(Tier::open).transpose() {
+        Ok(tier) => (tier, Vec::new()),
+        Err(error) => (None, vec![format!("it captures in memory of its own: {error}")]),
     }
 }
 

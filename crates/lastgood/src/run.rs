@@ -106,8 +106,9 @@ impl Run {
             None => None,
         };
         let recording = recording(journal.as_ref(), wanted.as_ref());
+        let tier = options.tier.filter(|_| replaying.is_none());
         let worker = Worker {
-            shared: Arc::new(Shared::new(&options.save, options.tier.as_ref())),
+            shared: Arc::new(Shared::new(&options.save, tier.as_ref())),
             io: io.clone(),
             ledger: ledger.clone(),
             writer: writer.clone(),
@@ -117,7 +118,6 @@ impl Run {
             earlier: Earlier::default(),
         };
         let saver = Saver::start(worker, options.save)?;
-        let heartbeat = OptionalHeartbeat(options.heartbeat);
         let resuming = match (&journal, options.resume) {
             (Some(journal), Resume::Replay) if replaying.is_none() => {
                 Some(resume(journal, (repository, &ledger), &attempt)?)
@@ -132,11 +132,11 @@ impl Run {
             attempt,
             writer,
             world,
-            heartbeat,
+            heartbeat: OptionalHeartbeat(options.heartbeat),
             environment: options.environment,
             preflight: options.preflight,
             saver,
-            tier: options.tier,
+            tier,
             journal,
             replaying,
             resuming,

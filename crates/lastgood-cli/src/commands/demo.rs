@@ -191,6 +191,8 @@ impl Training {
             store: url.to_owned(),
             run,
             environment: RankEnvironment(Arc::new(environment)),
+            // It shows what the store alone gives back.
+            memory: false,
             restarts_max: 3,
             stall_timeout: Some(std::time::Duration::from_secs(60)),
             grace: std::time::Duration::from_secs(5),
@@ -287,7 +289,11 @@ impl<'a> Timeline<'a> {
                 let body = json!({"event": "shrunk", "gone": gone, "ranks": ranks});
                 self.training.show.event(self.step, not_replaced(gone, *ranks), body);
             }
-            Event::Failed(_) | Event::Restarting { .. } | Event::Stopping => {}
+            Event::Failed(_)
+            | Event::Restarting { .. }
+            | Event::Completed(_)
+            | Event::NotCompleted(_)
+            | Event::Stopping => {}
         }
     }
 

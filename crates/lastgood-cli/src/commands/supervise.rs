@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use lastgood::Repository;
 use lastgood::replay::Resume;
 use lastgood::restore::choose;
+use lastgood::save::Completed;
 use lastgood_serve::supervise::{
     Cause, PREEMPTED, RankEnvironment, Stream, not_replaced, tie_to_parent,
 };
@@ -24,7 +25,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::resumed;
-use crate::args::Supervise;
+use crate::args::{OnOff, Supervise};
 use crate::exit::Exit;
 use crate::{output, program, session};
 
@@ -40,6 +41,7 @@ pub(super) fn run(args: &Supervise, as_json: bool) -> Result<Exit> {
         store: args.run.store.store.clone(),
         run: args.run.run.clone(),
         environment: told(args)?,
+        memory: args.memory == OnOff::On,
         restarts_max: args.restarts,
         stall_timeout: (!args.stall_timeout.is_zero()).then_some(args.stall_timeout),
         grace: args.grace,
@@ -225,6 +227,13 @@ fn show(event: &Event<'_>) {
                 "lastgood: starting again in {after} s; {left} more without a new checkpoint"
             ));
         }
+        Event::Completed(Completed { checkpoint, step, .. }) => output::note(format_args!(
+            "lastgood: step {step} was in memory alone; it is a checkpoint now ({})",
+            checkpoint.short()
+        )),
+        Event::NotCompleted(error) => output::note(format_args!(
+            "lastgood: what was in memory alone is no checkpoint: {error}"
+        )),
         Event::Stopping => output::note("lastgood: told to stop; ending the ranks"),
         Event::Step(_) | Event::Ended { .. } => {}
     }
@@ -250,6 +259,10 @@ fn show_json(event: &Event<'_>) {
             "step": failure.step, "cause": failure.cause.to_string()}),
         Event::Restarting { after, left, ranks, gone } => json!({"event": "restarting",
             "after_s": after.as_secs_f64(), "left": left, "ranks": ranks, "gone": gone}),
+        Event::Completed(Completed { checkpoint, step, bytes }) => json!({"event": "completed",
+            "step": step, "checkpoint": checkpoint, "bytes": bytes}),
+        Event::NotCompleted(error) => json!({"event": "not_completed",
+            "error": error.to_string()}),
         Event::Stopping => json!({"event": "stopping"}),
     };
     output::line(body);

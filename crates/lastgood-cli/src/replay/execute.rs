@@ -41,6 +41,7 @@ pub(crate) fn execute(
         store: plan.source.store.clone(),
         run: plan.into.run.clone(),
         environment: RankEnvironment(Arc::new(variables)),
+        memory: false,
         restarts_max: 0,
         stall_timeout: Some(STALL),
         grace: Duration::from_secs(30),

@@ -9,6 +9,7 @@ mod everywhere;
 mod export;
 mod json;
 mod large;
+mod memory;
 mod output;
 mod policy;
 mod postmortem;

@@ -9,6 +9,7 @@ use lastgood::{Hash, Result};
 use rustix::process::Signal;
 
 use super::guard::Guard;
+use super::memories::Memories;
 use super::places::Places;
 use super::process::{Message, RankProcess};
 use super::watch::Watch;
@@ -36,6 +37,7 @@ pub(super) struct Launch<'a> {
     pub(super) from: Option<(u64, Hash)>,
     pub(super) restarts: u32,
     pub(super) port: u16,
+    pub(super) memories: &'a Memories,
 }
 
 /// How an attempt ended.
@@ -141,6 +143,7 @@ fn command(job: &Job, launch: &Launch<'_>, watch: &Watch, rank: u32) -> Command 
         .env(rank::INCARNATION, &launch.attempt.incarnation)
         .env(rank::PLACE, launch.places.of(rank).to_string())
         .env(rank::HEARTBEAT, watch.path(rank))
+        .envs(launch.memories.path(launch.places.of(rank)).map(|path| (rank::MEMORY, path)))
         .envs((job.environment.0)(launch.restarts, rank));
     command
 }

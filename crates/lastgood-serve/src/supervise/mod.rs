@@ -13,10 +13,12 @@
 //! | `watch` | heartbeats, and what counts as a stall |
 //! | `budget` | whether another attempt is worth it |
 //! | `places` | who is not replaced |
+//! | `memories` | what ranks have captured, which outlives them |
 
 mod attempt;
 mod budget;
 mod guard;
+mod memories;
 mod places;
 mod process;
 mod watch;
@@ -35,7 +37,9 @@ pub use guard::guard;
 use lastgood::attempt::{NewAttempt, tell_incident};
 use lastgood::ledger::{Attempt, Ledger, Standing};
 use lastgood::policy::failures;
+use lastgood::save::Completed;
 use lastgood::{Error, Hash, Repository, Result, RunName, restore};
+use memories::Memories;
 use places::Places;
 
 /// Who writes the supervisor's entries of the ledger.
@@ -67,6 +71,9 @@ pub struct Job {
     pub run: RunName,
     /// More variables for single ranks.
     pub environment: RankEnvironment,
+    /// Each rank captures in memory that this process holds: after a crash it is there, and need not be read from the
+    /// store; and a save that was in memory alone is completed.
+    pub memory: bool,
     /// How many restarts are made without a new checkpoint between them.
     pub restarts_max: u32,
     /// An attempt without progress for so long has stalled. `None`: never.
@@ -144,6 +151,10 @@ pub enum Event<'a> {
         /// The ranks that are lost and not replaced.
         gone: Vec<u32>,
     },
+    /// A save was in the memory of its ranks alone when they ended; it is a checkpoint now.
+    Completed(Completed),
+    /// It could not be made one.
+    NotCompleted(&'a Error),
     /// The ranks were told to end, because this process was.
     Stopping,
 }
@@ -269,13 +280,25 @@ pub fn supervise(
     let mut budget = Budget::new(job.restarts_max);
     let mut restarts = 0;
     let mut guard = Guard::start(&job.guard)?;
+    let memories = Memories::new(job)?;
     loop {
         let attempt = start(repository, &mut ledger, places.ranks())?;
         budget.saw_checkpoint(newest_step(&ledger));
         let from = attempt.from.and_then(|id| Some((ledger.history().checkpoint(&id)?.step, id)));
         let port = port(job)?;
-        let launch = attempt::Launch { attempt: &attempt, places: &places, from, restarts, port };
-        let (failure, lost) = match attempt::run(job, &launch, control, &mut guard, on_event)? {
+        let launch = attempt::Launch {
+            attempt: &attempt,
+            places: &places,
+            from,
+            restarts,
+            port,
+            memories: &memories,
+        };
+        let end = attempt::run(job, &launch, control, &mut guard, on_event)?;
+        if !matches!(end, attempt::End::Finished) {
+            memories.complete(repository, &job.run, on_event);
+        }
+        let (failure, lost) = match end {
             attempt::End::Finished => return Ok(Outcome::Finished { attempts: restarts + 1 }),
             attempt::End::Stopped => return Ok(Outcome::Stopped),
             attempt::End::Failed { failure, lost } => (failure, lost),

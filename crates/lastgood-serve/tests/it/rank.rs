@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use lastgood::state::World;
 use lastgood::{ErrorKind, Result};
 use lastgood_serve::Rank;
+use lastgood_store::SharedMemory;
 
 fn from(variables: &[(&str, &str)]) -> Result<Rank> {
     let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
@@ -33,6 +34,19 @@ fn a_rank_tells_its_steps() {
     assert_eq!(rank.run.unwrap().as_str(), "llm");
     (rank.options.heartbeat.unwrap())(41);
     assert_eq!(std::fs::read(path).unwrap(), 42_u64.to_le_bytes());
+}
+
+#[test]
+fn a_rank_takes_its_memory_or_says_why_not() {
+    let memory = SharedMemory::create("test").unwrap();
+    let path = memory.path();
+    let first = from(&[("LASTGOOD_MEMORY", &path)]).unwrap();
+    assert!(first.options.tier.is_some() && first.notices.is_empty());
+    for path in [path.as_str(), "/proc/self/fd/9999"] {
+        let other = from(&[("LASTGOOD_MEMORY", path)]).unwrap();
+        assert!(other.options.tier.is_none());
+        assert!(other.notices[0].contains("memory of its own"), "{:?}", other.notices);
+    }
 }
 
 #[test]

@@ -26,6 +26,8 @@ enum Seen {
     Ended(u32, Cause),
     Failed(u32, Cause, Option<u64>),
     Gone(Vec<u32>, u32),
+    Completed(u64),
+    NotCompleted(ErrorKind),
     Stopping,
 }
 
@@ -50,6 +52,7 @@ impl Stage {
             store: folder.to_string(),
             run: "job".parse().unwrap(),
             environment: Default::default(),
+            memory: false,
             restarts_max: 3,
             stall_timeout: None,
             grace: Duration::from_secs(20),
@@ -73,6 +76,8 @@ impl Stage {
                 Event::Ended { rank, cause } => Seen::Ended(rank, cause),
                 Event::Failed(f) => Seen::Failed(f.rank, f.cause, f.step),
                 Event::Stopping => Seen::Stopping,
+                Event::Completed(completed) => Seen::Completed(completed.step),
+                Event::NotCompleted(error) => Seen::NotCompleted(error.kind()),
                 Event::Restarting { gone, ranks, .. } if !gone.is_empty() => {
                     Seen::Gone(gone, ranks)
                 }

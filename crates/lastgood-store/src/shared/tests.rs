@@ -67,8 +67,8 @@ fn memory_is_given_back_and_never_cut_off() -> Result<()> {
 fn what_is_no_such_memory_is_refused() -> Result<()> {
     let held = SharedMemory::create("test")?;
     held.grow(4096)?;
-    for range in [0..8192, 4096..4096, 4096..0, 0..u64::MAX] {
-        assert_eq!(held.map(range).map(drop).map_err(|e| e.kind()), Err(ErrorKind::Invalid));
+    for (begin, end) in [(0, 8192), (4096, 4096), (4096, 0), (0, u64::MAX)] {
+        assert_eq!(held.map(begin..end).map(drop).map_err(|e| e.kind()), Err(ErrorKind::Invalid));
     }
     let folder = tempfile::tempdir().map_err(|e| Error::internal(e.to_string()))?;
     let file = folder.path().join("file");

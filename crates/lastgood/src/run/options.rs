@@ -26,7 +26,8 @@ pub struct RunOptions {
     pub save: SaveOptions,
     /// When it saves, which [`Run::wants`](crate::Run::wants) says. Default none: the program decides.
     pub policy: Option<Policy>,
-    /// Memory that outlives the process, in which it captures. Default none; a supervisor gives it.
+    /// Memory that outlives the process, in which it captures. Default none; a supervisor gives it. A replay leaves it
+    /// alone.
     pub tier: Option<Tier>,
     /// Called by [`Run::step`](crate::Run::step).
     pub heartbeat: Option<Heartbeat>,

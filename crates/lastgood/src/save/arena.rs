@@ -15,10 +15,15 @@ use crate::state::Capture;
 use crate::tier::Slot;
 
 /// A filled segment that pipeline and store share.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Segment(Arc<Block>);
 
 impl Segment {
+    /// A segment that was filled by a process that is gone.
+    pub(crate) fn shared(map: SharedMap) -> Self {
+        Self(Arc::new(Block::Shared(map)))
+    }
+
     /// The bytes of the segment; only what the plan filled has a meaning.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.bytes()
@@ -45,6 +50,12 @@ pub(crate) enum Block {
     Shared(SharedMap),
 }
 
+impl Default for Block {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
 impl Block {
     fn bytes(&self) -> &[u8] {
         match self {
@@ -62,7 +73,7 @@ impl Block {
 }
 
 /// One segment of an arena.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Place {
     block: Arc<Block>,
     /// The block that this segment had in the memory tier. A store client may hold it beyond its save: as long as
@@ -71,10 +82,6 @@ struct Place {
 }
 
 impl Place {
-    fn empty() -> Self {
-        Self { block: Arc::new(Block::Own(Vec::new())), lent: Weak::new() }
-    }
-
     fn len(&self) -> usize {
         self.block.bytes().len()
     }
@@ -161,11 +168,11 @@ impl Arena {
         }
         let count = plan.segments.len();
         if self.places.len() < count {
-            self.places.resize_with(count, Place::empty);
+            self.places.resize_with(count, Place::default);
         }
         self.used = count;
         let (places, beyond) = self.places.split_at_mut(count);
-        beyond.iter_mut().for_each(|place| place.block = Place::empty().block);
+        beyond.iter_mut().for_each(|place| place.block = Arc::default());
         if let Some(slot) = &self.slot {
             slot.begin()?;
             if !beyond.is_empty() && beyond.iter().all(Place::is_free) {
@@ -182,7 +189,7 @@ impl Arena {
         for (place, used) in places.iter_mut().zip(&plan.segments) {
             let comes_back = self.slot.is_some() && !place.is_shared() && place.is_free();
             if comes_back || !is_kept(place, *used) {
-                place.block = Place::empty().block;
+                place.block = Arc::default();
             }
         }
         for (i, (place, used)) in places.iter_mut().zip(&plan.segments).enumerate() {

@@ -6,6 +6,7 @@
 mod arena;
 mod base;
 mod batches;
+mod complete;
 mod deltas;
 mod digest;
 mod earlier;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use arena::{Arena, Segment};
 pub(crate) use base::Base;
+pub use complete::{Completed, complete};
 pub(crate) use digest::Teller;
 pub(crate) use earlier::Earlier;
 pub use handle::{SaveHandle, SaveStatus};

@@ -19,6 +19,7 @@
 //! the save's journal is on disk; then `hashed`, when the table has the hashes of the chunks.
 
 mod held;
+mod left;
 mod slot;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 pub(crate) use held::Held;
 use lastgood_format::{Error, ErrorKind, Result};
 use lastgood_store::SharedMemory;
+pub(crate) use left::Left;
 pub(crate) use slot::{Slot, State, table};
 
 /// A rank's part of the memory tier, in which it alone writes.
@@ -60,6 +62,11 @@ impl Tier {
     /// The slot of arena `number`, below [`SLOTS_MAX`](slot::SLOTS_MAX).
     pub(crate) fn slot(&self, number: u64) -> Option<Slot> {
         Slot::new(Arc::clone(&self.memory), number)
+    }
+
+    /// The saves that are whole in it.
+    pub(crate) fn left(&self) -> Vec<Left> {
+        Left::all(&self.memory)
     }
 
     /// What is in it now.

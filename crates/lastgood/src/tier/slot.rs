@@ -21,7 +21,7 @@ pub(super) const SLOT_BYTES: u64 = 1 << 40;
 pub(super) const HEAD_BYTES: u64 = 2 << 20;
 
 /// From one segment to the next.
-const STRIDE: u64 = SEGMENT_BYTES as u64;
+pub(super) const STRIDE: u64 = SEGMENT_BYTES as u64;
 
 /// The segments that a slot has room for, and a table behind them.
 const SEGMENTS_MAX: u64 = (SLOT_BYTES - HEAD_BYTES) / STRIDE - TABLE_BYTES_MAX / STRIDE - 1;

@@ -1,16 +1,20 @@
 //! The memory tier: what is in memory is not read from the store, and is believed only by its hash.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use lastgood::restore::Restored;
-use lastgood::save::{Compression, Mode, SaveOptions};
+use lastgood::save::{Completed, Compression, Mode, SaveOptions, complete};
 use lastgood::state::World;
 use lastgood::tier::Tier;
-use lastgood::{ErrorKind, Repository, Run, RunOptions};
+use lastgood::{ErrorKind, Hash, Repository, Result, Run, RunOptions};
 use lastgood_store::SharedMemory;
 
 use crate::fixture::{
-    bytes, capture_bytes, in_memory, options, quick, restore_bytes, run_name, save_bytes, tapped,
+    Model, bytes, capture_bytes, in_memory, open_all, options, quick, restore_bytes, run_name,
+    save_all, save_bytes, tapped,
 };
-use crate::tap::Op;
+use crate::tap::{Act, Op, Tap};
 
 const CHUNK: usize = 64 << 10;
 /// More than one segment of an arena.
@@ -187,4 +191,131 @@ fn the_memory_has_one_writer() {
     assert_eq!(kind(), Err(ErrorKind::Conflict));
     drop(first);
     assert_eq!(kind(), Ok(()));
+}
+
+/// Two ranks whose memory a supervisor holds.
+struct Supervised {
+    tap: Tap,
+    repository: Repository,
+    memories: [Arc<SharedMemory>; 2],
+}
+
+fn world(rank: u32) -> World {
+    World { rank, size: 2 }
+}
+
+impl Supervised {
+    /// Both have a checkpoint of step 1, and crash in the save of step 2, whose objects with `part` in their keys
+    /// cannot be put.
+    fn crashed(part: &'static str) -> Self {
+        let (_store, tap, repository) = tapped();
+        let memories = [(); 2].map(|()| Arc::new(SharedMemory::create("test").unwrap()));
+        let this = Self { tap, repository, memories };
+        let mut runs = this.open("a");
+        this.save(&mut runs, 1).unwrap();
+        this.tap.play(move |call| match call.op == Op::Put && call.key.contains(part) {
+            true => Act::Fail(ErrorKind::Denied),
+            false => Act::Pass,
+        });
+        assert!(this.save(&mut runs, 2).is_err());
+        runs.iter_mut().for_each(|run| drop(run.take_failures()));
+        drop(runs);
+        this.tap.pass();
+        this
+    }
+
+    fn open(&self, incarnation: &str) -> Vec<Run> {
+        let open = |rank: u32| {
+            let who = (world(rank), incarnation);
+            // The rank that fails is waited for in vain.
+            let save = SaveOptions { commit_wait: Duration::from_millis(100), ..quick() };
+            open_with(&self.repository, &self.memories[rank as usize], who, save)
+        };
+        (0..2).map(open).collect()
+    }
+
+    fn save(&self, runs: &mut [Run], step: u64) -> Result<Hash> {
+        save_all(runs, step, |capture| {
+            let world = capture.world();
+            Model::capture(Box::leak(Box::new(Model::at(step, world))), capture)
+        })
+    }
+
+    fn tiers(&self) -> Vec<Tier> {
+        self.memories.iter().map(|memory| Tier::open(&memory.path()).unwrap()).collect()
+    }
+
+    fn complete(&self) -> Result<Option<Completed>> {
+        complete(&self.repository, &run_name(), &self.tiers())
+    }
+
+    /// That the last good checkpoint is the state of `step`, as the store alone tells it.
+    fn check(&self, incarnation: &str, step: u64) {
+        for (rank, mut run) in open_all(&self.repository, 2, incarnation).into_iter().enumerate() {
+            let world = world(rank as u32);
+            let mut model = Model::blank(world);
+            let restored = run.restore(&mut model, |model, targets| model.targets(targets, world));
+            assert_eq!(restored.unwrap().unwrap().step, step);
+            assert!(model == Model::at(step, world));
+        }
+    }
+}
+
+#[test]
+fn what_was_only_in_memory_becomes_a_checkpoint() {
+    // Some packs are there, or all, or the index of one rank too, or all but the commit.
+    for (part, writes) in
+        [("/1-0.pack", true), (".idx", true), ("/1.idx", true), ("ledger/", false)]
+    {
+        let crashed = Supervised::crashed(part);
+        let done = crashed.complete().unwrap().unwrap();
+        assert_eq!((done.step, done.bytes > 0), (2, writes), "{part}");
+        crashed.check("b", 2);
+        assert_eq!(crashed.complete().unwrap(), None);
+    }
+}
+
+#[test]
+fn completing_can_fail_at_every_call_and_be_done_again() {
+    let calls = {
+        let crashed = Supervised::crashed("/1-0.pack");
+        crashed.complete().unwrap();
+        crashed.tap.calls().len()
+    };
+    for n in 0..calls {
+        for kind in [ErrorKind::Denied, ErrorKind::Unavailable] {
+            let crashed = Supervised::crashed("/1-0.pack");
+            let act = if kind == ErrorKind::Denied { Act::Fail(kind) } else { Act::Lose };
+            crashed.tap.play(move |call| if call.n == n { act } else { Act::Pass });
+            let first = crashed.complete();
+            crashed.tap.pass();
+            let again = crashed.complete();
+            let found = [&first, &again].into_iter().flatten().flatten().count();
+            assert!(found > 0, "call {n}: {first:?}, {again:?}");
+            crashed.check("b", 2);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_whole_is_not_completed() {
+    let crashed = Supervised::crashed("/1-0.pack");
+    // A rank's memory is lost with its machine.
+    let one = complete(&crashed.repository, &run_name(), &crashed.tiers()[..1]);
+    assert_eq!(one.unwrap(), None);
+    // Another attempt has begun.
+    crashed.check("b", 1);
+    assert_eq!(crashed.complete().unwrap(), None);
+    crashed.check("c", 1);
+}
+
+#[test]
+fn memory_that_has_changed_since_it_was_hashed_is_no_checkpoint() {
+    let crashed = Supervised::crashed("/1.idx");
+    // Rank 0 has put its part, and has hashed it before.
+    crashed.memories[0].write_at((2 << 20) + 5, &[1, 2, 3]).unwrap();
+    let refused = crashed.complete().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    assert!(refused.to_string().contains("rank 0"), "{refused}");
+    crashed.check("b", 1);
 }
