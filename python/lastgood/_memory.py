@@ -6,6 +6,7 @@ little-endian.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 from typing import Any, NamedTuple
@@ -164,6 +165,13 @@ def told(array: Any) -> dict[str, Any]:
         same = numpy_dtype(NUMPY_DTYPES[array.dtype.name]) == array.dtype
         return {} if same or array.dtype.byteorder == ">" else {"dtype": array.dtype.name}
     return {}
+
+
+def buffer_of(taken: Any) -> Any:
+    """The memory that was taken from what a crash has left, as a buffer that keeps it."""
+    buffer = (ctypes.c_char * taken.bytes).from_address(taken.address)
+    buffer._taken = taken
+    return buffer
 
 
 def of_torch(tensor: Any) -> Memory:

@@ -34,6 +34,8 @@ class Plan:
         self.problems: list[str] = []
         self.missing = False
         self.notices: list[str] = []
+        #: Who only reads has no memory that outlives a process.
+        self.taking = native.take(checkpoint) if isinstance(native, _lastgood.Run) else None
         self._compare_components(partial)
         self._load(self._read_trees())
 
@@ -106,7 +108,8 @@ class Plan:
                 if found is not None and (rank == self.world.rank or base not in tensors):
                     tensors[base] = found
         plain = {rank: tree["tree"] for rank, tree in trees.items()}
-        return Saved(name, saved_by, plain, tensors, dict.fromkeys(own, saved_by))
+        counts = dict.fromkeys(own, saved_by)
+        return Saved(name, saved_by, plain, tensors, counts, taking=self.taking)
 
     def check(self) -> None:
         """Raises what does not fit."""
@@ -122,14 +125,19 @@ class Plan:
         )
 
     def read(self) -> tuple[int, int]:
-        """Reads and verifies every byte into memory of its own."""
+        """Reads and verifies every byte into memory of its own. What was taken as it lies in memory is verified behind
+        the call, and before anything that comes of it becomes durable."""
         targets = _lastgood.Targets()
         names = self._full_names()
         for name, loading in zip(names, self.loadings, strict=True):
             for target in loading.targets:
                 _state.ask(targets, name, self._stored_name(name, target), target)
-        placed: tuple[int, int] = self.native.read(self.checkpoint, targets)
-        return placed
+        placed, read = self.native.read(self.checkpoint, targets)
+        if self.taking is not None:
+            self.taking.verify()
+        memories = [target.memory for loading in self.loadings for target in loading.targets]
+        placed += sum(m.bytes for m in memories if isinstance(m.owner, _lastgood.Taken))
+        return placed, read
 
     def _full_names(self) -> list[str]:
         return [name for name in self.components if name in self.asked]

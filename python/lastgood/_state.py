@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from lastgood import _memory, _tree
+from lastgood import _lastgood, _memory, _tree
 from lastgood._declared import Declared as Declared
 from lastgood._declared import Derived as Derived
 from lastgood._declared import Durable as Durable
@@ -65,8 +65,10 @@ def whole(name: str, dtype: str, shape: Iterable[int], memory: Memory, role: str
 
 
 def ask(targets: Any, component: str, name: str, into: Shard) -> None:
-    """Asks for what is stored under ``name``, to be read into the memory of ``into``."""
+    """Asks for what is stored under ``name``, to be read into the memory of ``into``, unless it is there already."""
     memory = into.memory
+    if isinstance(memory.owner, _lastgood.Taken):
+        return
     box = (into.shape, into.offsets, into.sizes)
     targets.tensor(component, name, into.dtype, *box, memory.address, memory.bytes, memory.owner)
 
@@ -206,6 +208,14 @@ class Saved:
     own: dict[str, int]
     #: What a person should know, for the report.
     notices: list[str] = field(default_factory=list)
+    #: What a crash has left in memory, if anything can be taken from there.
+    taking: Any = None
+
+    def take(self, name: str, part: tuple[Iterable[int], Iterable[int]]) -> Any:
+        """The memory of the part (offsets, sizes) of a tensor as a crash has left it; None if it must be read."""
+        if self.taking is None:
+            return None
+        return self.taking.tensor(self.component, name, *map(list, part))
 
     def tree(self, world: World) -> _tree.Json:
         """The tree for this rank.

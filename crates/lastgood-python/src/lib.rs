@@ -13,6 +13,7 @@ mod reader;
 mod replay;
 mod run;
 mod state;
+mod taken;
 
 use pyo3::prelude::*;
 
@@ -37,6 +38,8 @@ mod _lastgood {
     use crate::run::Run;
     #[pymodule_export]
     use crate::state::{Capture, Targets};
+    #[pymodule_export]
+    use crate::taken::{Taken, Taking};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -23,6 +23,7 @@ use crate::event::{from_python, to_python};
 use crate::handle::SaveHandle;
 use crate::policy;
 use crate::state::{Capture, Targets};
+use crate::taken::Taking;
 
 /// How often a wait looks whether Ctrl-C was pressed.
 pub(crate) const LOOK: Duration = Duration::from_millis(50);
@@ -301,6 +302,17 @@ impl Run {
         read(py, &self.repository, (self.world, tier), checkpoint, targets)
     }
 
+    /// Begins a restore that takes tensors as a crash has left them in memory; None if there is no such memory.
+    fn take(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<Option<Taking>> {
+        let tier = py.detach(|| self.with(|run| Ok(run.tier().cloned()))).or_raise()?;
+        Ok(tier.map(|tier| Taking::new(checkpoint.contents(), &tier)))
+    }
+
+    /// Waits until what was taken so is verified; raises Corrupt if it is damaged.
+    fn check_memory(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.with(|run| run.check_memory())).or_raise()
+    }
+
     /// Lets the next save reuse the chunks of a checkpoint that was restored.
     fn build_on(&self, py: Python<'_>, checkpoint: &Checkpoint) -> PyResult<()> {
         py.detach(|| self.with(|run| run.build_on(&checkpoint.contents()))).or_raise()
@@ -365,6 +377,7 @@ impl Run {
         }
         py.detach(|| {
             self.with(|run| {
+                run.check_memory()?;
                 run.step(record);
                 run.check_resume()
             })

@@ -19,6 +19,8 @@ use memmap2::{MmapMut, MmapOptions};
 #[derive(Debug)]
 pub struct SharedMemory {
     file: File,
+    /// The same memory without the lock, which lasts as long as anything that was mapped from its file.
+    unlocked: File,
     name: String,
 }
 
@@ -38,7 +40,8 @@ impl SharedMemory {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create(name, flags).map_err(failed)?);
         fcntl_add_seals(&file, SealFlags::SHRINK).map_err(failed)?;
-        Ok(Self { file, name: name.to_owned() })
+        let unlocked = file.try_clone().map_err(|error| self::failed("open", name, &error))?;
+        Ok(Self { file, unlocked, name: name.to_owned() })
     }
 
     /// A new one, empty. `name` is for people.
@@ -69,15 +72,18 @@ impl SharedMemory {
     pub fn open(path: &str) -> Result<Self> {
         use rustix::fs::{SealFlags, fcntl_get_seals};
 
-        let opened = OpenOptions::new().read(true).write(true).open(path);
-        let file = opened.map_err(|error| failed("open", path, &error))?;
+        let open = || {
+            let opened = OpenOptions::new().read(true).write(true).open(path);
+            opened.map_err(|error| failed("open", path, &error))
+        };
+        let (file, unlocked) = (open()?, open()?);
         // A file on a disk has no seals, and could become shorter while it is mapped.
         if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
             return Err(Error::invalid("the file is no shared memory that keeps its length")
                 .with_object(path)
                 .with_remedy("leave the path to `lastgood run`, which makes it"));
         }
-        Ok(Self { file, name: path.to_owned() })
+        Ok(Self { file, unlocked, name: path.to_owned() })
     }
 
     /// Opens the one at `path`, which another process holds.
@@ -89,7 +95,8 @@ impl SharedMemory {
         Self::create("")
     }
 
-    /// Makes this process the only one that may write. False if another one is; it ends with that process.
+    /// Makes this process the only one that may write. False if another one is; it ends with that process, or with this
+    /// object and every [`map`](Self::map) of it.
     ///
     /// # Errors
     /// `Unavailable` if the system refuses to say.
@@ -183,7 +190,7 @@ impl SharedMemory {
     }
 
     /// As [`SharedMemory::map`], but what is written there is seen by this process alone: pages are copied when they
-    /// are first written to.
+    /// are first written to. It does not keep the lock.
     ///
     /// # Errors
     /// As [`SharedMemory::map`].
@@ -191,7 +198,7 @@ impl SharedMemory {
         let options = self.options(&range)?;
         // SAFETY: as in `map`.
         #[expect(unsafe_code, reason = "a mapping is memory that others may write to")]
-        let map = unsafe { options.map_copy(&self.file) };
+        let map = unsafe { options.map_copy(&self.unlocked) };
         map.map(SharedMap).map_err(|error| no_room(&range, &error))
     }
 

@@ -181,6 +181,7 @@ impl Run {
         declare: impl FnOnce(&mut Capture<'a>) -> Result<()>,
     ) -> Result<SaveHandle> {
         self.check_resume()?;
+        self.check_memory()?;
         let due = self.replaying.as_ref().map(|replaying| replaying.take_due(step));
         let mut capture = Capture::new(self.world);
         match due {
@@ -214,6 +215,7 @@ impl Run {
             return self.save(step, Mode::Async, |capture| declare(capture));
         }
         self.check_resume()?;
+        self.check_memory()?;
         let began = self.io.env.elapsed();
         let mut capture = Capture::new(self.world);
         declare(&mut capture)?;
@@ -306,6 +308,11 @@ impl Run {
     /// journal that cannot be written ends no training: [`Run::take_failures`] tells.
     pub fn step(&self, done: impl Into<StepRecord>) {
         let record = done.into();
+        if let Err(error) = self.check_memory() {
+            // It is not said that a step was done which came of damage.
+            self.journal.iter().for_each(|journal| rank::tell(journal, Err(error.clone())));
+            return;
+        }
         if let Some(heartbeat) = &self.heartbeat.0 {
             heartbeat(record.step());
         }
@@ -334,6 +341,7 @@ impl Run {
     /// # Errors
     /// `Invalid` if the run has no journal or the event is too large; `Overloaded`.
     pub fn event(&self, name: &str, data: Value) -> Result<()> {
+        self.check_memory()?;
         let journal = self.journal.as_ref().ok_or_else(rank::missing)?;
         let told = journal.event(name, data)?;
         self.happened(JournalKind::EVENT, told);
@@ -353,6 +361,7 @@ impl Run {
     /// # Errors
     /// As [`Run::event`]; `Diverged` in a replay that reads what is not recorded.
     pub fn read_external(&self, name: &str, value: Value) -> Result<Value> {
+        self.check_memory()?;
         let journal = self.journal.as_ref().ok_or_else(rank::missing)?;
         let value = match (&self.replaying, &self.resuming) {
             (Some(replaying), _) => replaying.external(journal.own(), name)?,

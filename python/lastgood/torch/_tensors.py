@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -114,16 +114,30 @@ def stage(
     dtype = _memory.torch_dtype(tensor.dtype)
     if like is not None and is_dtensor(like):
         part = local_part(like, name)
-        memory = torch.empty(part.sizes, dtype=dtype)
-        held = _memory.of_torch(memory)
+        memory, held = _memory_for(saved, name, (part.offsets, part.sizes), dtype)
         target = Shard(name, tensor.dtype, tensor.shape, part.offsets, part.sizes, held, "shard")
         return target, lambda: _as_dtensor(memory, like)
-    memory = torch.empty(tensor.shape, dtype=dtype)
     role = _state.role_of(saved, name, world)
-    target = _state.whole(name, tensor.dtype, tensor.shape, _memory.of_torch(memory), role)
+    stored = f"{name}@rank{world.rank}" if role == "own" else name
+    part_of_all = ((0,) * len(tensor.shape), tensor.shape)
+    memory, held = _memory_for(saved, stored, part_of_all, dtype)
+    target = _state.whole(name, tensor.dtype, tensor.shape, held, role)
     complex128 = like is not None and like.dtype == torch.complex128
 
     return target, lambda: torch.view_as_complex(memory) if complex128 else memory
+
+
+def _memory_for(
+    saved: Saved, stored: str, part: tuple[Iterable[int], Iterable[int]], dtype: Any
+) -> tuple[Any, _memory.Memory]:
+    """A tensor for the part (offsets, sizes) of a stored one: as a crash has left it in memory, or to be filled."""
+    taken = saved.take(stored, part)
+    if taken is None:
+        tensor = torch.empty(part[1], dtype=dtype)
+        return tensor, _memory.of_torch(tensor)
+    storage = torch.frombuffer(_memory.buffer_of(taken), dtype=torch.uint8).untyped_storage()
+    tensor = torch.empty(0, dtype=dtype).set_(storage, 0, torch.Size(part[1]))
+    return tensor, _memory.Memory(taken.address, taken.bytes, taken)
 
 
 def _as_dtensor(local: Any, like: Any) -> Any:

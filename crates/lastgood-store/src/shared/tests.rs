@@ -24,8 +24,13 @@ fn one_process_writes() -> Result<()> {
     let (one, other) = (SharedMemory::open(&held.path())?, SharedMemory::open(&held.path())?);
     assert!(one.lock()?);
     assert!(!other.lock()?);
+    one.grow(4096)?;
+    let (map, private) = (one.map(0..4096)?, one.map_private(0..4096)?);
     drop(one);
+    assert!(!other.lock()?);
+    drop(map);
     assert!(other.lock()?);
+    drop(private);
     Ok(())
 }
 

@@ -101,6 +101,14 @@ impl Run {
         self.tier.as_ref()
     }
 
+    /// Waits until what was taken from memory, if anything was, is verified.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged.
+    pub fn check_memory(&self) -> Result<()> {
+        self.tier.as_ref().map_or(Ok(()), Tier::wait_verified)
+    }
+
     /// Marks the damaged checkpoint `id` bad, so that [`Run::candidate`] goes back to the one before it.
     ///
     /// # Errors

@@ -14,6 +14,9 @@ use crate::state::{Capture, Piece, Tie, show, show_name};
 /// The size of an arena segment, which is also about the size of a pack.
 pub(crate) const SEGMENT_BYTES: usize = 64 << 20;
 
+/// How frameworks align the memory of tensors, in bytes.
+const ALIGNMENT: usize = 64;
+
 /// One chunk before it is hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
@@ -156,6 +159,7 @@ impl Layout {
     fn place_large(&mut self, plan: &mut Plan, piece: &Piece<'_>, i: usize) -> usize {
         let first = plan.rows.len();
         let bytes = piece.data.len();
+        plan.make_room_for_large(bytes);
         for begin in (0..bytes).step_by(self.chunk_bytes) {
             let end = bytes.min(begin + self.chunk_bytes);
             let row = plan.new_row(end - begin, width_of(piece.dtype));
@@ -262,6 +266,19 @@ impl Plan {
         self.segments[segment] += bytes;
         self.rows.push(Row { segment, offset, bytes, width });
         NewRow { row: self.rows.len() - 1, segment, offset }
+    }
+
+    /// A large shard lies in one piece, and where a framework would have its memory: it begins a segment if it does not
+    /// fit into the rest of the last one, and one that is larger fills each of its segments if chunks do.
+    fn make_room_for_large(&mut self, bytes: usize) {
+        let Some(used) = self.segments.last_mut().filter(|used| **used > 0) else { return };
+        let aligned = used.next_multiple_of(ALIGNMENT);
+        if aligned + bytes <= SEGMENT_BYTES {
+            *used = aligned;
+        } else {
+            self.segments.push(0);
+            self.copies.push(Vec::new());
+        }
     }
 
     /// The last row is at the end of the last segment, so it can grow there.

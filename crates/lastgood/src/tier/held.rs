@@ -13,9 +13,30 @@ use super::slot::{Page, SLOT_BYTES, SLOTS_MAX, State};
 /// The chunks that the memory holds, by hash. Each is verified by whoever reads it.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    maps: Vec<SharedMap>,
-    /// The map, and where in it.
-    chunks: BTreeMap<Hash, (usize, Range<usize>)>,
+    slots: Vec<HeldSlot>,
+    chunks: BTreeMap<Hash, Place>,
+}
+
+#[derive(Debug)]
+struct HeldSlot {
+    number: u64,
+    map: SharedMap,
+}
+
+/// Where a chunk lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Which of the slots that hold something.
+    slot: usize,
+    /// From the beginning of the slot.
+    pub(super) range: Range<usize>,
+}
+
+impl Place {
+    /// True if `next` follows in memory.
+    pub(super) fn is_followed_by(&self, next: &Self) -> bool {
+        self.slot == next.slot && self.range.end == next.range.start
+    }
 }
 
 impl Held {
@@ -26,28 +47,42 @@ impl Held {
             if let Some((State::Hashed, table, end)) = read(memory, number)
                 && let Ok(map) = memory.map(number * SLOT_BYTES..number * SLOT_BYTES + end)
             {
-                held.add(map, &table);
+                held.add(HeldSlot { number, map }, &table);
             }
         }
         held
     }
 
-    fn add(&mut self, map: SharedMap, table: &ShardIndex) {
-        let number = self.maps.len();
+    fn add(&mut self, slot: HeldSlot, table: &ShardIndex) {
+        let number = self.slots.len();
         for chunk in &table.chunks {
             let Ok(begin) = usize::try_from(chunk.offset) else { continue };
             let range = begin..begin.saturating_add(chunk.decoded_bytes as usize);
-            if range.end <= map.len() {
-                self.chunks.insert(chunk.hash, (number, range));
+            if range.end <= slot.map.len() {
+                self.chunks.insert(chunk.hash, Place { slot: number, range });
             }
         }
-        self.maps.push(map);
+        self.slots.push(slot);
+    }
+
+    /// Where the chunk of this hash and size may lie.
+    pub(super) fn place(&self, hash: &Hash, bytes: u32) -> Option<&Place> {
+        self.chunks.get(hash).filter(|place| place.range.len() == bytes as usize)
     }
 
     /// What may be the chunk of this hash and size, and is to be verified.
     pub(crate) fn find(&self, hash: &Hash, bytes: u32) -> Option<&[u8]> {
-        let (map, range) = self.chunks.get(hash)?;
-        (range.len() == bytes as usize).then(|| self.maps.get(*map)?.get(range.clone()))?
+        self.place(hash, bytes).and_then(|place| self.bytes(place))
+    }
+
+    /// The bytes of a place.
+    pub(super) fn bytes(&self, place: &Place) -> Option<&[u8]> {
+        self.slots.get(place.slot)?.map.get(place.range.clone())
+    }
+
+    /// The number of the slot of a place.
+    pub(super) fn number(&self, place: &Place) -> Option<u64> {
+        self.slots.get(place.slot).map(|slot| slot.number)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -15,12 +15,16 @@
 //! Nothing of it is trusted. The table ends with its hash, as every shard index does. A chunk is found by the hash that
 //! the checkpoint gives it, and hashed again when it is read; if it is not what it was, it is read from the store.
 //!
+//! A restore may also take a tensor as it lies there, without a copy ([`Taking`]): it is hashed behind the call, and nothing
+//! that came of it becomes durable before that is done.
+//!
 //! A slot is `filling` from the moment at which its arena may change; then `captured`, when all of a save is in it and
 //! the save's journal is on disk; then `hashed`, when the table has the hashes of the chunks.
 
 mod held;
 mod left;
 mod slot;
+mod taken;
 
 use std::sync::Arc;
 
@@ -29,11 +33,14 @@ use lastgood_format::{Error, ErrorKind, Result};
 use lastgood_store::SharedMemory;
 pub(crate) use left::Left;
 pub(crate) use slot::{Slot, State, table};
+use taken::Checks;
+pub use taken::{Taken, Taking};
 
 /// A rank's part of the memory tier, in which it alone writes.
 #[derive(Clone, Debug)]
 pub struct Tier {
     memory: Arc<SharedMemory>,
+    checks: Arc<Checks>,
 }
 
 impl Tier {
@@ -56,17 +63,31 @@ impl Tier {
     /// The tier in `memory`, which nobody else writes to.
     #[must_use]
     pub fn new(memory: SharedMemory) -> Self {
-        Self { memory: Arc::new(memory) }
+        Self { memory: Arc::new(memory), checks: Arc::default() }
     }
 
     /// The slot of arena `number`, below [`SLOTS_MAX`](slot::SLOTS_MAX).
     pub(crate) fn slot(&self, number: u64) -> Option<Slot> {
-        Slot::new(Arc::clone(&self.memory), number)
+        Slot::new(Arc::clone(&self.memory), Arc::clone(&self.checks), number)
     }
 
     /// The saves that are whole in it.
     pub(crate) fn left(&self) -> Vec<Left> {
         Left::all(&self.memory)
+    }
+
+    /// Begins a restore that takes tensors as they lie in memory.
+    #[must_use]
+    pub fn take(&self) -> Taking {
+        Taking::new(&self.memory, &self.checks)
+    }
+
+    /// Waits until everything that was taken is verified.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged: nothing that came of it may become durable.
+    pub fn wait_verified(&self) -> Result<()> {
+        self.checks.wait_verified()
     }
 
     /// What is in it now.

@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lastgood_format::Result;
 use lastgood_format::chunk::Codec;
 use lastgood_format::index::{Chunk, Pack, ShardIndex};
 use lastgood_format::key;
+use lastgood_format::{ErrorKind, Result};
 use lastgood_store::{SharedMap, SharedMemory};
 
+use super::taken::Checks;
 use crate::save::SEGMENT_BYTES;
 
 /// How many slots are looked for.
@@ -49,6 +50,7 @@ pub(crate) enum State {
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     memory: Arc<SharedMemory>,
+    checks: Arc<Checks>,
     begin: u64,
 }
 
@@ -61,15 +63,16 @@ pub(super) struct Page {
 }
 
 impl Slot {
-    pub(super) fn new(memory: Arc<SharedMemory>, number: u64) -> Option<Self> {
-        (number < SLOTS_MAX).then(|| Self { memory, begin: number * SLOT_BYTES })
+    pub(super) fn new(memory: Arc<SharedMemory>, checks: Arc<Checks>, number: u64) -> Option<Self> {
+        (number < SLOTS_MAX).then(|| Self { memory, checks, begin: number * SLOT_BYTES })
     }
 
-    /// Says that the slot may change from now on.
+    /// Says that the slot may change from now on, once nobody sees it any more.
     ///
     /// # Errors
-    /// `Overloaded` if there is no memory; `Unavailable`.
+    /// `Overloaded` if there is no memory; `Unavailable`; `Corrupt` if what was taken from it is damaged.
     pub(crate) fn begin(&self) -> Result<()> {
+        self.checks.wait_settled()?;
         self.memory.grow(self.begin + HEAD_BYTES)?;
         self.write_page(State::Filling, 0..0)
     }
@@ -86,8 +89,11 @@ impl Slot {
         let begin = self.begin + HEAD_BYTES + i * STRIDE;
         self.memory.grow(begin + STRIDE)?;
         let map = self.memory.map(begin..begin + bytes as u64)?;
-        map.populate()?;
-        Ok(Some(map))
+        match map.populate() {
+            // The first capture is slower then.
+            Err(error) if error.kind() != ErrorKind::Incompatible => Err(error),
+            Ok(()) | Err(_) => Ok(Some(map)),
+        }
     }
 
     /// Gives back the memory of all segments from number `first` on.
@@ -113,6 +119,12 @@ impl Slot {
         self.memory.grow(self.begin + end)?;
         self.memory.write_at(self.begin + begin, &encoded)?;
         self.write_page(state, begin..end)
+    }
+
+    /// Says that what is in it is not to be read any more.
+    pub(super) fn forget(&self) {
+        // If it cannot be said, whoever reads it finds out as well.
+        self.write_page(State::Filling, 0..0).unwrap_or_default();
     }
 
     fn write_page(&self, state: State, table: Range<u64>) -> Result<()> {

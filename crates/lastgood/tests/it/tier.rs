@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use lastgood::restore::Restored;
 use lastgood::save::{Completed, Compression, Mode, SaveOptions, complete};
-use lastgood::state::World;
-use lastgood::tier::Tier;
-use lastgood::{ErrorKind, Hash, Repository, Result, Run, RunOptions};
+use lastgood::state::{Durability, World};
+use lastgood::tier::{Taken, Tier};
+use lastgood::{Dtype, ErrorKind, Hash, Repository, Result, Run, RunOptions};
+use lastgood_format::layout::NdBox;
 use lastgood_store::SharedMemory;
 
 use crate::fixture::{
@@ -183,6 +184,103 @@ fn a_client_that_still_holds_the_memory_of_a_save_sees_it_as_it_was() {
     assert!(restored(&mut run, STATE).1 == bytes(4, STATE));
 }
 
+/// A run whose tensor `m/w` of 70 MiB was left in memory by another, taken from there.
+fn taken(
+    memory: &SharedMemory,
+    damage: impl FnOnce(),
+) -> (Repository, Tap, Run, Taken, Vec<u8>, Result<()>) {
+    let (_store, tap, repository) = tapped();
+    let data = bytes(1, STATE);
+    save_bytes(&mut open(&repository, memory, "a"), 1, &data).unwrap();
+    damage();
+    let mut run = open(&repository, memory, "b");
+    let contents = run.candidate(&mut Vec::new()).unwrap().unwrap();
+    let mut taking = run.tier().unwrap().take();
+    let whole = NdBox::whole(&[STATE as u64]);
+    let taken = taking.take(&contents, ("m", "w"), &whole).unwrap();
+    run.build_on(&contents).unwrap();
+    (repository, tap, run, taken, data, taking.verify_behind())
+}
+
+#[test]
+fn a_tensor_is_taken_as_it_lies_and_keeps_its_bytes_when_the_next_save_comes() {
+    let memory = SharedMemory::create("test").unwrap();
+    let (repository, tap, mut run, taken, data, verified) = taken(&memory, || {});
+    verified.unwrap();
+    assert!(taken.to_vec() == data);
+    assert!(taken.address().is_multiple_of(64));
+    run.check_memory().unwrap();
+    // The next save is captured where the tensor lay.
+    let other = bytes(2, STATE);
+    save_bytes(&mut run, 2, &other).unwrap();
+    assert!(taken.to_vec() == data);
+    tap.pass();
+    drop(run);
+    let mut run = open(&repository, &memory, "c");
+    let (told, found) = restored(&mut run, STATE);
+    assert!(found == other);
+    assert_eq!(told.bytes_read, 0);
+}
+
+#[test]
+fn nothing_that_comes_of_damaged_memory_becomes_durable() {
+    let memory = SharedMemory::create("test").unwrap();
+    let last_byte = (2 << 20) + STATE as u64 - 1;
+    let damage = || {
+        let mut byte = [0];
+        memory.read_at(last_byte, &mut byte).unwrap();
+        memory.write_at(last_byte, &[byte[0] ^ 1]).unwrap();
+    };
+    let (repository, _tap, mut run, taken, data, verified) = taken(&memory, damage);
+    verified.unwrap();
+    assert!(taken.to_vec() != data);
+    let kind = |result: Result<()>| result.map_err(|error| error.kind());
+    assert_eq!(kind(run.check_memory()), Err(ErrorKind::Corrupt));
+    assert_eq!(kind(save_bytes(&mut run, 2, &data).map(drop)), Err(ErrorKind::Corrupt));
+    drop(run);
+    // The next attempt does not come to the same.
+    let mut run = open(&repository, &memory, "c");
+    let (told, found) = restored(&mut run, STATE);
+    assert!(found == data);
+    assert_eq!((told.step, told.bytes_read), (1, STATE as u64));
+}
+
+#[test]
+fn what_does_not_lie_in_one_piece_is_not_taken() {
+    let (_store, repository) = in_memory();
+    let memory = SharedMemory::create("test").unwrap();
+    let sizes = [5, 40 << 20, 3, 30 << 20, 100 << 20, CHUNK + 4, 20 << 20];
+    let tensors: Vec<Vec<u8>> =
+        sizes.iter().enumerate().map(|(i, size)| bytes(i as u64, *size)).collect();
+    let mut run = open(&repository, &memory, "a");
+    run.save(1, Mode::Sync, |capture| {
+        let mut part = capture.component("m", "t", Durability::Durable)?;
+        for (i, tensor) in tensors.iter().enumerate() {
+            part.tensor(&format!("{i}"), Dtype::U8, &[tensor.len() as u64], tensor)?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    drop(run);
+    let mut run = open(&repository, &memory, "b");
+    let contents = run.candidate(&mut Vec::new()).unwrap().unwrap();
+    let mut taking = run.tier().unwrap().take();
+    for (i, tensor) in tensors.iter().enumerate() {
+        let length = tensor.len() as u64;
+        let name = format!("{i}");
+        let taken = taking.take(&contents, ("m", &name), &NdBox::whole(&[length]));
+        // Every one that is large, whatever stands before it.
+        assert_eq!(taken.is_some(), tensor.len() >= CHUNK, "{i}");
+        assert!(taken.is_none_or(|taken| taken.to_vec() == *tensor));
+        let part = NdBox { offsets: vec![1], sizes: vec![length - 1] };
+        assert!(taking.take(&contents, ("m", &name), &part).is_none());
+    }
+    let whole = NdBox::whole(&[5]);
+    assert!(taking.take(&contents, ("m", "other"), &whole).is_none());
+    taking.verify_behind().unwrap();
+    run.check_memory().unwrap();
+}
+
 #[test]
 fn the_memory_has_one_writer() {
     let memory = SharedMemory::create("test").unwrap();
@@ -313,7 +411,7 @@ fn what_is_not_whole_is_not_completed() {
 fn memory_that_has_changed_since_it_was_hashed_is_no_checkpoint() {
     let crashed = Supervised::crashed("/1.idx");
     // Rank 0 has put its part, and has hashed it before.
-    crashed.memories[0].write_at((2 << 20) + 5, &[1, 2, 3]).unwrap();
+    crashed.memories[0].write_at((2 << 20) + 5000, &[1, 2, 3]).unwrap();
     let refused = crashed.complete().unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
     assert!(refused.to_string().contains("rank 0"), "{refused}");
