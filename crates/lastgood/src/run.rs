@@ -172,7 +172,7 @@ impl Run {
     /// # Errors
     /// `Invalid` if something cannot be captured; `Overloaded` if it does not fit the arena; `Fenced`
     /// once a save before failed so, and `Closed` if the thread that saves is gone; with
-    /// [`Mode::Sync`] whatever the save failed with. A failed save does not harm the run or the
+    /// [`Mode::Sync`] whatever the save failed with; `Corrupt` as [`Run::check_memory`]. A failed save does not harm the run or the
     /// checkpoints before it.
     pub fn save<'a>(
         &mut self,

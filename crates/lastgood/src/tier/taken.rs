@@ -35,7 +35,14 @@ pub struct Taking {
     /// Empty if nothing can be taken.
     held: Held,
     checks: Arc<Checks>,
-    taken: Vec<(Arc<SharedMap>, Vec<(Hash, Place)>)>,
+    taken: Vec<Tensor>,
+}
+
+/// A tensor that was taken, and the chunks that it is of.
+#[derive(Debug)]
+struct Tensor {
+    map: Arc<SharedMap>,
+    chunks: Vec<(Hash, Place)>,
 }
 
 /// The memory of a tensor, which this process alone changes.
@@ -114,7 +121,7 @@ impl Taking {
         let map = self.memory.map_private(page..in_memory + bytes as u64).ok()?;
         let begin = (in_memory - page) as usize;
         let taken = Taken { map: Arc::new(map), range: begin..begin + bytes };
-        self.taken.push((Arc::clone(&taken.map), places));
+        self.taken.push(Tensor { map: Arc::clone(&taken.map), chunks: places });
         Some(taken)
     }
 
@@ -139,8 +146,8 @@ impl Taking {
                 slot.forget();
             }
             end.verified(damaged.map(|_| damage()));
-            for (map, _) in &taken {
-                if let Err(error) = map.populate() {
+            for tensor in &taken {
+                if let Err(error) = tensor.map.populate() {
                     behind.fail(error.context("the memory of a restored tensor"));
                 }
             }
@@ -163,8 +170,8 @@ fn damage() -> Error {
 }
 
 /// The number of a slot in which something is not what it should be.
-fn verify(held: &Held, taken: &[(Arc<SharedMap>, Vec<(Hash, Place)>)]) -> Option<u64> {
-    let mut places: Vec<&(Hash, Place)> = taken.iter().flat_map(|(_, places)| places).collect();
+fn verify(held: &Held, taken: &[Tensor]) -> Option<u64> {
+    let mut places: Vec<&(Hash, Place)> = taken.iter().flat_map(|tensor| &tensor.chunks).collect();
     places.sort_by_key(|(hash, _)| *hash);
     places.dedup_by_key(|(hash, _)| *hash);
     let parts = places.chunks(places.len().div_ceil(HASHERS).max(1));
