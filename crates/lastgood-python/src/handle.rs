@@ -7,7 +7,8 @@ use lastgood::{Hash, Result};
 use pyo3::prelude::*;
 
 use crate::errors::Raise;
-use crate::run::{LOOK, seconds};
+use crate::options::seconds;
+use crate::run::LOOK;
 
 /// A save on its way.
 #[pyclass(module = "lastgood._lastgood", frozen)]

@@ -8,6 +8,7 @@ mod errors;
 mod event;
 mod handle;
 mod memory;
+mod options;
 mod policy;
 mod reader;
 mod replay;
@@ -56,7 +57,7 @@ mod _lastgood {
     /// Raises if there are no such settings of saves, or one is out of its range.
     #[pyfunction]
     fn check_settings(settings: BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<()> {
-        crate::run::save_options(&settings)?.check().or_raise()
+        crate::options::save_options(&settings)?.check().or_raise()
     }
 
     /// What the settings of a policy come to, for a person; raises if there are no such settings, or one is wrong.
@@ -83,7 +84,8 @@ mod _lastgood {
     /// The names of the runs in the store `url`, sorted.
     #[pyfunction]
     fn runs(py: Python<'_>, url: &str, options: BTreeMap<String, String>) -> PyResult<Vec<String>> {
-        let runs = py.detach(|| crate::run::repository(url, &options, false)?.runs()).or_raise()?;
+        let runs =
+            py.detach(|| crate::options::repository(url, &options, false)?.runs()).or_raise()?;
         Ok(runs.iter().map(ToString::to_string).collect())
     }
 }

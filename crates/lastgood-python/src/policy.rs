@@ -7,7 +7,7 @@ use lastgood::{Error, Result};
 use pyo3::prelude::*;
 
 use crate::errors::{Raise, raise};
-use crate::run::seconds;
+use crate::options::seconds;
 
 /// The policy of settings by the names that `Policy` has.
 pub(crate) fn from_python(settings: &BTreeMap<String, Bound<'_, PyAny>>) -> PyResult<Policy> {

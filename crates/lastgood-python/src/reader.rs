@@ -13,7 +13,8 @@ use pyo3::prelude::*;
 use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::Raise;
 use crate::event::to_python;
-use crate::run::{interruptible, needs_of, preflight_options, read, repository, standing_of};
+use crate::options::{preflight_options, repository};
+use crate::run::{interruptible, needs_of, read, standing_of};
 use crate::state::Targets;
 
 /// The checkpoints of a run, for whoever is no rank of it.

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 
 use crate::errors::Raise;
 use crate::event::to_python;
-use crate::run::repository;
+use crate::options::repository;
 
 /// What is replayed, from where to where.
 struct Prepares {
