@@ -28,5 +28,5 @@ pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use open::open_url;
 pub use retry::{RetryPolicy, RetryStore};
-pub use shared::{SharedMap, SharedMemory};
+pub use shared::{Mapped, SharedMemory};
 pub use store::{ObjectMeta, Payload, Put, Store};

@@ -13,6 +13,9 @@ use std::os::unix::fs::FileExt;
 use lastgood_format::{Error, ErrorKind, Result};
 use memmap2::{MmapMut, MmapOptions};
 
+/// No page is smaller.
+const SMALL_PAGE: usize = 4 << 10;
+
 /// A file in memory. It is there as long as a process has it open or mapped.
 ///
 /// It never becomes shorter, so that no process that has mapped it can be ended by another.
@@ -180,13 +183,13 @@ impl SharedMemory {
     ///
     /// # Errors
     /// `Invalid` if it reaches beyond the end; `Overloaded` if there is no room for it.
-    pub fn map(&self, range: Range<u64>) -> Result<SharedMap> {
+    pub fn map(&self, range: Range<u64>) -> Result<Mapped> {
         let options = self.options(&range)?;
         // SAFETY: the file is sealed against becoming shorter, so that no page of it can vanish. Whoever writes to it
         // holds the lock, and what is read from it without the lock is verified, and written by nobody meanwhile.
         #[expect(unsafe_code, reason = "a mapping is memory that others may write to")]
         let map = unsafe { options.map_mut(&self.file) };
-        map.map(SharedMap).map_err(|error| no_room(&range, &error))
+        map.map(|map| Mapped(map).in_huge_pages()).map_err(|error| no_room(&range, &error))
     }
 
     /// As [`SharedMemory::map`], but what is written there is seen by this process alone: pages are copied when they
@@ -194,12 +197,12 @@ impl SharedMemory {
     ///
     /// # Errors
     /// As [`SharedMemory::map`].
-    pub fn map_private(&self, range: Range<u64>) -> Result<SharedMap> {
+    pub fn map_private(&self, range: Range<u64>) -> Result<Mapped> {
         let options = self.options(&range)?;
         // SAFETY: as in `map`.
         #[expect(unsafe_code, reason = "a mapping is memory that others may write to")]
         let map = unsafe { options.map_copy(&self.unlocked) };
-        map.map(SharedMap).map_err(|error| no_room(&range, &error))
+        map.map(Mapped).map_err(|error| no_room(&range, &error))
     }
 
     fn options(&self, range: &Range<u64>) -> Result<MmapOptions> {
@@ -219,11 +222,37 @@ impl SharedMemory {
     }
 }
 
-/// A part of a [`SharedMemory`] as memory of this process.
+/// Memory of this process that the system maps in pages: a part of a [`SharedMemory`], or of its own.
 #[derive(Debug)]
-pub struct SharedMap(MmapMut);
+pub struct Mapped(MmapMut);
 
-impl SharedMap {
+impl Mapped {
+    /// `bytes` zeros of its own, at least one, in huge pages where the system has them, each of which was touched.
+    ///
+    /// # Errors
+    /// `Overloaded` if there is no memory.
+    pub fn zeroed(bytes: usize) -> Result<Self> {
+        let map = MmapMut::map_anon(bytes).map_err(|error| no_room(&(0..bytes as u64), &error))?;
+        let mut map = Self(map).in_huge_pages();
+        match map.populate() {
+            Err(error) if error.kind() == ErrorKind::Incompatible => {
+                for page in map.0.chunks_mut(SMALL_PAGE) {
+                    // Writing through a black box keeps the compiler from dropping the store of a zero.
+                    page[0] = std::hint::black_box(0);
+                }
+            }
+            populated => populated?,
+        }
+        Ok(map)
+    }
+
+    fn in_huge_pages(self) -> Self {
+        // As good as not done: it is for speed alone.
+        #[cfg(target_os = "linux")]
+        let _ = self.0.advise(memmap2::Advice::HugePage);
+        self
+    }
+
     /// Gives every page memory of its own, as a write to each of them would, but leaves their content. What a private
     /// mapping shows does not change any more when the shared memory does.
     ///
@@ -252,7 +281,7 @@ impl SharedMap {
     }
 }
 
-impl Deref for SharedMap {
+impl Deref for Mapped {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -260,7 +289,7 @@ impl Deref for SharedMap {
     }
 }
 
-impl DerefMut for SharedMap {
+impl DerefMut for Mapped {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }

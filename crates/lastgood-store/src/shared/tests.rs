@@ -19,6 +19,20 @@ fn what_is_written_is_there_for_whoever_opens_it() -> Result<()> {
 }
 
 #[test]
+fn memory_of_its_own_is_zeros_of_any_size() -> Result<()> {
+    for bytes in [1, 4095, 1 << 21, (5 << 20) + 1] {
+        let mut map = Mapped::zeroed(bytes)?;
+        assert!(map.len() == bytes && map.iter().all(|byte| *byte == 0));
+        map[bytes - 1] = 1;
+    }
+    assert_eq!(
+        Mapped::zeroed(usize::MAX / 2).map(drop).map_err(|e| e.kind()),
+        Err(ErrorKind::Overloaded)
+    );
+    Ok(())
+}
+
+#[test]
 fn one_process_writes() -> Result<()> {
     let held = SharedMemory::create("test")?;
     let (one, other) = (SharedMemory::open(&held.path())?, SharedMemory::open(&held.path())?);

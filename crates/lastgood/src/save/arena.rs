@@ -8,11 +8,14 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use lastgood_format::{Error, ErrorKind, Result};
-use lastgood_store::SharedMap;
+use lastgood_store::Mapped;
 
 use super::plan::{Copy, Plan};
 use crate::state::Capture;
 use crate::tier::Slot;
+
+/// Below this many bytes a segment has no mapping of its own.
+const SMALL: usize = 64 << 10;
 
 /// A filled segment that pipeline and store share.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +23,7 @@ pub(crate) struct Segment(Arc<Block>);
 
 impl Segment {
     /// A segment that was filled by a process that is gone.
-    pub(crate) fn shared(map: SharedMap) -> Self {
+    pub(crate) fn shared(map: Mapped) -> Self {
         Self(Arc::new(Block::Shared(map)))
     }
 
@@ -44,30 +47,43 @@ impl AsRef<[u8]> for Segment {
 /// The memory of a segment.
 #[derive(Debug)]
 pub(crate) enum Block {
+    /// Of this process; what is small is not worth a mapping.
+    Small(Vec<u8>),
     /// Of this process.
-    Own(Vec<u8>),
+    Own(Mapped),
     /// Of the memory tier.
-    Shared(SharedMap),
+    Shared(Mapped),
 }
 
 impl Default for Block {
     fn default() -> Self {
-        Self::Own(Vec::new())
+        Self::Small(Vec::new())
     }
 }
 
 impl Block {
+    /// Memory of this process of which every page was touched.
+    ///
+    /// # Errors
+    /// `Overloaded` if there is none.
+    fn own(bytes: usize) -> Result<Self> {
+        match bytes {
+            0..SMALL => Ok(Self::Small(vec![0; bytes])),
+            _ => Mapped::zeroed(bytes).map(Self::Own),
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Own(memory) => memory,
-            Self::Shared(map) => map,
+            Self::Small(memory) => memory,
+            Self::Own(map) | Self::Shared(map) => map,
         }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Self::Own(memory) => memory,
-            Self::Shared(map) => map,
+            Self::Small(memory) => memory,
+            Self::Own(map) | Self::Shared(map) => map,
         }
     }
 }
@@ -106,7 +122,7 @@ impl Place {
                 self.block = Arc::new(Block::Shared(map));
                 self.lent = Arc::downgrade(&self.block);
             }
-            None => self.block = Arc::new(Block::Own(touched(bytes))),
+            None => self.block = Arc::new(Block::own(bytes)?),
         }
         Ok(())
     }
@@ -219,9 +235,9 @@ impl Arena {
                 // A store client still holds the memory of the last save: leave it to it.
                 None => {
                     let left = place.share();
-                    let mut fresh = touched(plan.segments[i]);
-                    copy_all(&mut fresh, capture, copies)?;
-                    place.block = Arc::new(Block::Own(fresh));
+                    let mut fresh = Block::own(plan.segments[i])?;
+                    copy_all(fresh.bytes_mut(), capture, copies)?;
+                    place.block = Arc::new(fresh);
                     drop(left);
                 }
             }
@@ -244,15 +260,4 @@ fn copy_all(segment: &mut [u8], capture: &Capture<'_>, copies: &[Copy]) -> Resul
         data.copy(copy.source.clone(), &mut segment[place])?;
     }
     Ok(())
-}
-
-/// Zeroed memory of which every page was written to once.
-fn touched(bytes: usize) -> Vec<u8> {
-    const PAGE: usize = 4096;
-    let mut memory = vec![0u8; bytes];
-    for page in memory.chunks_mut(PAGE) {
-        // Writing through a black box keeps the compiler from dropping the store of a zero.
-        page[0] = std::hint::black_box(0);
-    }
-    memory
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lastgood_format::Hash;
 use lastgood_format::index::ShardIndex;
-use lastgood_store::{SharedMap, SharedMemory};
+use lastgood_store::{Mapped, SharedMemory};
 
 use super::slot::{Page, SLOT_BYTES, SLOTS_MAX, State};
 
@@ -20,7 +20,7 @@ pub(crate) struct Held {
 #[derive(Debug)]
 struct HeldSlot {
     number: u64,
-    map: SharedMap,
+    map: Mapped,
 }
 
 /// Where a chunk lies.

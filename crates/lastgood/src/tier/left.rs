@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lastgood_format::index::ShardIndex;
 use lastgood_format::{Error, Result};
-use lastgood_store::{SharedMap, SharedMemory};
+use lastgood_store::{Mapped, SharedMemory};
 
 use super::held;
 use super::slot::{HEAD_BYTES, SLOT_BYTES, SLOTS_MAX, STRIDE, State};
@@ -41,7 +41,7 @@ impl Left {
     ///
     /// # Errors
     /// `Corrupt` if the memory does not have them; `Overloaded` if there is no room for them.
-    pub(crate) fn segment(&self, i: usize, bytes: usize) -> Result<SharedMap> {
+    pub(crate) fn segment(&self, i: usize, bytes: usize) -> Result<Mapped> {
         let begin = self.slot * SLOT_BYTES + HEAD_BYTES + i as u64 * STRIDE;
         let range = begin..begin + bytes as u64;
         if range.end > self.memory.bytes()? {

@@ -7,7 +7,7 @@ use lastgood_format::chunk::Codec;
 use lastgood_format::index::{Chunk, Pack, ShardIndex};
 use lastgood_format::key;
 use lastgood_format::{ErrorKind, Result};
-use lastgood_store::{SharedMap, SharedMemory};
+use lastgood_store::{Mapped, SharedMemory};
 
 use super::taken::Checks;
 use crate::save::SEGMENT_BYTES;
@@ -81,7 +81,7 @@ impl Slot {
     ///
     /// # Errors
     /// `Overloaded` if there is no memory.
-    pub(crate) fn segment(&self, i: usize, bytes: usize) -> Result<Option<SharedMap>> {
+    pub(crate) fn segment(&self, i: usize, bytes: usize) -> Result<Option<Mapped>> {
         let i = i as u64;
         if i >= SEGMENTS_MAX || bytes as u64 > STRIDE || bytes == 0 {
             return Ok(None);

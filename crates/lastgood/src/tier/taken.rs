@@ -10,7 +10,7 @@ use std::thread;
 
 use lastgood_format::layout::NdBox;
 use lastgood_format::{Error, ErrorKind, Hash, Result};
-use lastgood_store::{SharedMap, SharedMemory};
+use lastgood_store::{Mapped, SharedMemory};
 
 use super::held::{Held, Place};
 use super::slot::{SLOT_BYTES, Slot};
@@ -41,14 +41,14 @@ pub struct Taking {
 /// A tensor that was taken, and the chunks that it is of.
 #[derive(Debug)]
 struct Tensor {
-    map: Arc<SharedMap>,
+    map: Arc<Mapped>,
     chunks: Vec<(Hash, Place)>,
 }
 
 /// The memory of a tensor, which this process alone changes.
 #[derive(Clone, Debug)]
 pub struct Taken {
-    map: Arc<SharedMap>,
+    map: Arc<Mapped>,
     range: Range<usize>,
 }
 
