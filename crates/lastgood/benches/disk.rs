@@ -136,7 +136,10 @@ impl<'o> Bench<'o> {
             self.forget();
             let restore_cold = self.time(|| restore(&repository, &name, &mut target));
             assert!(target == state, "the restored bytes differ");
+            // What is read cold need not be in the page cache then.
+            read_plain(&plain, &mut target);
             let read_hot = self.time(|| read_plain(&plain, &mut target));
+            warm(&store);
             let restore_hot = self.time(|| restore(&repository, &name, &mut target));
             fs::remove_file(&plain).unwrap();
             self.delete_packs(&store, rep);
@@ -247,6 +250,20 @@ fn read_plain(path: &Path, target: &mut State) {
     let mut file = File::open(path).unwrap();
     for tensor in &mut target.tensors {
         file.read_exact(tensor).unwrap();
+    }
+}
+
+/// Reads every file below `folder` into the page cache.
+fn warm(folder: &Path) {
+    let mut piece = vec![0; 1 << 20];
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            warm(&entry.path());
+        } else {
+            let mut file = File::open(entry.path()).unwrap();
+            while file.read(&mut piece).unwrap() > 0 {}
+        }
     }
 }
 
