@@ -10,6 +10,8 @@ use rustix::io::Errno;
 
 /// How much is read or written at once.
 pub(super) const STRIDE: usize = 4 << 20;
+/// A stride that begins anywhere lies in so many bytes that begin where a block does.
+const ROOM: usize = STRIDE + ALIGN;
 /// Address, offset and length of a direct transfer are multiples of it. No device has larger blocks.
 pub(super) const ALIGN: usize = 4096;
 
@@ -37,7 +39,7 @@ static SPARE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
 const SPARE_MAX: usize = 8;
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Memory with room for [`STRIDE`] bytes: huge pages where the system has some, since a device is asked
+/// Memory with room for a stride: huge pages where the system has some, since a device is asked
 /// once for each stretch of memory, and small pages are as many stretches.
 pub(super) fn take_memory() -> io::Result<MmapMut> {
     // Nobody waits here, least of all a forked child for the owner of a lock in its parent.
@@ -62,5 +64,5 @@ pub(super) fn give_memory(memory: MmapMut) {
 /// The room in `memory`, which begins where a huge page does.
 pub(super) fn room(memory: &mut MmapMut) -> &mut [u8] {
     let begin = memory.as_ptr().align_offset(HUGE_PAGE);
-    &mut memory[begin..begin + STRIDE]
+    &mut memory[begin..begin + ROOM]
 }

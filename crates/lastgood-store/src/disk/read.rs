@@ -46,8 +46,7 @@ pub(super) fn fill(file: &File, mut offset: u64, mut target: &mut [u8]) -> io::R
     let mut memory = take_memory()?;
     let room = room(&mut memory);
     while !target.is_empty() {
-        // From its second part on, a range begins where a block does.
-        let bytes = target.len().min(STRIDE - (offset % ALIGN as u64) as usize);
+        let bytes = target.len().min(STRIDE);
         let (part, rest) = target.split_at_mut(bytes);
         if !file.read(room, offset, part)? {
             file.set_direct(false)?;

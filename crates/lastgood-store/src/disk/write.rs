@@ -76,7 +76,7 @@ impl Direct<'_> {
 fn write_direct(file: &File, parts: &[Bytes]) -> io::Result<()> {
     let mut file = Direct { file, is_direct: true };
     let mut memory = take_memory()?;
-    let room = room(&mut memory);
+    let room = &mut room(&mut memory)[..STRIDE];
     let mut filled = 0;
     for part in parts {
         let mut rest = &part[..];

@@ -27,6 +27,9 @@ pub(super) type At = (usize, u32);
 /// Parts of a decoded chunk: where each begins, and the memory that it goes to.
 pub(super) type Parts<'m> = Vec<(usize, &'m mut [u8])>;
 
+/// What goes to one place and is less than this part of the largest read is read with its neighbours.
+const SMALL: u64 = 4;
+
 /// Below this many bytes, starting threads takes longer than they save.
 const THREADS_FROM: u64 = 1 << 20;
 
@@ -129,8 +132,13 @@ fn jobs<'m>(
             if pieces[i].1.to != placed {
                 return Err(overlap());
             }
-            let count = direct_run(contents, (&uses, &linked), &pieces[i..], read_bytes);
-            let bytes: usize = pieces[i..i + count.max(1)].iter().map(|(_, p)| p.bytes).sum();
+            let sum = |count: usize| pieces[i..i + count].iter().map(|(_, p)| p.bytes).sum();
+            let mut count = direct_run(contents, (&uses, &linked), &pieces[i..], read_bytes);
+            let mut bytes: usize = sum(count.max(1));
+            // A copy of so little costs less than a request of its own.
+            if count > 0 && (bytes as u64) < read_bytes / SMALL {
+                (count, bytes) = (0, sum(1));
+            }
             let (head, tail) = rest.split_at_mut_checked(bytes).ok_or_else(overlap)?;
             rest = tail;
             placed += bytes;
