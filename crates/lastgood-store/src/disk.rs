@@ -4,6 +4,8 @@
 //! test can record every operation, replay what a power cut may leave of them, stop a process at any
 //! of them, fail any of them, and show that leaving one out is noticed.
 
+mod direct;
+mod read;
 mod write;
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -83,6 +85,14 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Those of the file system.
     fn read(&self, path: &Path, offset: u64, target: &mut [u8]) -> io::Result<()>;
+
+    /// As [`Disk::read`], of what other processes read as well: it is to be in the page cache for them.
+    ///
+    /// # Errors
+    /// As [`Disk::read`].
+    fn read_shared(&self, path: &Path, offset: u64, target: &mut [u8]) -> io::Result<()> {
+        self.read(path, offset, target)
+    }
 
     /// The size of the file, or `None` if there is none, or something else than a file.
     ///
@@ -160,13 +170,11 @@ impl Disk for RealDisk {
     }
 
     fn read(&self, path: &Path, offset: u64, target: &mut [u8]) -> io::Result<()> {
-        // Neither a symbolic link, which the store did not make, nor the wait for a pipe's other end.
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        file.read_exact_at(target, offset)
+        read::fill(&read::open(path)?, offset, target)
+    }
+
+    fn read_shared(&self, path: &Path, offset: u64, target: &mut [u8]) -> io::Result<()> {
+        read::fill_shared(&read::open(path)?, offset, target)
     }
 
     fn size(&self, path: &Path) -> io::Result<Option<u64>> {

@@ -195,7 +195,13 @@ impl LocalStore {
 
     fn read(&self, key: &str, offset: u64, target: &mut [u8]) -> Result<()> {
         let path = self.path(key)?;
-        self.disk.read(&path, offset, target).map_err(|error| {
+        let read = self.disk.read(&path, offset, target);
+        self.told(key, offset, target, read)
+    }
+
+    /// What became of a read that was to fill `target`.
+    fn told(&self, key: &str, offset: u64, target: &[u8], read: io::Result<()>) -> Result<()> {
+        read.map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 return Error::corrupt(format!(
                     "the object ends before byte {}",
@@ -205,6 +211,17 @@ impl LocalStore {
             }
             self.error(key, &error, "read")
         })
+    }
+
+    /// True if the file system can tell whether a range exists by reading it; else it was told here.
+    fn is_plain_range(&self, key: &str, offset: u64, target: &[u8]) -> Result<bool> {
+        // Offsets of files are signed, and to read nothing is to the file system no reading at all.
+        if target.is_empty() || i64::try_from(offset).is_err() {
+            let end = offset.saturating_add(target.len() as u64);
+            cut(key, self.bytes_of(key)?, &(offset..end))?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     fn bytes_of(&self, key: &str) -> Result<u64> {
@@ -296,13 +313,19 @@ impl Store for LocalStore {
     }
 
     async fn read_into(&self, key: &str, offset: u64, target: &mut [u8]) -> Result<()> {
-        // Offsets of files are signed, and to read nothing is to the file system no reading at all.
-        if target.is_empty() || i64::try_from(offset).is_err() {
-            let end = offset.saturating_add(target.len() as u64);
-            cut(key, self.bytes_of(key)?, &(offset..end))?;
+        match self.is_plain_range(key, offset, target)? {
+            true => self.read(key, offset, target),
+            false => Ok(()),
+        }
+    }
+
+    async fn read_shared_into(&self, key: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        if !self.is_plain_range(key, offset, target)? {
             return Ok(());
         }
-        self.read(key, offset, target)
+        let path = self.path(key)?;
+        let read = self.disk.read_shared(&path, offset, target);
+        self.told(key, offset, target, read)
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>> {

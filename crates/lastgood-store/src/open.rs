@@ -58,6 +58,7 @@ fn remote(
     env: &Arc<dyn Env>,
 ) -> Result<Arc<dyn Store>> {
     let store = crate::cloud::CloudStore::open(url, options)?;
+    let store = crate::hedge::HedgedStore::new(store, Arc::clone(env));
     Ok(Arc::new(crate::retry::RetryStore::new(store, Arc::clone(env))))
 }
 

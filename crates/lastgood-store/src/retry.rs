@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Env, Error, ErrorKind, ObjectMeta, Payload, Put, Result, Store};
+use crate::{Env, Error, ErrorKind, Hedges, ObjectMeta, Payload, Put, Result, Store, Transfers};
 
 /// How calls are tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +157,14 @@ macro_rules! retry {
 impl<S: Store> Store for RetryStore<S> {
     fn location(&self) -> String {
         self.inner.location()
+    }
+
+    fn transfers(&self) -> Transfers {
+        self.inner.transfers()
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.inner.hedges()
     }
 
     async fn put_if_absent(&self, key: &str, payload: Payload) -> Result<Put> {

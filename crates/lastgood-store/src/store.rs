@@ -6,7 +6,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Error, Result};
+use crate::{Error, Hedges, Result};
 
 /// A flat namespace of immutable objects.
 ///
@@ -24,6 +24,16 @@ use crate::{Error, Result};
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The URL of the store, for messages.
     fn location(&self) -> String;
+
+    /// How it is best asked for many bytes.
+    fn transfers(&self) -> Transfers {
+        Transfers::default()
+    }
+
+    /// How often slow reads were asked for a second time so far.
+    fn hedges(&self) -> Hedges {
+        Hedges::default()
+    }
 
     /// Creates `key` with the concatenation of the payload's parts, unless it exists.
     ///
@@ -74,6 +84,15 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// As [`Self::read_into`], of bytes that other processes of this machine read as well: what one of them has
+    /// read is to be at hand for the others.
+    ///
+    /// # Errors
+    /// As [`Self::get_range`].
+    async fn read_shared_into(&self, key: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        self.read_into(key, offset, target).await
+    }
+
     /// The size of the object, or `None` if there is none.
     ///
     /// # Errors
@@ -105,6 +124,24 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, `Denied`.
     async fn delete(&self, key: &str) -> Result<()>;
+}
+
+/// How a store is best asked for many bytes, and given them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfers {
+    /// Reads at a time: as many as keep it busy while what they gave is verified.
+    pub reads: usize,
+    /// The most bytes of one read.
+    pub read_bytes: u64,
+    /// Puts of large objects at a time.
+    pub puts: usize,
+}
+
+impl Default for Transfers {
+    /// What a local disk wants: it is busy with few requests, and each of them takes memory.
+    fn default() -> Self {
+        Self { reads: 8, read_bytes: 4 << 20, puts: 2 }
+    }
 }
 
 /// What a put-if-absent did.

@@ -14,23 +14,22 @@ use std::sync::Arc;
 
 use lastgood::save::Mode;
 use lastgood::state::{Capture, Durability, Targets, World};
-use lastgood::{Dtype, Repository, Result, Run, RunName, RunOptions};
+use lastgood::{Dtype, Hash, Repository, Result, Run, RunName, RunOptions};
 use lastgood_store::{Env, LocalStore, SystemEnv};
 use serde_json::json;
 
 const HELP: &str = "\
-cargo xtask bench [--bytes N] [--reps N] [--folder DIR] [--json FILE]
+cargo xtask bench disk [--bytes N] [--tensor N] [--reps N] [--folder DIR] [--json FILE]
 
   --bytes N      the size of the state; default 1500000000
+  --tensor N     the bytes of each of its tensors; default 104857600
   --reps N       how often everything is measured; default 5
   --folder DIR   where to write; default a folder below target/bench
   --json FILE    also write the figures here; default target/bench/disk.json";
 
-/// A tensor of the state has at most so many bytes.
-const TENSOR_BYTES: usize = 100 << 20;
-
 struct Options {
     bytes: usize,
+    tensor_bytes: usize,
     reps: usize,
     folder: PathBuf,
     json: PathBuf,
@@ -54,6 +53,7 @@ fn options() -> Option<Options> {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from);
     let mut options = Options {
         bytes: 1_500_000_000,
+        tensor_bytes: 100 << 20,
         reps: 5,
         folder: target.join("bench").join(format!("disk-{}", std::process::id())),
         json: target.join("bench/disk.json"),
@@ -62,6 +62,7 @@ fn options() -> Option<Options> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--bytes" => options.bytes = args.next()?.parse().ok()?,
+            "--tensor" => options.tensor_bytes = args.next()?.parse().ok()?,
             "--reps" => options.reps = args.next()?.parse().ok()?,
             "--folder" => options.folder = PathBuf::from(args.next()?).join("lastgood-bench"),
             "--json" => options.json = args.next()?.into(),
@@ -69,7 +70,7 @@ fn options() -> Option<Options> {
             _ => return None,
         }
     }
-    (options.reps > 0 && options.bytes > 0).then_some(options)
+    (options.reps > 0 && options.bytes > 0 && options.tensor_bytes > 0).then_some(options)
 }
 
 /// One measurement, in seconds.
@@ -89,6 +90,7 @@ struct Figures {
     read_cold: Vec<Taken>,
     restore_cold: Vec<Taken>,
     read_hot: Vec<Taken>,
+    hash: Vec<Taken>,
     restore_hot: Vec<Taken>,
 }
 
@@ -104,8 +106,8 @@ impl<'o> Bench<'o> {
 
     fn run(&self) -> Figures {
         let mut figures = Figures::default();
-        let mut state = State::new(self.options.bytes);
-        let mut target = State::new(self.options.bytes);
+        let mut state = State::new(self.options);
+        let mut target = State::new(self.options);
         let store = self.options.folder.join("store");
         let repository = Repository::create(
             Arc::new(
@@ -136,7 +138,11 @@ impl<'o> Bench<'o> {
             self.forget();
             let restore_cold = self.time(|| restore(&repository, &name, &mut target));
             assert!(target == state, "the restored bytes differ");
+            // What is read cold need not be in the page cache then.
+            read_plain(&plain, &mut target);
             let read_hot = self.time(|| read_plain(&plain, &mut target));
+            let hash = self.time(|| hash(&target));
+            warm(&store);
             let restore_hot = self.time(|| restore(&repository, &name, &mut target));
             fs::remove_file(&plain).unwrap();
             self.delete_packs(&store, rep);
@@ -147,6 +153,7 @@ impl<'o> Bench<'o> {
                 figures.read_cold.push(read_cold);
                 figures.restore_cold.push(restore_cold);
                 figures.read_hot.push(read_hot);
+                figures.hash.push(hash);
                 figures.restore_hot.push(restore_hot);
             }
         }
@@ -197,8 +204,9 @@ struct State {
 }
 
 impl State {
-    fn new(bytes: usize) -> Self {
-        let sizes = (0..bytes).step_by(TENSOR_BYTES).map(|at| TENSOR_BYTES.min(bytes - at));
+    fn new(options: &Options) -> Self {
+        let Options { bytes, tensor_bytes, .. } = *options;
+        let sizes = (0..bytes).step_by(tensor_bytes).map(|at| tensor_bytes.min(bytes - at));
         Self { tensors: sizes.map(|size| vec![1; size]).collect() }
     }
 
@@ -250,6 +258,36 @@ fn read_plain(path: &Path, target: &mut State) {
     }
 }
 
+/// BLAKE3 of the state on all cores: what nothing that is verified can be faster than.
+fn hash(state: &State) {
+    let chunks: Vec<&[u8]> =
+        state.tensors.iter().flat_map(|tensor| tensor.chunks(1 << 20)).collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for part in chunks.chunks(chunks.len().div_ceil(cores)) {
+            scope.spawn(move || {
+                for chunk in part {
+                    std::hint::black_box(Hash::of(chunk));
+                }
+            });
+        }
+    });
+}
+
+/// Reads every file below `folder` into the page cache.
+fn warm(folder: &Path) {
+    let mut piece = vec![0; 1 << 20];
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            warm(&entry.path());
+        } else {
+            let mut file = File::open(entry.path()).unwrap();
+            while file.read(&mut piece).unwrap() > 0 {}
+        }
+    }
+}
+
 fn restore(repository: &Repository, name: &RunName, target: &mut State) {
     let ledger = repository.existing(name).unwrap();
     let id = lastgood::restore::choose(ledger.history()).unwrap().id;
@@ -292,6 +330,7 @@ fn report(options: &Options, figures: &Figures) {
         ("read, cold", &figures.read_cold, None),
         ("restore, cold", &figures.restore_cold, Some(&figures.read_cold)),
         ("read, hot", &figures.read_hot, None),
+        ("BLAKE3, all cores", &figures.hash, None),
         ("restore, hot", &figures.restore_hot, Some(&figures.read_hot)),
     ];
     let mut data = Vec::new();
@@ -308,7 +347,8 @@ fn report(options: &Options, figures: &Figures) {
         data.push(json!({"what": name.trim(), "median_s": median, "min_s": min, "max_s": max,
             "cpu_s": cpu, "ratio_to_plain": ratio, "seconds": seconds}));
     }
-    let facts = json!({"bench": "disk", "bytes": options.bytes, "reps": options.reps,
+    let facts = json!({"bench": "disk", "bytes": options.bytes,
+        "tensor_bytes": options.tensor_bytes, "reps": options.reps,
         "version": env!("CARGO_PKG_VERSION"), "kernel": line_of("/proc/sys/kernel/osrelease", ""),
         "cpu": line_of("/proc/cpuinfo", "model name"), "rows": data});
     fs::create_dir_all(options.json.parent().unwrap()).unwrap();

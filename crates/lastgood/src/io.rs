@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood_format::{Error, ErrorKind, Result};
-use lastgood_store::{Env, Payload, Store};
+use lastgood_store::{Env, Hedges, Payload, Store, Transfers};
 
 use crate::objects;
 use crate::process::Process;
@@ -28,6 +28,18 @@ pub(crate) trait Io: fmt::Debug + Send + Sync {
     /// `NotFound`, `Corrupt` if the object is too short, `Unavailable`, `Denied`.
     fn read_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()>;
 
+    /// As [`Io::read_into`], of bytes that other processes of this machine read as well.
+    ///
+    /// # Errors
+    /// As [`Io::read_into`].
+    fn read_shared_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()>;
+
+    /// How the store is best asked for many bytes.
+    fn transfers(&self) -> Transfers;
+
+    /// How often slow reads were asked for a second time so far.
+    fn hedges(&self) -> Hedges;
+
     /// The size of `object`, or `None` if there is none.
     ///
     /// # Errors
@@ -36,6 +48,40 @@ pub(crate) trait Io: fmt::Debug + Send + Sync {
 
     /// Time since some fixed moment.
     fn elapsed(&self) -> Duration;
+}
+
+/// [`Io`] of which other processes of this machine read the same bytes.
+#[derive(Debug)]
+pub(crate) struct Shared<'i>(pub(crate) &'i dyn Io);
+
+impl Io for Shared<'_> {
+    fn put_same(&self, object: &str, payload: Payload) -> Result<()> {
+        self.0.put_same(object, payload)
+    }
+
+    fn read_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        self.0.read_shared_into(object, offset, target)
+    }
+
+    fn read_shared_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        self.0.read_shared_into(object, offset, target)
+    }
+
+    fn transfers(&self) -> Transfers {
+        self.0.transfers()
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.0.hedges()
+    }
+
+    fn size(&self, object: &str) -> Result<Option<u64>> {
+        self.0.size(object)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
 }
 
 /// [`Io`] over a store, on a tokio runtime that drives the store's sockets and timers.
@@ -101,6 +147,18 @@ impl Io for StoreIo {
 
     fn read_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()> {
         self.block_on(self.store.read_into(object, offset, target))
+    }
+
+    fn read_shared_into(&self, object: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        self.block_on(self.store.read_shared_into(object, offset, target))
+    }
+
+    fn transfers(&self) -> Transfers {
+        self.store.transfers()
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.store.hedges()
     }
 
     fn size(&self, object: &str) -> Result<Option<u64>> {

@@ -12,19 +12,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::num::NonZero;
 use std::path::Path;
-use std::sync::Mutex;
 
 use bytes::Bytes;
-use memmap2::MmapMut;
-use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
-use rustix::io::Errno;
+use rustix::fs::{Advice, fadvise};
+
+use super::direct::{ALIGN, STRIDE, give_memory, is_invalid, room, set_direct, take_memory};
 
 /// Files of fewer bytes go through the page cache.
 const DIRECT_MIN: usize = 1 << 20;
-/// How much is written at once.
-const STRIDE: usize = 4 << 20;
-/// Address, offset and length of a direct write are multiples of it. No device has larger blocks.
-const ALIGN: usize = 4096;
 
 /// Creates the file `path` with `parts`, one after the other; fails if it exists.
 pub(super) fn create(path: &Path, parts: &[Bytes]) -> io::Result<File> {
@@ -37,19 +32,6 @@ pub(super) fn create(path: &Path, parts: &[Bytes]) -> io::Result<File> {
         write_buffered(&mut file, parts)?;
     }
     Ok(file)
-}
-
-#[cfg(target_os = "linux")]
-fn set_direct(file: &File, direct: bool) -> io::Result<()> {
-    let mut flags = fcntl_getfl(file)?;
-    flags.set(OFlags::DIRECT, direct);
-    Ok(fcntl_setfl(file, flags)?)
-}
-
-/// Elsewhere there is no such flag.
-#[cfg(not(target_os = "linux"))]
-fn set_direct(_: &File, _: bool) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// A file that is written to past the page cache for as long as that goes well.
@@ -89,16 +71,12 @@ impl Direct<'_> {
     }
 }
 
-fn is_invalid(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
-}
-
 /// Writes `parts` to `file`, which is set to direct writes. The bytes behind the last whole block go
 /// through the page cache.
 fn write_direct(file: &File, parts: &[Bytes]) -> io::Result<()> {
     let mut file = Direct { file, is_direct: true };
     let mut memory = take_memory()?;
-    let room = room(&mut memory);
+    let room = &mut room(&mut memory)[..STRIDE];
     let mut filled = 0;
     for part in parts {
         let mut rest = &part[..];
@@ -119,39 +97,6 @@ fn write_direct(file: &File, parts: &[Bytes]) -> io::Result<()> {
     file.write(tail)?;
     give_memory(memory);
     Ok(())
-}
-
-/// Memory for direct writes that nobody uses: as much as there are writers at a time.
-static SPARE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
-const SPARE_MAX: usize = 4;
-const HUGE_PAGE: usize = 2 << 20;
-
-/// Memory with room for [`STRIDE`] bytes: huge pages where the system has some, since a device is asked
-/// once for each stretch of memory, and small pages are as many stretches.
-fn take_memory() -> io::Result<MmapMut> {
-    // Nobody waits here, least of all a forked child for the owner of a lock in its parent.
-    if let Some(spare) = SPARE.try_lock().ok().and_then(|mut spare| spare.pop()) {
-        return Ok(spare);
-    }
-    let memory = MmapMut::map_anon(STRIDE + HUGE_PAGE)?;
-    // It is for speed alone.
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    Ok(memory)
-}
-
-fn give_memory(memory: MmapMut) {
-    if let Ok(mut spare) = SPARE.try_lock()
-        && spare.len() < SPARE_MAX
-    {
-        spare.push(memory);
-    }
-}
-
-/// The room in `memory`, which begins where a huge page does.
-fn room(memory: &mut MmapMut) -> &mut [u8] {
-    let begin = memory.as_ptr().align_offset(HUGE_PAGE);
-    &mut memory[begin..begin + STRIDE]
 }
 
 /// Writes every part, however little the kernel takes at a time.

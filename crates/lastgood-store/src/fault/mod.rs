@@ -12,7 +12,7 @@ use plan::{Call, Drawn};
 
 pub use plan::{Fault, FaultPlan, FaultRates, Operation};
 
-use crate::{Env, Error, ErrorKind, ObjectMeta, Payload, Put, Result, Store};
+use crate::{Env, Error, ErrorKind, Hedges, ObjectMeta, Payload, Put, Result, Store, Transfers};
 
 /// How many of the newest objects are remembered, for listings to leave out.
 const NEWEST_MAX: usize = 1000;
@@ -242,6 +242,14 @@ fn full(key: &str) -> Error {
 impl<S: Store> Store for FaultStore<S> {
     fn location(&self) -> String {
         self.inner.location()
+    }
+
+    fn transfers(&self) -> Transfers {
+        self.inner.transfers()
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.inner.hedges()
     }
 
     async fn put_if_absent(&self, key: &str, payload: Payload) -> Result<Put> {

@@ -7,6 +7,7 @@ mod clock;
 mod conformance;
 mod disk;
 mod fault;
+mod hedge;
 mod local;
 mod open;
 mod put_faults;

@@ -2,15 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use lastgood_format::index::{Component, Shard, ShardIndex, Tensor, check_agreement};
 use lastgood_format::journal::{CUT, ENVIRONMENT};
 use lastgood_format::layout::{NdBox, check_cover};
-use lastgood_format::manifest::Manifest;
+use lastgood_format::manifest::{IndexRef, Manifest};
 use lastgood_format::{Dtype, Error, ErrorKind, Hash, Result, key};
 
+use super::kept::Kept;
 use crate::ledger::Ledger;
 use crate::objects;
 use crate::save::ALIKE;
+
+/// Shard indexes of so many ranks are asked for at a time: the answer of a remote store takes as long for one as for
+/// many.
+const INDEXES_AT_A_TIME: usize = 16;
 
 /// The tables of one checkpoint.
 #[derive(Debug)]
@@ -20,6 +26,7 @@ pub struct Contents {
     indexes: Vec<ShardIndex>,
     tensors: BTreeMap<(String, String), TensorInfo>,
     folder: String,
+    kept: Kept,
 }
 
 /// One tensor of a checkpoint.
@@ -51,27 +58,13 @@ impl Contents {
             ))
             .with_object(object));
         }
-        let mut indexes = Vec::with_capacity(manifest.indexes.len());
-        for entry in &manifest.indexes {
-            let object = key::in_run(ledger.run(), &entry.object)?;
-            if entry.bytes > ShardIndex::BYTES_MAX {
-                return Err(Error::corrupt("a shard index is too large").with_object(object));
-            }
-            let store = ledger.store().as_ref();
-            let stored = objects::get_exact(store, &object, entry.bytes, &entry.blake3).await?;
-            let index = ShardIndex::decode(&stored).map_err(|e| e.with_object(object.clone()))?;
-            if index.run != manifest.run
-                || index.save != manifest.save()
-                || index.rank != entry.rank
-            {
-                return Err(Error::corrupt("a shard index of another save").with_object(object));
-            }
-            indexes.push(index);
-        }
+        let reads = manifest.indexes.iter().map(|entry| read_index(ledger, &manifest, entry));
+        let reads = stream::iter(reads.collect::<Vec<_>>());
+        let indexes: Vec<ShardIndex> = reads.buffered(INDEXES_AT_A_TIME).try_collect().await?;
         check_agreement(&indexes)?;
         let tensors = collect(&indexes);
         let folder = key::run_folder(ledger.run());
-        Ok(Self { id: *id, manifest, indexes, tensors, folder })
+        Ok(Self { id: *id, manifest, indexes, tensors, folder, kept: Kept::default() })
     }
 
     /// The checkpoint id.
@@ -127,6 +120,17 @@ impl Contents {
         found.map(|((component, name), _)| (component.as_str(), name.as_str())).collect()
     }
 
+    /// The decoded bytes of all ranks.
+    pub(crate) fn bytes(&self) -> u64 {
+        let chunks = self.indexes.iter().flat_map(|index| &index.chunks);
+        chunks.map(|chunk| u64::from(chunk.decoded_bytes)).sum()
+    }
+
+    /// What was read of its chunks before.
+    pub(super) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// The run's folder in the store.
     pub(crate) fn folder(&self) -> &str {
         &self.folder
@@ -165,6 +169,20 @@ async fn read_manifest(ledger: &Ledger, object: &str, id: &Hash) -> Result<Manif
         }
         reads += 1;
     }
+}
+
+async fn read_index(ledger: &Ledger, manifest: &Manifest, entry: &IndexRef) -> Result<ShardIndex> {
+    let object = key::in_run(ledger.run(), &entry.object)?;
+    if entry.bytes > ShardIndex::BYTES_MAX {
+        return Err(Error::corrupt("a shard index is too large").with_object(object));
+    }
+    let store = ledger.store().as_ref();
+    let stored = objects::get_exact(store, &object, entry.bytes, &entry.blake3).await?;
+    let index = ShardIndex::decode(&stored).map_err(|e| e.with_object(object.clone()))?;
+    if index.run != manifest.run || index.save != manifest.save() || index.rank != entry.rank {
+        return Err(Error::corrupt("a shard index of another save").with_object(object));
+    }
+    Ok(index)
 }
 
 fn collect(indexes: &[ShardIndex]) -> BTreeMap<(String, String), TensorInfo> {

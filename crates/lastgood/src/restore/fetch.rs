@@ -13,24 +13,24 @@ use lastgood_format::delta::{self, Operand};
 use lastgood_format::index::Chunk;
 use lastgood_format::pack::PackedChunk;
 use lastgood_format::{Error, ErrorKind, Result};
+use lastgood_store::Transfers;
 
 use super::contents::Contents;
 use super::held;
+use super::kept::Kept;
 use super::linked::{self, Linked};
 use super::plan::{Apply, Memory, Piece, Plan};
 use crate::io::Io;
 use crate::tier::Held;
-
-/// Readers: more than cores, since they wait for the store in turn.
-const READERS: usize = 4;
-/// The most that is read with one request.
-const READ_BYTES_MAX: u64 = 8 << 20;
 
 /// A chunk by the number of its shard index and its row there.
 pub(super) type At = (usize, u32);
 
 /// Parts of a decoded chunk: where each begins, and the memory that it goes to.
 pub(super) type Parts<'m> = Vec<(usize, &'m mut [u8])>;
+
+/// What goes to one place and is less than this part of the largest read is read with its neighbours.
+const SMALL: u64 = 4;
 
 /// Below this many bytes, starting threads takes longer than they save.
 const THREADS_FROM: u64 = 1 << 20;
@@ -46,7 +46,7 @@ enum Place<'m> {
     /// Raw chunks that lie one after the other in the target as well.
     Direct { chunks: Vec<Chunk>, target: &'m mut [u8] },
     /// Chunks that are decoded and cut up.
-    Scatter(Vec<(Chunk, Parts<'m>)>),
+    Scatter(Vec<(At, Chunk, Parts<'m>)>),
     /// Deltas and what they are made of, of any objects.
     Linked(Linked<'m>),
 }
@@ -80,11 +80,13 @@ pub(crate) fn run(
             Err(i) => own[i].take().unwrap_or_default(),
         });
     }
+    let transfers = io.transfers();
     let wanted = by_target(chunks, memory.len());
     let placed = held::place(contents, held, &wanted, &mut memory)?;
-    let jobs = jobs(contents, wanted, (memory, &placed))?;
+    let jobs = jobs(contents, wanted, (memory, &placed), transfers.read_bytes)?;
     let bytes_read = jobs.iter().map(Job::stored_bytes).sum();
-    read_all(io, jobs)?;
+    let kept = Kept::takes(bytes_read).then(|| contents.kept());
+    read_all((io, kept), jobs, transfers.reads)?;
     // Only now, with everything verified, do functions see their bytes.
     for (memory, apply) in owned {
         apply(memory)?;
@@ -99,9 +101,11 @@ pub(crate) fn run(
 pub(super) fn verify_deltas(io: &dyn Io, contents: &Contents) -> Result<()> {
     let deltas = contents.indexes().iter().enumerate();
     let deltas = deltas.flat_map(|(i, index)| index.operands.keys().map(move |row| (i, *row)));
-    let groups = linked::groups(contents, &linked::rows(contents, deltas), |_| Parts::new())?;
+    let Transfers { reads, read_bytes, .. } = io.transfers();
+    let rows = linked::rows(contents, deltas);
+    let groups = linked::groups(contents, &rows, read_bytes, |_| Parts::new())?;
     let bytes = groups.iter().map(Linked::stored_bytes).sum();
-    each(groups, bytes, |group, _| group.run(io))
+    each(groups, (bytes, reads), |group, _| group.run(io))
 }
 
 /// One piece with its target's memory.
@@ -130,6 +134,7 @@ fn jobs<'m>(
     contents: &Contents,
     of_target: Vec<Vec<(At, Piece)>>,
     (memory, placed): (Vec<&'m mut [u8]>, &BTreeSet<At>),
+    read_bytes: u64,
 ) -> Result<Vec<Job<'m>>> {
     let mut uses: BTreeMap<At, usize> = BTreeMap::new();
     for (at, _) in of_target.iter().flatten().filter(|(at, _)| !placed.contains(at)) {
@@ -146,8 +151,13 @@ fn jobs<'m>(
             if pieces[i].1.to != end {
                 return Err(overlap());
             }
-            let count = direct_run(contents, (&uses, &linked), &pieces[i..]);
-            let bytes: usize = pieces[i..i + count.max(1)].iter().map(|(_, p)| p.bytes).sum();
+            let sum = |count: usize| pieces[i..i + count].iter().map(|(_, p)| p.bytes).sum();
+            let mut count = direct_run(contents, (&uses, &linked), &pieces[i..], read_bytes);
+            let mut bytes: usize = sum(count.max(1));
+            // A copy of so little costs less than a request of its own.
+            if count > 0 && (bytes as u64) < read_bytes / SMALL {
+                (count, bytes) = (0, sum(1));
+            }
             let (head, tail) = rest.split_at_mut_checked(bytes).ok_or_else(overlap)?;
             rest = tail;
             end += bytes;
@@ -166,13 +176,17 @@ fn jobs<'m>(
             return Err(overlap());
         }
     }
-    let groups = linked::groups(contents, &linked, |at| scattered.remove(&at).unwrap_or_default())?;
+    let groups = linked::groups(contents, &linked, read_bytes, |at| {
+        scattered.remove(&at).unwrap_or_default()
+    })?;
     jobs.extend(groups.into_iter().map(|group| Job {
         object: group.object().to_owned(),
         offset: 0,
         place: Place::Linked(group),
     }));
-    group_scattered(contents, scattered, &mut jobs);
+    place_kept(contents, &mut scattered);
+    // Memory for what is stored is taken beside that for what is decoded.
+    group_scattered(contents, scattered, read_bytes / 2, &mut jobs);
     Ok(jobs)
 }
 
@@ -185,6 +199,7 @@ fn direct_run(
     contents: &Contents,
     (uses, linked): (&BTreeMap<At, usize>, &BTreeSet<At>),
     pieces: &[(At, Piece)],
+    read_bytes: u64,
 ) -> usize {
     let mut end: Option<(u32, u64)> = None;
     let mut total = 0;
@@ -202,7 +217,7 @@ fn direct_run(
                 && last.to + last.bytes == piece.to
         };
         total += u64::from(chunk.stored_bytes);
-        if !whole || !follows || (count > 0 && total > READ_BYTES_MAX) {
+        if !whole || !follows || (count > 0 && total > read_bytes) {
             return count;
         }
         end = Some((chunk.pack, chunk.offset + u64::from(chunk.stored_bytes)));
@@ -228,31 +243,55 @@ fn direct<'m>(contents: &Contents, pieces: &[(At, Piece)], target: &'m mut [u8])
     }
 }
 
+/// Places what was read before. What is damaged since is left, to be read again.
+fn place_kept(contents: &Contents, scattered: &mut BTreeMap<At, Parts<'_>>) {
+    let mut scratch = Vec::new();
+    scattered.retain(|at, parts| {
+        let Some(stored) = contents.kept().get(at) else { return true };
+        let Chunk { codec, decoded_bytes, hash, .. } =
+            contents.indexes()[at.0].chunks[at.1 as usize];
+        match chunk::decode(codec, &stored, &[], decoded_bytes, &hash, &mut scratch) {
+            Ok(decoded) => {
+                place(parts, decoded);
+                false
+            }
+            Err(_) => true,
+        }
+    });
+}
+
+pub(super) fn place(parts: &mut Parts<'_>, decoded: &[u8]) {
+    for (from, target) in parts {
+        target.copy_from_slice(&decoded[*from..*from + target.len()]);
+    }
+}
+
 fn group_scattered<'m>(
     contents: &Contents,
     scattered: BTreeMap<At, Parts<'m>>,
+    read_bytes: u64,
     jobs: &mut Vec<Job<'m>>,
 ) {
     let mut last: Option<(String, u64, u64)> = None;
     let begin = jobs.len();
-    for ((index, row), pieces) in scattered {
-        let chunk = contents.indexes()[index].chunks[row as usize];
-        let object = object_of(contents, index, &chunk);
+    for (at, parts) in scattered {
+        let chunk = contents.indexes()[at.0].chunks[at.1 as usize];
+        let object = object_of(contents, at.0, &chunk);
         let stored = u64::from(chunk.stored_bytes);
         if let Some((pack, end, total)) = &mut last
             && *pack == object
             && *end == chunk.offset
-            && *total + stored <= READ_BYTES_MAX
+            && *total + stored <= read_bytes
             && jobs.len() > begin
             && let Some(Job { place: Place::Scatter(group), .. }) = jobs.last_mut()
         {
-            group.push((chunk, pieces));
+            group.push((at, chunk, parts));
             *end += stored;
             *total += stored;
             continue;
         }
         last = Some((object.clone(), chunk.offset + stored, stored));
-        let place = Place::Scatter(vec![(chunk, pieces)]);
+        let place = Place::Scatter(vec![(at, chunk, parts)]);
         jobs.push(Job { object, offset: chunk.offset, place });
     }
 }
@@ -261,16 +300,20 @@ impl Job<'_> {
     fn stored_bytes(&self) -> u64 {
         match &self.place {
             Place::Direct { target, .. } => target.len() as u64,
-            Place::Scatter(chunks) => chunks.iter().map(|(c, _)| u64::from(c.stored_bytes)).sum(),
+            Place::Scatter(chunks) => {
+                chunks.iter().map(|(_, c, _)| u64::from(c.stored_bytes)).sum()
+            }
             Place::Linked(linked) => linked.stored_bytes(),
         }
     }
 
-    fn run(self, io: &dyn Io, scratch: &mut Scratch) -> Result<()> {
+    fn run(self, (io, kept): (&dyn Io, Option<&Kept>), scratch: &mut Scratch) -> Result<()> {
         let Self { object, offset, place } = self;
         let done = match place {
             Place::Direct { chunks, target } => read_direct(io, &object, offset, &chunks, target),
-            Place::Scatter(chunks) => read_scattered(io, &object, offset, chunks, scratch),
+            Place::Scatter(chunks) => {
+                read_scattered((io, kept), (&object, offset), chunks, scratch)
+            }
             Place::Linked(linked) => return linked.run(io),
         };
         done.map_err(|error| missing_is_damage(error).with_object(object))
@@ -372,28 +415,28 @@ fn read_direct(
 }
 
 fn read_scattered(
-    io: &dyn Io,
-    object: &str,
-    offset: u64,
-    chunks: Vec<(Chunk, Parts<'_>)>,
+    (io, kept): (&dyn Io, Option<&Kept>),
+    (object, offset): (&str, u64),
+    chunks: Vec<(At, Chunk, Parts<'_>)>,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let Scratch { stored, decoded } = scratch;
-    let total: usize = chunks.iter().map(|(chunk, _)| chunk.stored_bytes as usize).sum();
+    let total: usize = chunks.iter().map(|(_, chunk, _)| chunk.stored_bytes as usize).sum();
     stored.resize(total, 0);
     if total > 0 {
         twice(|| io.read_into(object, offset, stored))?;
     }
     let mut rest = stored.as_mut_slice();
-    for (chunk, pieces) in chunks {
+    for (at, chunk, mut parts) in chunks {
         let (bytes, tail) = rest.split_at_mut(chunk.stored_bytes as usize);
         rest = tail;
         decode(io, object, (&packed(&chunk), &[]), bytes, decoded, |decoded| {
-            for (from, target) in pieces {
-                target.copy_from_slice(&decoded[from..from + target.len()]);
-            }
+            place(&mut parts, decoded);
         })
         .map_err(|e| at_offset(e, &chunk))?;
+        if let Some(kept) = kept {
+            kept.keep(at, bytes);
+        }
     }
     Ok(())
 }
@@ -407,21 +450,21 @@ pub(super) fn at_offset(error: Error, chunk: &Chunk) -> Error {
     error.context(format!("{} bytes at offset {}", chunk.stored_bytes, chunk.offset))
 }
 
-fn read_all(io: &dyn Io, mut jobs: Vec<Job<'_>>) -> Result<()> {
+fn read_all(io: (&dyn Io, Option<&Kept>), mut jobs: Vec<Job<'_>>, reads: usize) -> Result<()> {
     jobs.sort_by(|a, b| (&a.object, a.offset).cmp(&(&b.object, b.offset)));
     let bytes = jobs.iter().map(Job::stored_bytes).sum();
-    each(jobs, bytes, |job, scratch| job.run(io, scratch))
+    each(jobs, (bytes, reads), |job, scratch| job.run(io, scratch))
 }
 
-/// Runs `work` on every item on a few threads and gives the first error; `bytes` is how much there is
-/// to read in all.
+/// Runs `work` on every item and gives the first error; `bytes` is how much there is to read in all, `threads` how
+/// many items are worked on at a time: more than there are cores, since they wait for the store in turn.
 pub(super) fn each<T: Send>(
     items: Vec<T>,
-    bytes: u64,
+    (bytes, threads): (u64, usize),
     work: impl Fn(T, &mut Scratch) -> Result<()> + Sync,
 ) -> Result<()> {
     let failed = AtomicBool::new(false);
-    let threads = if bytes < THREADS_FROM { 1 } else { READERS.min(items.len()) };
+    let threads = if bytes < THREADS_FROM { 1 } else { threads.min(items.len()) };
     let queue = Mutex::new(items.into_iter());
     let reader = || {
         let mut scratch = Scratch::default();

@@ -10,6 +10,9 @@ use super::fetch::{self, At, Parts};
 use super::plan::Piece;
 use crate::tier::Held;
 
+/// Threads that copy and hash.
+const COPIERS: usize = 2;
+
 /// Places the chunks that are `held` and are what the checkpoint says they are, and gives them. What is in the targets
 /// of all others means nothing yet.
 pub(super) fn place(
@@ -36,13 +39,17 @@ pub(super) fn place(
         }
     }
     let placed = Mutex::new(BTreeSet::new());
-    fetch::each(found.into_iter().collect(), bytes, |(at, (stored, parts)), scratch| {
-        let hash = &contents.indexes()[at.0].chunks[at.1 as usize].hash;
-        if copy(stored, parts, hash, &mut scratch.decoded) {
-            placed.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
-        }
-        Ok(())
-    })?;
+    fetch::each(
+        found.into_iter().collect(),
+        (bytes, COPIERS),
+        |(at, (stored, parts)), scratch| {
+            let hash = &contents.indexes()[at.0].chunks[at.1 as usize].hash;
+            if copy(stored, parts, hash, &mut scratch.decoded) {
+                placed.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+            }
+            Ok(())
+        },
+    )?;
     Ok(placed.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 

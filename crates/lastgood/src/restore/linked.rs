@@ -14,7 +14,7 @@ use super::contents::Contents;
 use super::fetch::{self, At, Parts};
 use crate::io::Io;
 
-/// Chunks that have nothing to do with each other are read together up to this many stored bytes.
+/// Neighbours are read together up to this many stored bytes.
 const READ_BYTES_MAX: u64 = 8 << 20;
 
 /// What lies between two chunks is read as well, if it is so little: a request costs more.
@@ -54,13 +54,15 @@ pub(super) fn rows(contents: &Contents, wanted: impl IntoIterator<Item = At>) ->
     found
 }
 
-/// Groups `rows`, with what goes out of each, so that nothing is made of anything in another group.
+/// Groups `rows`, with what goes out of each, so that nothing is made of anything in another group. Chunks that have
+/// nothing to do with each other are grouped up to `bytes_max` stored bytes.
 ///
 /// # Errors
 /// `Corrupt` if a shard index names a row that it does not have.
 pub(super) fn groups<'m>(
     contents: &Contents,
     rows: &BTreeSet<At>,
+    bytes_max: u64,
     mut parts: impl FnMut(At) -> Parts<'m>,
 ) -> Result<Vec<Linked<'m>>> {
     let mut users: BTreeMap<At, Vec<At>> = BTreeMap::new();
@@ -79,7 +81,7 @@ pub(super) fn groups<'m>(
         let linked = Linked::new(contents, members, &users, &mut parts)?;
         let bytes = linked.stored_bytes();
         match groups.last_mut() {
-            Some((sum, last)) if *sum + bytes <= READ_BYTES_MAX => {
+            Some((sum, last)) if *sum + bytes <= bytes_max => {
                 *sum += bytes;
                 last.append(linked);
             }
@@ -177,7 +179,7 @@ impl<'m> Linked<'m> {
         // What nobody needs any more is written over.
         let mut free: Vec<Vec<u8>> = Vec::new();
         for (i, row) in self.rows.into_iter().enumerate() {
-            let Row { object, chunk, operands, parts, .. } = row;
+            let Row { object, chunk, operands, mut parts, .. } = row;
             let mut bytes = free.pop().unwrap_or_default();
             let made_of: Vec<Operand<'_>> = operands
                 .iter()
@@ -187,9 +189,7 @@ impl<'m> Linked<'m> {
             let mut stored = reads.take(io, &object, &chunk)?;
             let as_delta = (&fetch::packed(&chunk), made_of.as_slice());
             fetch::decode(io, &object, as_delta, &mut stored, &mut bytes, |found| {
-                for (from, target) in parts {
-                    target.copy_from_slice(&found[from..from + target.len()]);
-                }
+                fetch::place(&mut parts, found);
             })
             .map_err(|e| fetch::at_offset(e, &chunk).with_object(object))?;
             for of in operands {

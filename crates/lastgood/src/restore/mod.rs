@@ -7,6 +7,7 @@ mod contents;
 mod costs;
 mod fetch;
 mod held;
+mod kept;
 mod linked;
 mod needs;
 mod plan;
@@ -17,11 +18,12 @@ pub use choose::{Selector, choose, resolve};
 pub use contents::{Contents, TensorInfo};
 pub use costs::{Cost, Costs, Way, costs};
 use lastgood_format::{Hash, Result};
+use lastgood_store::Hedges;
 pub(crate) use needs::needs;
 pub use verify::VerifiedPacks;
 pub(crate) use verify::{check_sizes, verify_all, verify_one};
 
-use crate::io::Io;
+use crate::io::{Io, Shared};
 use crate::state::Targets;
 use crate::tier::Tier;
 
@@ -50,10 +52,29 @@ pub(crate) fn restore_from(
     targets: Targets<'_>,
     tier: Option<&Tier>,
 ) -> Result<Restored> {
+    let size = u64::from(targets.world.size);
     let plan = plan::Plan::new(contents, targets)?;
     let held = tier.map(Tier::held).unwrap_or_default();
-    let (bytes, bytes_read) = fetch::run(io, contents, plan, &held)?;
-    Ok(Restored { bytes, bytes_read, ..untouched(contents) })
+    // Ranks that would together read the checkpoint more than once read the same bytes.
+    let is_shared = size > 1 && plan.bytes.saturating_mul(size) > contents.bytes() / 2 * 3;
+    let before = io.hedges();
+    let (bytes, bytes_read) = match is_shared {
+        true => fetch::run(&Shared(io), contents, plan, &held)?,
+        false => fetch::run(io, contents, plan, &held)?,
+    };
+    let notices = late(before, io.hedges()).into_iter().collect();
+    Ok(Restored { bytes, bytes_read, notices, ..untouched(contents) })
+}
+
+/// What is told of a store that was slow to answer some reads.
+fn late(before: Hedges, after: Hedges) -> Option<String> {
+    let (asked, won) = (after.asked - before.asked, after.won - before.won);
+    (asked > 0).then(|| {
+        format!(
+            "the store was slow to answer {asked} reads and was asked for them again; {won} of the \
+             second answers came first"
+        )
+    })
 }
 
 /// What a restore of `contents` has done that has not touched its targets.

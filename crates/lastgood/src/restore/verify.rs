@@ -17,6 +17,9 @@ use crate::io::Io;
 /// this was written by lastgood.
 const PACK_BYTES_MAX: u64 = 1 << 30;
 
+/// So many packs are read at a time, each of them whole.
+const PACKS_MAX: usize = 4;
+
 /// By the name of each pack that the checkpoint stands on, its bytes and the chunks that are named in it.
 type Packs<'c> = BTreeMap<&'c str, (u64, Vec<&'c Chunk>)>;
 
@@ -62,7 +65,7 @@ pub(crate) fn verify_all(
     let total = packs.values().map(|(bytes, _)| bytes).sum();
     let done = AtomicU64::new(0);
     progress(0, total);
-    each(packs.into_iter().collect(), total, |(object, (bytes, chunks)), scratch| {
+    each(packs.into_iter().collect(), (total, PACKS_MAX), |(object, (bytes, chunks)), scratch| {
         let object = format!("{}{object}", contents.folder());
         let table = known.get(&object, bytes).unwrap_or_else(|| {
             let table = read_pack(io, &object, bytes, scratch).map(Arc::from);
@@ -84,7 +87,8 @@ pub(crate) fn check_sizes(io: &dyn Io, contents: &Contents) -> Result<(u64, u64)
     let packs = packs(contents)?;
     let (count, total) = (packs.len() as u64, packs.values().map(|(bytes, _)| bytes).sum());
     // Questions wait for the store and not for this machine: many at once even if there is little to read.
-    each(packs.into_iter().collect(), u64::MAX, |(object, (bytes, _)), _| {
+    let at_a_time = (u64::MAX, io.transfers().reads);
+    each(packs.into_iter().collect(), at_a_time, |(object, (bytes, _)), _| {
         let object = format!("{}{object}", contents.folder());
         check_size(io, &object, bytes).map_err(|error| error.with_object(object))
     })?;

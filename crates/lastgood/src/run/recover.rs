@@ -222,7 +222,9 @@ impl Run {
         if self.only_looks() {
             return Ok(restore::untouched(contents));
         }
-        self.read(contents, targets)
+        let mut restored = self.read(contents, targets)?;
+        notices.append(&mut restored.notices);
+        Ok(restored)
     }
 
     /// Looks whether `contents` can be restored here, as [`Run::look`] does, and, on rank 0, whether every object is

@@ -28,7 +28,6 @@ use crate::io::Io;
 
 /// Hashing is the only heavy work; beyond two threads the disk is the limit.
 const WORKERS_MAX: usize = 2;
-const PUTTERS: usize = 2;
 
 /// What the pipeline needs to know of a save.
 pub(crate) struct Job<'j> {
@@ -127,7 +126,7 @@ pub(crate) fn run(
             scope.spawn(move || hash_batches(job, batches, &hashed_in));
         }
         drop(hashed_in);
-        let putters: Vec<_> = (0..PUTTERS)
+        let putters: Vec<_> = (0..io.transfers().puts)
             .map(|_| scope.spawn(|| put_packs(io, job.folder, &packs_out, &batches)))
             .collect();
         let packed = pack_batches(job, &batches, &hashed_out, packs_in);

@@ -14,7 +14,7 @@ use super::{Component, Durability, World, check_component, rank_name, show};
 /// Unless it is [`partial`](Targets::partial), everything that the checkpoint holds must have a
 /// target, and every target must be in the checkpoint.
 pub struct Targets<'a> {
-    world: World,
+    pub(crate) world: World,
     pub(crate) requests: Vec<Request<'a>>,
     pub(crate) components: BTreeMap<String, Durability>,
     pub(crate) resets: Vec<Box<dyn FnOnce() + 'a>>,

@@ -23,6 +23,7 @@ mod names;
 mod policy;
 mod predicted;
 mod preflight;
+mod requests;
 mod resharding;
 mod resume;
 mod reuse;

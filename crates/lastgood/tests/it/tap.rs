@@ -14,6 +14,8 @@ pub(crate) enum Op {
     Put,
     Get,
     Range,
+    /// A range that other processes read as well.
+    Shared,
     Size,
     Settle,
     List,
@@ -192,6 +194,13 @@ impl Store for Tap {
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
         self.read(Op::Range, key, self.0.store.get_range(key, range)).await
+    }
+
+    async fn read_shared_into(&self, key: &str, offset: u64, target: &mut [u8]) -> Result<()> {
+        let range = offset..offset + target.len() as u64;
+        let bytes = self.read(Op::Shared, key, self.0.store.get_range(key, range)).await?;
+        target.copy_from_slice(&bytes);
+        Ok(())
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>> {
