@@ -8,12 +8,12 @@ use crate::tool::on;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lastgood");
 
-/// Trains 60 steps on two ranks. Both stop in the first attempt before the first put of the save of step 40, and rank 1
+/// Trains 60 steps on two ranks, no save of which is left out for a newer one. Both stop in the first attempt before the first put of the save of step 40, and rank 1
 /// is killed there.
 fn train(folder: &Path, memory: &str) -> Vec<Value> {
     let script = format!(
         r#"[ "$TORCHELASTIC_RESTART_COUNT" = 0 ] && export LASTGOOD_DEMO_PAUSE=40:0
-        '{PROGRAM}' __demo-rank --rest-ms 0 --steps 60 --every 20 | while read -r line; do
+        '{PROGRAM}' __demo-rank --rest-ms 0 --steps 60 --every 20 --digest-every 60 | while read -r line; do
             echo "$line"
             case "$line" in *paused*) [ "$RANK" = 1 ] && sleep 1 && kill -9 $$;; esac
         done"#
