@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::try_join_all;
 use lastgood_format::index::{Component, Shard, ShardIndex, Tensor, check_agreement};
 use lastgood_format::journal::{CUT, ENVIRONMENT};
 use lastgood_format::layout::{NdBox, check_cover};
@@ -15,7 +15,7 @@ use crate::objects;
 use crate::save::ALIKE;
 
 /// Shard indexes of so many ranks are asked for at a time: the answer of a remote store takes as long for one as for
-/// many.
+/// many. Up to 30 are polled together, whoever is woken; a simulation wakes tasks and not what they wait for.
 const INDEXES_AT_A_TIME: usize = 16;
 
 /// The tables of one checkpoint.
@@ -58,9 +58,11 @@ impl Contents {
             ))
             .with_object(object));
         }
-        let reads = manifest.indexes.iter().map(|entry| read_index(ledger, &manifest, entry));
-        let reads = stream::iter(reads.collect::<Vec<_>>());
-        let indexes: Vec<ShardIndex> = reads.buffered(INDEXES_AT_A_TIME).try_collect().await?;
+        let mut indexes: Vec<ShardIndex> = Vec::with_capacity(manifest.indexes.len());
+        for entries in manifest.indexes.chunks(INDEXES_AT_A_TIME) {
+            let reads = entries.iter().map(|entry| read_index(ledger, &manifest, entry));
+            indexes.extend(try_join_all(reads).await?);
+        }
         check_agreement(&indexes)?;
         let tensors = collect(&indexes);
         let folder = key::run_folder(ledger.run());
