@@ -22,6 +22,9 @@ pub struct History {
     /// Every attempt by the name of its incarnation.
     incarnations: BTreeMap<String, u64>,
     checkpoints: Vec<Checkpoint>,
+    /// The entry that changed each checkpoint last, or a later one that says nothing else of it.
+    #[serde(skip)]
+    changed: Changed,
     abandoned: BTreeSet<(u64, u64, u32)>,
     /// What restores may differ in.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -33,6 +36,18 @@ pub struct History {
     #[serde(default, skip_serializing_if = "Failures::is_empty")]
     failures: Failures,
 }
+
+/// Entries, one for each checkpoint: no part of what a history says, so that it is equal whatever stands here.
+#[derive(Clone, Debug, Default)]
+struct Changed(Vec<u64>);
+
+impl PartialEq for Changed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Changed {}
 
 /// One incarnation of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,11 +164,47 @@ impl History {
             attempt: None,
             incarnations: BTreeMap::new(),
             checkpoints: Vec::new(),
+            changed: Changed::default(),
             abandoned: BTreeSet::new(),
             accepted: BTreeSet::new(),
             orders: Orders::default(),
             failures: Failures::default(),
         }
+    }
+
+    /// This history, but of checkpoints only those that changed after entry `n`.
+    pub(super) fn since(&self, n: u64) -> Self {
+        let changed = |(checkpoint, at): (&Checkpoint, &u64)| (*at > n).then(|| checkpoint.clone());
+        Self {
+            run: self.run.clone(),
+            entries: self.entries,
+            tail: self.tail,
+            attempt: self.attempt.clone(),
+            incarnations: self.incarnations.clone(),
+            checkpoints: self.checkpoints.iter().zip(&self.changed.0).filter_map(changed).collect(),
+            changed: Changed::default(),
+            abandoned: self.abandoned.clone(),
+            accepted: self.accepted.clone(),
+            orders: self.orders.clone(),
+            failures: self.failures.clone(),
+        }
+    }
+
+    /// This history, of which only the checkpoints are known that changed after `earlier`, as a whole one.
+    pub(super) fn after(mut self, earlier: Option<Self>) -> Self {
+        let (mut all, mut changed) =
+            earlier.map_or_else(Default::default, |known| (known.checkpoints, known.changed.0));
+        for checkpoint in self.checkpoints {
+            match all.binary_search_by_key(&checkpoint.entry, |known| known.entry) {
+                Ok(i) => (all[i], changed[i]) = (checkpoint, self.entries),
+                Err(i) => {
+                    all.insert(i, checkpoint);
+                    changed.insert(i, self.entries);
+                }
+            }
+        }
+        (self.checkpoints, self.changed) = (all, Changed(changed));
+        self
     }
 
     /// The run.
@@ -331,6 +382,7 @@ impl History {
             was_bad: false,
             expired: false,
         });
+        self.changed.0.push(entry.n);
     }
 
     /// A checkpoint that was good or bad does not become merely verified.
@@ -346,7 +398,9 @@ impl History {
     }
 
     fn find_mut(&mut self, id: &Hash) -> Option<&mut Checkpoint> {
-        self.checkpoints.iter_mut().rev().find(|checkpoint| checkpoint.id == *id)
+        let i = self.checkpoints.iter().rposition(|checkpoint| checkpoint.id == *id)?;
+        self.changed.0[i] = self.entries;
+        Some(&mut self.checkpoints[i])
     }
 }
 

@@ -83,15 +83,16 @@ impl Deltas {
     /// The deltas of `plan` against what was kept, which `base` stores. Every chunk is stored whole once in `chain`
     /// saves; `number` counts them, and not all of them in the same save.
     pub(crate) fn new(
-        plan: &Plan,
+        plan: &Arc<Plan>,
         kept: &Kept,
         base: &Arc<Base>,
         (number, chain): (u64, u32),
     ) -> Self {
         let before = &kept.plan;
-        let same = before.tensors == plan.tensors
-            && before.shards == plan.shards
-            && before.rows == plan.rows;
+        let same = Arc::ptr_eq(before, plan)
+            || (before.tensors == plan.tensors
+                && before.shards == plan.shards
+                && before.rows == plan.rows);
         let places = match same {
             true => (0..plan.rows.len()).map(Some).collect(),
             false => places(before, plan),

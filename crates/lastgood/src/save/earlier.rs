@@ -52,7 +52,7 @@ impl Earlier {
     /// chunks may be predicted from others.
     pub(super) fn deltas(
         &mut self,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         base: Option<&Arc<Base>>,
         compression: Compression,
         segments: Segments,

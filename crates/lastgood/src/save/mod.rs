@@ -207,6 +207,8 @@ pub(crate) struct Saver {
     options: SaveOptions,
     attempt: u64,
     process: Process,
+    /// The plan of the save before.
+    planned: Option<Arc<Plan>>,
 }
 
 impl Saver {
@@ -218,7 +220,8 @@ impl Saver {
             .name("lastgood-save".into())
             .spawn(move || worker.run())
             .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for saves: {e}")))?;
-        Ok(Self { shared, worker: Some(worker), options, attempt, process: Process::this() })
+        let process = Process::this();
+        Ok(Self { shared, worker: Some(worker), options, attempt, process, planned: None })
     }
 
     /// Captures `capture` as the state at `step` and hands it to the writing thread.
@@ -290,8 +293,12 @@ impl Saver {
     }
 
     /// Lays out `capture`, and waits for an arena that has room for it.
-    fn make_room(&self, capture: &Capture<'_>) -> Result<(Arc<Plan>, Arena)> {
-        let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
+    fn make_room(&mut self, capture: &Capture<'_>) -> Result<(Arc<Plan>, Arena)> {
+        let plan = match self.planned.take().filter(|plan| plan.is_of(capture)) {
+            Some(plan) => plan,
+            None => Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?),
+        };
+        self.planned = Some(Arc::clone(&plan));
         let mut arena = self.shared.take_arena()?;
         if let Err(error) = arena.reserve(&plan) {
             self.shared.give_arena(arena);

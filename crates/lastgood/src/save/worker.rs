@@ -193,7 +193,7 @@ impl Worker {
 
     fn write_save(
         &mut self,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         segments: Receiver<(usize, Segment)>,
         (base, parent): (Option<Arc<Base>>, Option<Hash>),
         save: SaveKey,
@@ -219,8 +219,8 @@ impl Worker {
         };
         let mut written = pipeline::run(&self.io, &job, segments)?;
         self.earlier.measure(&written);
-        if digesting.is_some() {
-            self.tell(plan, save.step, std::mem::take(&mut written.sums));
+        if let Some(digesting) = &digesting {
+            self.tell((plan, digesting), save.step, std::mem::take(&mut written.sums));
         }
         late(&mut metadata)?;
         if let Some(recording) = &self.journal {
@@ -276,7 +276,12 @@ impl Worker {
     }
 
     /// Records the fingerprints of a save.
-    fn tell(&mut self, plan: &Plan, step: u64, rows: Vec<(Hash, Sums)>) {
+    fn tell(
+        &mut self,
+        (plan, digesting): (&Arc<Plan>, &Digesting),
+        step: u64,
+        rows: Vec<(Hash, Sums)>,
+    ) {
         let Some(Recording { journal, lane, teller, before, .. }) = &mut self.journal else {
             return;
         };
@@ -284,7 +289,7 @@ impl Worker {
         if let Err(error) = teller.tell((journal, *lane), plan, sums, (step, "save")) {
             journal.tell(error);
         }
-        *before = Some(digest::remember(plan, rows));
+        *before = Some(digest::remember(plan, digesting, rows));
     }
 
     /// As far as the ledger was read: what happens to the base after that is noticed at the commit.

@@ -15,6 +15,7 @@ mod digests;
 mod faults;
 mod fencing;
 mod fixture;
+mod growth;
 mod journal;
 mod journal_failures;
 mod ledger;
