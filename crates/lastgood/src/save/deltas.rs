@@ -12,6 +12,7 @@ use lastgood_format::{Hash, Result, chunk};
 
 use super::arena::{Arena, Segment};
 use super::base::Base;
+use super::copies;
 use super::pipeline::OperandRow;
 use super::plan::{Plan, Row};
 use super::updates::RowRole;
@@ -31,11 +32,16 @@ pub(crate) struct Kept {
 /// The deltas of one save.
 #[derive(Debug)]
 pub(crate) struct Deltas {
-    base: Arc<Base>,
+    /// What stores the save before, if that is in memory.
+    base: Option<Arc<Base>>,
     /// The rows of the save before.
     before: Vec<Held>,
-    /// The rows of this save, if what optimizers did is known.
+    /// The rows of this save, if some of them may be predicted from others.
     now: Vec<Held>,
+    /// The rows of numbers that a row is a copy of.
+    copies: BTreeMap<usize, [usize; 2]>,
+    /// True if there may be such rows.
+    may_copy: bool,
     /// For each row of the plan the row of the save before that holds the same part of the state.
     places: Vec<Option<usize>>,
     /// What the rows are for optimizers that have taken one step since the save before.
@@ -54,8 +60,12 @@ struct Held {
 }
 
 impl Held {
+    fn bytes(&self) -> &[u8] {
+        &self.segment.bytes()[self.range.clone()]
+    }
+
     fn operand(&self) -> Operand<'_> {
-        let bytes = &self.segment.bytes()[self.range.clone()];
+        let bytes = self.bytes();
         let hash = *self.hash.get_or_init(|| Hash::of(bytes));
         Operand { hash, bytes }
     }
@@ -80,49 +90,67 @@ struct Source<'d> {
 type Part<'p> = (&'p str, &'p str, &'p [u64], u32);
 
 impl Deltas {
-    /// The deltas of `plan` against what was kept, which `base` stores. Every chunk is stored whole once in `chain`
+    /// The deltas of `plan` against what was kept, if `base` stores that. Every chunk is stored whole once in `chain`
     /// saves; `number` counts them, and not all of them in the same save.
     pub(crate) fn new(
         plan: &Arc<Plan>,
-        kept: &Kept,
-        base: &Arc<Base>,
+        kept: Option<&Kept>,
+        base: Option<&Arc<Base>>,
         (number, chain): (u64, u32),
     ) -> Self {
+        let mut deltas = Self {
+            base: None,
+            before: Vec::new(),
+            now: Vec::new(),
+            copies: BTreeMap::new(),
+            may_copy: copies::may_be(plan),
+            places: vec![None; plan.rows.len()],
+            roles: BTreeMap::new(),
+            turn: (number, u64::from(chain.max(1))),
+        };
+        let (Some(kept), Some(base)) = (kept, base) else { return deltas };
+        if kept.checkpoint != base.checkpoint {
+            return deltas;
+        }
         let before = &kept.plan;
         let same = Arc::ptr_eq(before, plan)
             || (before.tensors == plan.tensors
                 && before.shards == plan.shards
                 && before.rows == plan.rows);
-        let places = match same {
+        deltas.places = match same {
             true => (0..plan.rows.len()).map(Some).collect(),
             false => places(before, plan),
         };
         let follows = |role: &RowRole| {
-            let of = places[role.rows.weight].and_then(|row| before.roles.get(&row));
+            let of = deltas.places[role.rows.weight].and_then(|row| before.roles.get(&row));
             of.is_some_and(|of| of.step.1 + 1 == role.step.1)
         };
         let roles = plan.roles.iter().filter(|(_, role)| follows(role));
-        Self {
-            base: Arc::clone(base),
-            before: held(before, &kept.arena.filled()),
-            now: Vec::new(),
-            roles: roles.map(|(row, role)| (*row, role.clone())).collect(),
-            places,
-            turn: (number, u64::from(chain.max(1))),
-        }
+        deltas.roles = roles.map(|(row, role)| (*row, role.clone())).collect();
+        deltas.before = held(before, &kept.arena.filled());
+        deltas.base = Some(Arc::clone(base));
+        deltas
+    }
+
+    /// True if there is nothing to predict a chunk from.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.base.is_none() && !self.may_copy
     }
 
     /// True if some chunks of this save may be predicted from others of it.
     pub(crate) fn needs_all(&self) -> bool {
-        !self.roles.is_empty()
+        self.may_copy || !self.roles.is_empty()
     }
 
     /// What was captured, all of it.
     pub(crate) fn set_captured(&mut self, plan: &Plan, segments: &[Segment]) {
         self.now = held(plan, segments);
+        let bytes = |row: usize| self.now.get(row).map(Held::bytes);
+        self.copies = if self.may_copy { copies::find(plan, bytes) } else { BTreeMap::new() };
     }
 
-    /// `bytes`, which are row `row` of the plan, as a delta; `None` if it is none, or if none is worth it.
+    /// `bytes`, which are row `row` of the plan, as a delta; `None` if it is none, or if none is worth it beside the
+    /// `plain` bytes that a sample of it takes without others.
     ///
     /// # Errors
     /// `Internal` if the encoder fails.
@@ -131,18 +159,19 @@ impl Deltas {
         row: usize,
         bytes: &[u8],
         (width, level): (usize, i32),
+        plain: usize,
     ) -> Result<Option<Delta<'_>>> {
-        if self.is_due(row) {
-            return Ok(None);
-        }
+        // A copy is no deeper than what it is a copy of, which has its turn.
+        let sources = match self.is_due(row) {
+            true => [self.copied(row), None, None],
+            false => [self.copied(row), self.optimizer(row), self.before(row)],
+        };
         let sample = chunk::sample(bytes.len());
-        let mut best = (chunk::estimate(&bytes[sample.clone()], width, level) * WORTH / 100, None);
-        let sources = [self.optimizer(row), self.before(row)];
+        let mut best = (plain * WORTH / 100, None);
         for source in sources.iter().flatten().filter(|source| source.fits(bytes.len())) {
-            let samples: Vec<&[u8]> =
-                source.operands.iter().map(|operand| &operand.bytes[sample.clone()]).collect();
             for way in &source.ways {
-                let size = delta::estimate(&bytes[sample.clone()], width, way, &samples, level)?;
+                let (sample, samples) = source.samples(way, bytes, sample.clone());
+                let size = delta::estimate(sample, width, way, &samples, level)?;
                 if size < best.0 {
                     best = (size, Some((source, way)));
                 }
@@ -168,6 +197,15 @@ impl Deltas {
         Some(Source { operands: vec![operand], rows: vec![row], ways })
     }
 
+    /// The numbers of this save that it is a copy of.
+    fn copied(&self, row: usize) -> Option<Source<'_>> {
+        let of = self.copies.get(&row)?;
+        let operands = of.iter().map(|row| self.now.get(*row).map(Held::operand));
+        let operands = operands.collect::<Option<Vec<_>>>()?;
+        let rows = of.map(OperandRow::Own).to_vec();
+        Some(Source { operands, rows, ways: vec![Prediction::plain(Rule::Cast)] })
+    }
+
     /// What the optimizer must have made of it.
     fn optimizer(&self, row: usize) -> Option<Source<'_>> {
         let RowRole { role, step: (optimizer, steps), rows } = self.roles.get(&row)?;
@@ -188,13 +226,33 @@ impl Deltas {
         let row = self.places.get(row).copied().flatten()?;
         let operand = self.before.get(row)?.operand();
         // What was reused from elsewhere may be deep already.
-        let is_right = operand.hash == self.base.row(row)?.chunk.hash
-            && u64::from(self.base.depth(row)) < 2 * self.turn.1;
+        let base = self.base.as_ref()?;
+        let is_right = operand.hash == base.row(row)?.chunk.hash
+            && u64::from(base.depth(row)) < 2 * self.turn.1;
         is_right.then_some((operand, OperandRow::Base(row)))
     }
 }
 
 impl Source<'_> {
+    /// A part of `bytes`, and the parts of the operands that predict it.
+    fn samples<'s>(
+        &'s self,
+        way: &Prediction,
+        bytes: &'s [u8],
+        sample: Range<usize>,
+    ) -> (&'s [u8], Vec<&'s [u8]>) {
+        if way.rule != Rule::Cast {
+            let of = self.operands.iter().map(|operand| &operand.bytes[sample.clone()]).collect();
+            return (&bytes[sample], of);
+        }
+        // The middle lies where one operand ends and the next begins.
+        let half = (sample.len() / 2).min(bytes.len() / 2) & !3;
+        let middle = bytes.len() / 2;
+        let (before, behind) = (&self.operands[0].bytes, &self.operands[1].bytes);
+        let of = vec![&before[before.len() - 2 * half..], &behind[..2 * half]];
+        (&bytes[middle - half..middle + half], of)
+    }
+
     fn fits(&self, bytes: usize) -> bool {
         !self.operands.is_empty()
             && self.operands.iter().all(|operand| operand.bytes.len() == bytes)

@@ -59,15 +59,11 @@ impl Earlier {
     ) -> (Option<Deltas>, Segments) {
         let number = self.count;
         self.count += 1;
-        let (Some(base), Some(kept), Compression::Delta { chain }) =
-            (base, &self.kept, compression)
-        else {
-            return (None, segments);
-        };
-        if kept.checkpoint != base.checkpoint {
+        let Compression::Delta { chain } = compression else { return (None, segments) };
+        let mut deltas = Deltas::new(plan, self.kept.as_ref(), base, (number, chain));
+        if deltas.is_empty() {
             return (None, segments);
         }
-        let mut deltas = Deltas::new(plan, kept, base, (number, chain));
         if !deltas.needs_all() {
             return (Some(deltas), segments);
         }

@@ -6,6 +6,7 @@
 mod arena;
 mod base;
 mod batches;
+mod copies;
 mod deltas;
 mod digest;
 mod earlier;

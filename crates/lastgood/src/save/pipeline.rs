@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use lastgood_format::chunk::{self, Codec, Encoded};
+use lastgood_format::chunk::{self, Codec, Encoded, Guess};
 use lastgood_format::delta::Operand;
 use lastgood_format::index::{Chunk, Pack};
 use lastgood_format::{Error, Hash, Result};
@@ -213,13 +213,20 @@ fn encode(
         chunk::decode_into(codec, coded, operands, back, hash)
             .map_err(|e| e.context("a chunk does not decode to what was encoded"))
     };
-    if let (Some(deltas), Some(level)) = (job.deltas, job.level)
-        && let Some(delta) = deltas.of(row, bytes, (width, level))?
+    let Some(level) = job.level else {
+        return chunk::encode(bytes, width, None).map(Source::New);
+    };
+    if chunk::is_zero(bytes) {
+        return Ok(Source::New(Encoded::Zero));
+    }
+    let guess = Guess::new(bytes, width, level);
+    if let Some(deltas) = job.deltas
+        && let Some(delta) = deltas.of(row, bytes, (width, level), guess.bytes())?
     {
         check(Codec::Delta, &delta.stored, &delta.operands)?;
         return Ok(Source::Delta(delta.stored, delta.rows));
     }
-    let encoded = chunk::encode(bytes, width, job.level)?;
+    let encoded = guess.encode(bytes)?;
     if let Encoded::Coded(codec, coded) = &encoded {
         check(*codec, coded, &[])?;
     }

@@ -10,6 +10,7 @@
 mod async_saves;
 mod child;
 mod codecs;
+mod copies;
 mod deltas;
 mod digests;
 mod faults;

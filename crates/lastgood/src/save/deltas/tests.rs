@@ -61,7 +61,7 @@ fn deltas(held: &[u8], committed: &[u8], number: u64) -> Deltas {
     let plan = planned(held, &mut arena);
     let base = base(committed);
     let kept = Kept { checkpoint: base.checkpoint, plan: Arc::clone(&plan), arena };
-    Deltas::new(&plan, &kept, &base, (number, 8))
+    Deltas::new(&plan, Some(&kept), Some(&base), (number, 8))
 }
 
 #[test]
@@ -69,16 +69,19 @@ fn memory_that_is_not_what_was_committed_is_not_relied_on() {
     let (before, after) = (numbers(0), numbers(1));
     let (first, level) = (&after[..64 << 10], (4, 1));
     let held = deltas(&before, &before, 1);
-    let delta = held.of(0, first, level).unwrap().unwrap();
+    let delta = held.of(0, first, level, first.len()).unwrap().unwrap();
     assert!(delta.stored.len() * 2 < first.len(), "{}", delta.stored.len());
     assert_eq!(delta.rows, [OperandRow::Base(0)]);
     for bit in [0, 12_345, (64 << 10) * 8 - 1] {
         let mut rotten = before.clone();
         rotten[bit / 8] ^= 1 << (bit % 8);
-        assert!(deltas(&rotten, &before, 1).of(0, first, level).unwrap().is_none(), "bit {bit}");
+        assert!(
+            deltas(&rotten, &before, 1).of(0, first, level, first.len()).unwrap().is_none(),
+            "bit {bit}"
+        );
         // The other chunk is as it was.
         let second = &after[64 << 10..];
-        assert!(deltas(&rotten, &before, 1).of(1, second, level).unwrap().is_some());
+        assert!(deltas(&rotten, &before, 1).of(1, second, level, second.len()).unwrap().is_some());
     }
 }
 
@@ -88,7 +91,7 @@ fn every_chunk_is_stored_whole_once_in_a_chain() {
     let parts = [&after[..64 << 10], &after[64 << 10..]];
     for (row, bytes) in parts.into_iter().enumerate() {
         let whole = (0..16u64).filter(|number| {
-            deltas(&before, &before, *number).of(row, bytes, (4, 1)).unwrap().is_none()
+            deltas(&before, &before, *number).of(row, bytes, (4, 1), bytes.len()).unwrap().is_none()
         });
         assert_eq!(whole.count(), 2, "row {row}");
     }
