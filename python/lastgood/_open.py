@@ -154,7 +154,6 @@ def open_run(
         digest_every=recorded["digest_every"] if recorded else 0,
         replays=plan is not None,
         ends=ends,
-        predicts=str((settings or {}).get("compression", "")).startswith("delta"),
     )
     _run._open_runs.add(opened)
     return opened

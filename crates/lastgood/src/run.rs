@@ -218,6 +218,12 @@ impl Run {
         self.note_saved(began, saved)
     }
 
+    /// True if saves are smaller where [`Capture::update`] tells what optimizers did.
+    #[must_use]
+    pub fn predicts(&self) -> bool {
+        self.saver.predicts()
+    }
+
     /// The steps that are to be done again before the run is live, with [`Resume::Replay`]: the attempt that recorded
     /// them, the step before the first, and the last one. `None` if there are none, or no more.
     #[must_use]

@@ -6,6 +6,7 @@
 mod arena;
 mod base;
 mod batches;
+mod choice;
 mod copies;
 mod deltas;
 mod digest;
@@ -66,7 +67,9 @@ pub enum Compression {
         /// Every chunk is stored whole once in so many saves, so that a restore needs no more of them: 1 to 64.
         chain: u32,
     },
-    /// Zstd of level 1 once the store has shown to be slower than the codec, else off.
+    /// Off, until the store has shown to be slower than a codec; then zstd of level 1, or deltas if they make a sample
+    /// smaller by a fifth and memory for one arena more is free. Metadata `lastgood.compression` of each checkpoint says
+    /// which, and why.
     Auto,
 }
 
@@ -333,6 +336,11 @@ impl Saver {
     /// The chunks that the next save may reuse, and its parent.
     pub(crate) fn set_base(&self, base: Base) {
         self.shared.set_base(base);
+    }
+
+    /// True if saves are smaller where it is told what optimizers did.
+    pub(crate) fn predicts(&self) -> bool {
+        self.shared.lock().predicts
     }
 
     /// The failures since they were last asked for.

@@ -51,14 +51,15 @@ pub(super) struct Inner {
     pub(super) generations: BTreeMap<u64, u32>,
     pub(super) failures: Vec<Error>,
     pub(super) failures_in_a_row: u32,
+    /// It helps to know what optimizers did.
+    pub(super) predicts: bool,
     /// A newer attempt owns the run: nothing that is saved here can be committed any more.
     pub(super) fenced: Option<Error>,
 }
 
 impl Shared {
     pub(crate) fn new(options: &SaveOptions) -> Self {
-        let kept = usize::from(matches!(options.compression, Compression::Delta { .. }));
-        let free = (0..options.in_flight_max + kept).map(|_| Arena::new(options.arena_bytes_max));
+        let free = (0..options.in_flight_max).map(|_| Arena::new(options.arena_bytes_max));
         let inner = Inner {
             queue: VecDeque::new(),
             free: free.collect(),
@@ -70,6 +71,7 @@ impl Shared {
             generations: BTreeMap::new(),
             failures: Vec::new(),
             failures_in_a_row: 0,
+            predicts: matches!(options.compression, Compression::Delta { .. }),
             fenced: None,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }

@@ -17,7 +17,7 @@ use super::handle::{Promise, SaveHandle, SaveStatus};
 use super::pipeline::{self, Job};
 use super::plan::Plan;
 use super::shared::{End, Queued, Shared};
-use super::{Compression, SaveOptions};
+use super::{SaveOptions, choice};
 use crate::commit::{self, Progress};
 use crate::io::{Io, StoreIo};
 use crate::journal::rank;
@@ -217,6 +217,9 @@ impl Worker {
             digesting: digesting.as_ref(),
             deltas: deltas.as_ref(),
         };
+        if let Some(why) = self.earlier.why(self.options.compression) {
+            metadata.insert(choice::KEY.to_owned(), why.to_owned());
+        }
         let mut written = pipeline::run(&self.io, &job, segments)?;
         self.earlier.measure(&written);
         if let Some(digesting) = &digesting {
@@ -444,13 +447,11 @@ impl Worker {
     }
 
     fn succeed(&mut self, save: &mut Waiting, id: Hash) {
-        let free = match self.options.compression {
-            Compression::Delta { .. } => self.earlier.keep(id, &save.plan, save.arena.take()),
-            _ => save.arena.take(),
-        };
+        let free = self.earlier.keep(id, &save.plan, save.arena.take(), &self.options);
         let mut inner = self.shared.lock();
         inner.base = Some(Arc::new(Base::new(id, [&save.index])));
         inner.failures_in_a_row = 0;
+        inner.predicts = self.earlier.predicts(self.options.compression);
         inner.free.extend(free);
         drop(inner);
         if let Some(Recording { journal, lane, .. }) = &self.journal {

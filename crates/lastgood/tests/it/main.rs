@@ -8,6 +8,7 @@
 )]
 
 mod async_saves;
+mod auto;
 mod child;
 mod codecs;
 mod copies;
