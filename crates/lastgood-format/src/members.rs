@@ -46,9 +46,10 @@ impl<'de> Visitor<'de> for Unique {
         let mut names = BTreeSet::new();
         let mut format = None;
         while let Some(name) = object.next_key::<String>()? {
-            match name.as_str() {
-                "format" => format = Some(object.next_value()?),
-                _ => drop(object.next_value::<Skipped>()?),
+            if name == "format" {
+                format = Some(object.next_value()?);
+            } else {
+                object.next_value::<Skipped>()?;
             }
             if let Some(name) = names.replace(name) {
                 return Err(A::Error::custom(format!("the member {name:?} stands there twice")));

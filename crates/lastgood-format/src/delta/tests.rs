@@ -168,14 +168,13 @@ fn a_cast_is_what_libraries_make_of_numbers() {
         (0x7f80_0001, 0x7fc0),
         (0xffff_ffff, 0x7fc0),
     ] {
-        let found = rule::nearest_bfloat16(u32::to_le_bytes(number));
+        let found = nearest_bfloat16(u32::to_le_bytes(number));
         assert_eq!(found, nearest, "{number:#x}: {found:#x}");
     }
     let mut draw = Draw(17);
     let numbers: Vec<Vec<u8>> = (0..2).map(|_| bytes(0, 40_000, &mut draw)).collect();
     let words = numbers.iter().flat_map(|part| part.as_chunks::<4>().0);
-    let copy: Vec<u8> =
-        words.flat_map(|word| rule::nearest_bfloat16(*word).to_le_bytes()).collect();
+    let copy: Vec<u8> = words.flat_map(|word| nearest_bfloat16(*word).to_le_bytes()).collect();
     let operands = named(&numbers);
     let cast = Prediction::plain(Rule::Cast);
     let stored = encode(&copy, 2, &cast, &operands, 1).unwrap().unwrap();

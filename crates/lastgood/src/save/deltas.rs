@@ -11,7 +11,7 @@ use lastgood_format::delta::{self, Operand, Prediction, Rule};
 use lastgood_format::{Hash, Result, chunk};
 
 use super::arena::{Arena, Segment};
-use super::base::Base;
+use super::base::{Base, Stored};
 use super::copies;
 use super::pipeline::OperandRow;
 use super::plan::{Plan, Row};
@@ -20,6 +20,12 @@ use crate::state::Origin;
 
 /// A delta must be this much smaller than what the chunk is without others, in hundredths.
 const WORTH: usize = 97;
+
+/// The same of a delta of the chunk that a chain begins with, which is not in memory.
+const WORTH_READING: usize = 50;
+
+/// Where the newest link of a chain takes no more than one in so many bytes, not much has changed since the first one.
+const SPARSE: u32 = 16;
 
 /// What a committed save has captured.
 #[derive(Debug)]
@@ -77,6 +83,15 @@ pub(crate) struct Delta<'d> {
     pub(crate) stored: Vec<u8>,
     pub(crate) operands: Vec<Operand<'d>>,
     pub(crate) rows: Vec<OperandRow>,
+}
+
+/// The chunk that a chain begins with, as it was read.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// Its row in the base.
+    pub(crate) row: usize,
+    pub(crate) hash: Hash,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// What a chunk can be predicted from, and in which ways.
@@ -149,25 +164,41 @@ impl Deltas {
         self.copies = if self.may_copy { copies::find(plan, bytes) } else { BTreeMap::new() };
     }
 
+    /// Where it is a row's turn to be stored whole and little of it has changed: the row of the base that its chain
+    /// begins with, to be read. A delta of that ends the chain as well.
+    pub(crate) fn root(&self, row: usize) -> Option<(usize, &Stored)> {
+        if !self.is_due(row) || self.roles.contains_key(&row) || self.copies.contains_key(&row) {
+            return None;
+        }
+        let (base, of) = (self.base.as_ref()?, self.places.get(row).copied().flatten()?);
+        let newest = base.row(of)?.chunk;
+        let root = base.root(of)?;
+        let stored = base.row(root)?;
+        let fits = newest.stored_bytes.saturating_mul(SPARSE) <= newest.decoded_bytes
+            && stored.chunk.decoded_bytes == newest.decoded_bytes;
+        fits.then_some((root, stored))
+    }
+
     /// `bytes`, which are row `row` of the plan, as a delta; `None` if it is none, or if none is worth it beside the
-    /// `plain` bytes that a sample of it takes without others.
+    /// `plain` bytes that a sample of it takes without others. `root` is what [`Deltas::root`] asks for.
     ///
     /// # Errors
     /// `Internal` if the encoder fails.
-    pub(crate) fn of(
-        &self,
+    pub(crate) fn of<'d>(
+        &'d self,
         row: usize,
         bytes: &[u8],
         (width, level): (usize, i32),
-        plain: usize,
-    ) -> Result<Option<Delta<'_>>> {
+        (plain, root): (usize, Option<&'d Root>),
+    ) -> Result<Option<Delta<'d>>> {
         // A copy is no deeper than what it is a copy of, which has its turn.
         let sources = match self.is_due(row) {
-            true => [self.copied(row), None, None],
+            true => [self.copied(row), root.map(Source::root), None],
             false => [self.copied(row), self.optimizer(row), self.before(row)],
         };
         let sample = chunk::sample(bytes.len());
-        let mut best = (plain * WORTH / 100, None);
+        let worth = if root.is_some() { WORTH_READING } else { WORTH };
+        let mut best = (plain * worth / 100, None);
         for source in sources.iter().flatten().filter(|source| source.fits(bytes.len())) {
             for way in &source.ways {
                 let (sample, samples) = source.samples(way, bytes, sample.clone());
@@ -183,18 +214,20 @@ impl Deltas {
         Ok(stored.map(|stored| Delta { stored, operands: operands.clone(), rows: rows.clone() }))
     }
 
-    /// True if it is this row's turn to be stored whole, together with those that are predicted from each other.
+    /// True if it is this row's turn to be stored whole, together with those that are predicted from each other; where it
+    /// was stored so by the save before, that can wait.
     fn is_due(&self, row: usize) -> bool {
         let (number, chain) = self.turn;
         let first = self.roles.get(&row).map_or(row, |role| role.rows.weight);
-        (number + first as u64).is_multiple_of(chain)
+        let of = self.places.get(first).copied().flatten();
+        let depth = self.base.as_ref().zip(of).map_or(0, |(base, of)| base.depth(of));
+        depth > 0 && (number + first as u64).is_multiple_of(chain)
     }
 
     /// The same part of the state a save before.
     fn before(&self, row: usize) -> Option<Source<'_>> {
         let (operand, row) = self.committed(row)?;
-        let ways = [Rule::Difference, Rule::Xor].map(Prediction::plain).to_vec();
-        Some(Source { operands: vec![operand], rows: vec![row], ways })
+        Some(Source::alike(operand, row))
     }
 
     /// The numbers of this save that it is a copy of.
@@ -233,7 +266,18 @@ impl Deltas {
     }
 }
 
-impl Source<'_> {
+impl<'d> Source<'d> {
+    /// An earlier state of the same.
+    fn alike(operand: Operand<'d>, row: OperandRow) -> Self {
+        let ways = [Rule::Difference, Rule::Xor].map(Prediction::plain).to_vec();
+        Self { operands: vec![operand], rows: vec![row], ways }
+    }
+
+    fn root(root: &'d Root) -> Self {
+        let operand = Operand { hash: root.hash, bytes: &root.bytes };
+        Self::alike(operand, OperandRow::Base(root.row))
+    }
+
     /// A part of `bytes`, and the parts of the operands that predict it.
     fn samples<'s>(
         &'s self,

@@ -1,4 +1,5 @@
 //! What the default does: nothing on a fast store, deltas on a slow one where they pay; and every save comes back.
+#![expect(clippy::disallowed_methods, reason = "a store is slow because it sleeps")]
 
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use lastgood::{Dtype, Hash, Repository, Run, RunOptions};
 use lastgood_format::chunk::Codec;
 
 use crate::fixture::{bytes, in_memory, options, quick, read_bytes, run_name, tapped};
-use crate::tap::{Act, Op};
+use crate::tap::{Act, Op, Tap};
 
 /// A save of this size tells how fast the store is.
-const BYTES: usize = 24 << 20;
+const BYTES: usize = 12 << 20;
 
 fn open(repository: &Repository) -> Run {
     let save = SaveOptions { compression: Compression::Auto, ..quick() };
@@ -25,6 +26,16 @@ fn save(run: &mut Run, step: u64, data: &[u8]) -> Hash {
         part.tensor("w", Dtype::U8, &[data.len() as u64], data)
     });
     handle.unwrap().wait().unwrap()
+}
+
+/// A pack takes a fifth of a second, whatever its size.
+fn slow(tap: &Tap) {
+    tap.play(|call| {
+        if call.op == Op::Put && call.key.contains("/packs/") {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Act::Pass
+    });
 }
 
 /// What was chosen and why, and the codecs of the chunks that were written.
@@ -42,12 +53,7 @@ fn found(repository: &Repository, id: &Hash) -> (String, Vec<Codec>) {
 #[test]
 fn a_slow_store_gets_deltas_once_they_have_shown_to_pay() {
     let (_, tap, repository) = tapped();
-    tap.play(|call| {
-        if call.op == Op::Put && call.key.contains("/packs/") {
-            std::thread::sleep(Duration::from_millis(600));
-        }
-        Act::Pass
-    });
+    slow(&tap);
     let mut run = open(&repository);
     assert!(!run.predicts());
     let mut data = bytes(1, BYTES);
@@ -70,23 +76,18 @@ fn a_slow_store_gets_deltas_once_they_have_shown_to_pay() {
     for later in 2..5 {
         says(later, "delta: the store takes ");
     }
-    assert_eq!(seen[4].1, [Codec::Raw, Codec::Delta], "{seen:?}");
+    assert_eq!((&seen[2].1, &seen[4].1), (&vec![Codec::Delta], &vec![Codec::Delta]));
     run.close().unwrap();
 }
 
 #[test]
 fn noise_gets_none() {
     let (_, tap, repository) = tapped();
-    tap.play(|call| {
-        if call.op == Op::Put && call.key.contains("/packs/") {
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        Act::Pass
-    });
+    slow(&tap);
     let mut run = open(&repository);
     let mut last = None;
     for step in 1..=4 {
-        last = Some(save(&mut run, step, &bytes(step, BYTES / 2)));
+        last = Some(save(&mut run, step, &bytes(step, BYTES)));
     }
     let (why, codecs) = found(&repository, &last.unwrap());
     assert!(why.starts_with("zstd:1: ") && why.contains("not worth a second copy"), "{why}");
