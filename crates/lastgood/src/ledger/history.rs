@@ -22,9 +22,8 @@ pub struct History {
     /// Every attempt by the name of its incarnation.
     incarnations: BTreeMap<String, u64>,
     checkpoints: Vec<Checkpoint>,
-    /// The entry that changed each checkpoint last, or a later one that says nothing else of it.
     #[serde(skip)]
-    changed: Changed,
+    places: Places,
     abandoned: BTreeSet<(u64, u64, u32)>,
     /// What restores may differ in.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -37,17 +36,22 @@ pub struct History {
     failures: Failures,
 }
 
-/// Entries, one for each checkpoint: no part of what a history says, so that it is equal whatever stands here.
+/// Where things are in a history. It says nothing that the history does not, so that two are equal whatever stands here.
 #[derive(Clone, Debug, Default)]
-struct Changed(Vec<u64>);
+struct Places {
+    /// The entry that changed each checkpoint last, or a later one that says nothing else of it.
+    changed: Vec<u64>,
+    /// The checkpoint that each save became: attempt, step and generation.
+    saves: BTreeMap<(u64, u64, u32), usize>,
+}
 
-impl PartialEq for Changed {
+impl PartialEq for Places {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Changed {}
+impl Eq for Places {}
 
 /// One incarnation of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +155,11 @@ impl Checkpoint {
     pub fn is_reusable(&self) -> bool {
         !self.expired && !self.was_bad
     }
+
+    /// The save that became it.
+    fn save(&self) -> (u64, u64, u32) {
+        (self.attempt, self.step, self.generation)
+    }
 }
 
 impl History {
@@ -164,7 +173,7 @@ impl History {
             attempt: None,
             incarnations: BTreeMap::new(),
             checkpoints: Vec::new(),
-            changed: Changed::default(),
+            places: Places::default(),
             abandoned: BTreeSet::new(),
             accepted: BTreeSet::new(),
             orders: Orders::default(),
@@ -181,8 +190,13 @@ impl History {
             tail: self.tail,
             attempt: self.attempt.clone(),
             incarnations: self.incarnations.clone(),
-            checkpoints: self.checkpoints.iter().zip(&self.changed.0).filter_map(changed).collect(),
-            changed: Changed::default(),
+            checkpoints: self
+                .checkpoints
+                .iter()
+                .zip(&self.places.changed)
+                .filter_map(changed)
+                .collect(),
+            places: Places::default(),
             abandoned: self.abandoned.clone(),
             accepted: self.accepted.clone(),
             orders: self.orders.clone(),
@@ -192,8 +206,8 @@ impl History {
 
     /// This history, of which only the checkpoints are known that changed after `earlier`, as a whole one.
     pub(super) fn after(mut self, earlier: Option<Self>) -> Self {
-        let (mut all, mut changed) =
-            earlier.map_or_else(Default::default, |known| (known.checkpoints, known.changed.0));
+        let (mut all, mut changed) = earlier
+            .map_or_else(Default::default, |known| (known.checkpoints, known.places.changed));
         for checkpoint in self.checkpoints {
             match all.binary_search_by_key(&checkpoint.entry, |known| known.entry) {
                 Ok(i) => (all[i], changed[i]) = (checkpoint, self.entries),
@@ -203,7 +217,8 @@ impl History {
                 }
             }
         }
-        (self.checkpoints, self.changed) = (all, Changed(changed));
+        let saves = all.iter().enumerate().map(|(i, checkpoint)| (checkpoint.save(), i)).collect();
+        (self.checkpoints, self.places) = (all, Places { changed, saves });
         self
     }
 
@@ -258,10 +273,7 @@ impl History {
     /// The checkpoint that a save became.
     #[must_use]
     pub fn committed(&self, attempt: u64, step: u64, generation: u32) -> Option<&Checkpoint> {
-        self.checkpoints.iter().rev().find(|checkpoint| {
-            (checkpoint.attempt, checkpoint.step, checkpoint.generation)
-                == (attempt, step, generation)
-        })
+        self.places.saves.get(&(attempt, step, generation)).map(|i| &self.checkpoints[*i])
     }
 
     /// True if the save was given up, so that it can never be committed.
@@ -382,7 +394,9 @@ impl History {
             was_bad: false,
             expired: false,
         });
-        self.changed.0.push(entry.n);
+        self.places.changed.push(entry.n);
+        let save = (entry.attempt, *step, *generation);
+        self.places.saves.insert(save, self.checkpoints.len() - 1);
     }
 
     /// A checkpoint that was good or bad does not become merely verified.
@@ -399,7 +413,7 @@ impl History {
 
     fn find_mut(&mut self, id: &Hash) -> Option<&mut Checkpoint> {
         let i = self.checkpoints.iter().rposition(|checkpoint| checkpoint.id == *id)?;
-        self.changed.0[i] = self.entries;
+        self.places.changed[i] = self.entries;
         Some(&mut self.checkpoints[i])
     }
 }
