@@ -233,7 +233,8 @@ impl Layout {
 impl Layout {
     /// Small shards of a group share one chunk for each role, in the same order.
     fn place_group(&self, plan: &mut Plan, capture: &Capture<'_>, group: &[Linked]) -> Result<()> {
-        let Some(Linked { step, members }) = group.first() else { return Ok(()) };
+        let Some(Linked { members, .. }) = group.first() else { return Ok(()) };
+        let step = group.iter().map(|linked| linked.step).max_by_key(|step| step.1);
         let bytes_of = |piece: usize| capture.pieces[piece].data.len();
         let total = group.iter().map(|linked| bytes_of(linked.members.weight)).sum();
         let mut rows = *members;
@@ -251,7 +252,9 @@ impl Layout {
             }
             *slot = row.row;
         }
-        plan.link(*step, rows);
+        if let Some(step) = step {
+            plan.link(step, rows);
+        }
         Ok(())
     }
 
