@@ -277,6 +277,10 @@ class Run:
         `needs` are the bytes that are read, those of memory, and what does not fit. `verifies`: the caller reads every
         byte, and goes on by itself from what is damaged.
         """
+    def predicts(self, /) -> bool:
+        """
+        True if saves are smaller where a capture tells what optimizers did.
+        """
     def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
         """
         Reads into `targets`, and gives the bytes that were placed and those that were read.

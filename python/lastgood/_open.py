@@ -155,7 +155,6 @@ def open_run(
         digest_every=recorded["digest_every"] if recorded else 0,
         replays=plan is not None,
         ends=ends,
-        predicts=str((settings or {}).get("compression", "")).startswith("delta"),
     )
     if notice := opened._native.memory_notice:
         warnings.warn(f"lastgood: {notice}", RuntimeWarning, stacklevel=3)

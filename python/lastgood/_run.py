@@ -63,10 +63,8 @@ class Run:
         digest_every: int = 0,
         replays: bool = False,
         ends: bool = True,
-        predicts: bool = False,
     ) -> None:
         self._native = native
-        self._predicts = predicts
         self._digest_every = digest_every
         self._replays = replays
         self._ends = ends
@@ -89,7 +87,7 @@ class Run:
         self._process = os.getpid()
         self.last_restore: Restored | None = None
         self._adapters()
-        if predicts:
+        if native.predicts():
             self._watch()
         self._listen()
 
@@ -160,7 +158,7 @@ class Run:
             deferred = self._overlap and not block
             if deferred:
                 self._guard()
-            if self._predicts:
+            if self._native.predicts():
                 self._watch()
             capture, behind = self._capture(deferred)
             capture.metadata("lastgood.python", _lastgood.__version__)

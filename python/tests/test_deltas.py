@@ -157,6 +157,33 @@ def test_saves_that_are_steps_apart_are_deltas_all_the_same(tmp_path: Path) -> N
     assert shares(tmp_path)[-1] < 0.8, shares(tmp_path)
 
 
+def test_parameters_that_took_fewer_steps_are_predicted_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    # The first one stops, the last one has a gradient in every third step.
+    parts = torch.nn.ModuleList(torch.nn.Linear(200, 200) for _ in range(3))
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=3e-4)
+    state = {"parts": parts, "optimizer": optimizer}
+    settings: dict[str, Any] = {"compression": "delta:64", "chunk_bytes": 64 << 10}
+    with lg.open(tmp_path, state, policy=lg.Policy(steps=1), **settings) as run:
+        for step in range(1, 13):
+            if step == 4:
+                parts[0].requires_grad_(False)
+            x = parts[1](parts[0](torch.randn(32, 200)))
+            if step % 3 == 1:
+                x = parts[2](x)
+            x.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.step(step)
+            run.wait_captured()
+            run._newest.wait_committed(None)
+        changed = [one.new_bytes for one in run.history()][-4:]
+    # Differences alone take 0.55 of what changed: of one part, and of the last one too where it has a gradient.
+    one = 3 * 4 * (200 * 200 + 200)
+    assert max(changed[i] for i in (0, 2, 3)) < 0.36 * one, changed
+    assert changed[1] < 0.36 * 2 * one, changed
+
+
 @pytest.mark.parametrize("wrong", ["delta:0", "delta:65", "delta:x", "delta:", "deltas"])
 def test_what_is_no_delta_is_refused(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(Invalid, match="delta"):

@@ -5,8 +5,9 @@ use anyhow::Result;
 use crate::{process, python};
 
 /// The benchmarks of one part, in Rust, and the package that each is of.
-const PARTS: [(&str, &str); 4] = [
+const PARTS: [(&str, &str); 5] = [
     ("disk", "lastgood"),
+    ("growth", "lastgood"),
     ("journal", "lastgood"),
     ("codecs", "lastgood-format"),
     ("fingerprint", "lastgood-format"),

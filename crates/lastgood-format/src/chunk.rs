@@ -92,34 +92,73 @@ pub enum Encoded {
 /// # Errors
 /// `Internal` if the encoder fails.
 pub fn encode(decoded: &[u8], width: usize, level: Option<i32>) -> Result<Encoded> {
-    if decoded.iter().all(|byte| *byte == 0) {
+    if is_zero(decoded) {
         return Ok(Encoded::Zero);
     }
-    let Some((codec, level)) =
-        level.and_then(|level| Some((choose(decoded, width, level)?, level)))
-    else {
-        return Ok(Encoded::Raw);
-    };
-    let coded = match codec {
-        Codec::Planes => planes::encode(decoded, width, level)?,
-        _ => Some(
-            frames::compress(decoded, level)
-                .map_err(|e| Error::internal(format!("zstd cannot compress a chunk: {e}")))?,
-        ),
-    };
-    match coded.filter(|coded| coded.len() + decoded.len() / 16 < decoded.len()) {
-        Some(coded) => Ok(Encoded::Coded(codec, coded)),
+    match level {
+        Some(level) => Guess::new(decoded, width, level).encode(decoded),
         None => Ok(Encoded::Raw),
     }
 }
 
-/// The codec that makes a sample of `decoded` the smallest; `None` if none saves a tenth.
-fn choose(decoded: &[u8], width: usize, level: i32) -> Option<Codec> {
-    let sample = &decoded[sample(decoded.len())];
-    let (codec, bytes) = smallest(sample, width, level);
-    // A sample that is everything is no guess.
-    let saves = sample.len() == decoded.len() || bytes * 10 <= sample.len() * 9;
-    saves.then_some(codec)
+/// True if every byte is zero: nothing is stored of such a chunk.
+#[must_use]
+pub fn is_zero(decoded: &[u8]) -> bool {
+    decoded.iter().all(|byte| *byte == 0)
+}
+
+/// What a sample of a chunk tells of the ways to store it without others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guess {
+    codec: Codec,
+    width: usize,
+    level: i32,
+    sampled: usize,
+    coded: usize,
+}
+
+impl Guess {
+    /// Of a chunk of elements of `width` bytes, with a zstd `level`.
+    #[must_use]
+    pub fn new(decoded: &[u8], width: usize, level: i32) -> Self {
+        let sample = &decoded[sample(decoded.len())];
+        let whole = frames::compress(sample, level).map_or(sample.len(), |frame| frame.len());
+        let apart = match WIDTHS.contains(&width) {
+            true => planes::estimate(sample, width, level),
+            false => usize::MAX,
+        };
+        let (codec, coded) =
+            if apart < whole { (Codec::Planes, apart) } else { (Codec::Zstd, whole) };
+        Self { codec, width, level, sampled: sample.len(), coded }
+    }
+
+    /// About how many bytes the sample takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.coded.min(self.sampled)
+    }
+
+    /// The chunk that this was guessed of, raw if the sample saves less than a tenth or all of it less than a sixteenth.
+    ///
+    /// # Errors
+    /// `Internal` if the encoder fails.
+    pub fn encode(&self, decoded: &[u8]) -> Result<Encoded> {
+        // A sample that is everything is no guess.
+        if self.sampled < decoded.len() && self.coded * 10 > self.sampled * 9 {
+            return Ok(Encoded::Raw);
+        }
+        let coded = match self.codec {
+            Codec::Planes => planes::encode(decoded, self.width, self.level)?,
+            _ => Some(
+                frames::compress(decoded, self.level)
+                    .map_err(|e| Error::internal(format!("zstd cannot compress a chunk: {e}")))?,
+            ),
+        };
+        match coded.filter(|coded| coded.len() + decoded.len() / 16 < decoded.len()) {
+            Some(coded) => Ok(Encoded::Coded(self.codec, coded)),
+            None => Ok(Encoded::Raw),
+        }
+    }
 }
 
 /// The range of a chunk of `bytes` bytes that stands for all of it when codecs are compared. Elements stay whole.
@@ -130,21 +169,6 @@ pub fn sample(bytes: usize) -> Range<usize> {
     }
     let begin = (bytes / 2 - SAMPLE / 2) & !7;
     begin..begin + SAMPLE
-}
-
-/// About how many bytes `sample` takes in a chunk that [`encode`] makes.
-#[must_use]
-pub fn estimate(sample: &[u8], width: usize, level: i32) -> usize {
-    smallest(sample, width, level).1.min(sample.len())
-}
-
-fn smallest(sample: &[u8], width: usize, level: i32) -> (Codec, usize) {
-    let whole = frames::compress(sample, level).map_or(sample.len(), |frame| frame.len());
-    let apart = match WIDTHS.contains(&width) {
-        true => planes::estimate(sample, width, level),
-        false => usize::MAX,
-    };
-    if apart < whole { (Codec::Planes, apart) } else { (Codec::Zstd, whole) }
 }
 
 /// Decodes `stored` into exactly `decoded` and checks its hash. Nothing of `decoded` may be used

@@ -8,7 +8,7 @@ mod residual;
 mod rule;
 
 use residual::Form;
-pub use rule::{Prediction, Rule};
+pub use rule::{Prediction, Rule, nearest_bfloat16};
 
 use crate::planes::WIDTHS;
 use crate::wire::{Reader, Writer};
@@ -87,18 +87,10 @@ pub fn check(stored: &[u8]) -> Result<()> {
     parse(stored).map(|_| ())
 }
 
-/// The hashes of the operands of a stored chunk.
-///
-/// # Errors
-/// As [`check`]; `Incompatible` if the rule is newer.
-pub fn operands(stored: &[u8]) -> Result<Vec<Hash>> {
-    parse(stored).map(|parsed| parsed.operands)
-}
-
 /// The rule of a stored chunk.
 ///
 /// # Errors
-/// As [`operands`].
+/// As [`check`]; `Incompatible` if the rule is newer.
 pub fn rule(stored: &[u8]) -> Result<Rule> {
     parse(stored).map(|parsed| parsed.prediction.rule)
 }

@@ -6,7 +6,6 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use crate::members::Members;
 use crate::{Error, Hash, Result};
@@ -37,9 +36,9 @@ pub fn seal(body: &impl Serialize) -> Result<Vec<u8>> {
 /// the type; `Incompatible` if its `format` is newer than this crate reads.
 pub fn unseal<T: DeserializeOwned>(stored: &[u8]) -> Result<T> {
     let unclear = |e| Error::corrupt(format!("the body is sealed but not understood: {e}"));
-    let members: Members = serde_json::from_slice(body(stored)?).map_err(unclear)?;
-    members.check_version()?;
-    T::deserialize(Value::Object(members.0)).map_err(unclear)
+    let body = body(stored)?;
+    serde_json::from_slice::<Members>(body).map_err(unclear)?.check_version()?;
+    serde_json::from_slice(body).map_err(unclear)
 }
 
 /// The body of `stored` without its line feed, after the seal was checked.

@@ -231,6 +231,11 @@ impl Run {
         py.detach(|| self.with(|run| Ok(run.todo()))).or_raise()
     }
 
+    /// True if saves are smaller where a capture tells what optimizers did.
+    fn predicts(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.with(|run| Ok(run.predicts()))).or_raise()
+    }
+
     /// Goes on from a state that is no checkpoint's: nothing is to be done again.
     fn go_live(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| {

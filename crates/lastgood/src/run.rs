@@ -107,6 +107,7 @@ impl Run {
         };
         let recording = recording(journal.as_ref(), wanted.as_ref());
         let tier = options.tier.filter(|_| replaying.is_none());
+        let spare = options.save.in_flight_max as u64;
         let worker = Worker {
             shared: Arc::new(Shared::new(&options.save, tier.as_ref())),
             io: io.clone(),
@@ -115,7 +116,7 @@ impl Run {
             world,
             options: options.save.clone(),
             journal: recording,
-            earlier: Earlier::default(),
+            earlier: Earlier::new(tier.as_ref().and_then(|tier| tier.slot(spare))),
         };
         let saver = Saver::start(worker, options.save)?;
         let resuming = match (&journal, options.resume) {
@@ -221,6 +222,12 @@ impl Run {
         declare(&mut capture)?;
         let saved = self.saver.save_overlapped(step, capture, self.journal.as_ref());
         self.note_saved(began, saved)
+    }
+
+    /// True if saves are smaller where [`Capture::update`] tells what optimizers did.
+    #[must_use]
+    pub fn predicts(&self) -> bool {
+        self.saver.predicts()
     }
 
     /// The steps that are to be done again before the run is live, with [`Resume::Replay`]: the attempt that recorded

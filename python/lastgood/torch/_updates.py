@@ -18,7 +18,7 @@ Name = tuple[str, str]
 
 @dataclass
 class Updates:
-    """The parameters of one group: what they were changed with, and what they and their state are called."""
+    """Parameters of one group that took as many steps: what changed them, what they and their state are called."""
 
     kind: str
     numbers: list[float]
@@ -72,20 +72,31 @@ def updates_of(
         if known is None:
             continue
         kind, numbers, keys = known
-        updates = Updates(kind, numbers, watched.steps)
+        alike: Updates | None = None
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
             weight = weight_of(parameter)
             if not state or weight is None or any(key not in state for key in keys):
                 continue
-            updates.weights.append(weight)
-            updates.firsts.append((component, stored(parameter, keys[0])))
-            updates.seconds += [(component, stored(parameter, key)) for key in keys[1:]]
-            if len(updates.weights) == 1 and kind == "adam" and "step" in state:
-                updates.steps = int(state["step"])
-        if updates.weights:
-            found.append(updates)
+            steps = watched.steps
+            if kind == "adam" and "step" in state:
+                steps = _steps(state["step"], alike.steps if alike else None)
+            # In the order of the parameters, whatever they took: chunks of small ones must not change with it.
+            if alike is None or alike.steps != steps:
+                alike = Updates(kind, numbers, steps)
+                found.append(alike)
+            alike.weights.append(weight)
+            alike.firsts.append((component, stored(parameter, keys[0])))
+            alike.seconds += [(component, stored(parameter, key)) for key in keys[1:]]
     return found
+
+
+def _steps(count: Any, of_another: int | None) -> int:
+    """The steps of one parameter: one that had no gradient in a step has taken fewer than others of its group. To ask a
+    device for each of them would wait for it each time: there, all are taken to be alike."""
+    if of_another is not None and isinstance(count, torch.Tensor) and count.device.type != "cpu":
+        return of_another
+    return int(count)
 
 
 def _known(

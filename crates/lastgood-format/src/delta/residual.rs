@@ -1,6 +1,6 @@
 //! What is left of a chunk when its prediction is known, and how that is stored.
 
-use super::rule::{Prediction, Rule};
+use super::rule::{Prediction, Rule, nearest_bfloat16};
 use crate::planes;
 use crate::wire::{Reader, Writer};
 use crate::{Error, Result};
@@ -119,6 +119,13 @@ fn apply(
         (Rule::Difference, _) => {
             step(elements, base, direction, u64::from_le_bytes, u64::to_le_bytes);
         }
+        (Rule::Cast, _) => {
+            let half = elements.len() / 2;
+            let (first, second) = elements.split_at_mut(half);
+            for (part, operand) in [first, second].into_iter().zip(operands) {
+                cast(part, operand, direction);
+            }
+        }
         _ => {
             let mut predicted = [0; BLOCK];
             for (i, block) in elements.chunks_mut(4 * BLOCK).enumerate() {
@@ -134,6 +141,18 @@ fn apply(
                 }
             }
         }
+    }
+}
+
+/// `part` has an element of 2 bytes for each number of `operand`.
+fn cast(part: &mut [u8], operand: &[u8], direction: Direction) {
+    for (bytes, number) in part.as_chunks_mut::<2>().0.iter_mut().zip(operand.as_chunks::<4>().0) {
+        let (word, predicted) = (u16::from_le_bytes(*bytes), nearest_bfloat16(*number));
+        let done = match direction {
+            Direction::Less => word.less(predicted),
+            Direction::Plus => predicted.plus(word),
+        };
+        *bytes = done.to_le_bytes();
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Rule {
     Nesterov,
     /// `c0·w + c1·sign(c2·m + c3·g)` with `g = m + (m' − m) ÷ c4`, of `w, m, m'`: the step of Lion.
     Sign,
+    /// The bfloat16 numbers next to those of binary32 of `a` and then of `b`, ties to even: a copy of them.
+    Cast,
 }
 
 impl Rule {
@@ -40,6 +42,7 @@ impl Rule {
         Self::Momentum,
         Self::Nesterov,
         Self::Sign,
+        Self::Cast,
     ];
 
     /// The code in stored chunks.
@@ -59,7 +62,7 @@ impl Rule {
     pub fn operands(self) -> usize {
         match self {
             Self::Xor | Self::Difference | Self::Scaled => 1,
-            Self::Momentum => 2,
+            Self::Momentum | Self::Cast => 2,
             Self::Squares | Self::Adam | Self::Nesterov | Self::Sign => 3,
         }
     }
@@ -68,7 +71,7 @@ impl Rule {
     #[must_use]
     pub fn constants(self) -> usize {
         match self {
-            Self::Xor | Self::Difference => 0,
+            Self::Xor | Self::Difference | Self::Cast => 0,
             Self::Scaled => 1,
             Self::Momentum => 2,
             Self::Squares | Self::Nesterov => 3,
@@ -89,6 +92,7 @@ impl Rule {
             Self::Momentum => "momentum",
             Self::Nesterov => "nesterov",
             Self::Sign => "sign",
+            Self::Cast => "cast",
         }
     }
 
@@ -139,6 +143,9 @@ impl Prediction {
         if rule.is_arithmetic() && width != 4 {
             return Err(format!("rule {} is for elements of 4 bytes, not {width}", rule.name()));
         }
+        if rule == Rule::Cast && (width != 2 || !bytes.is_multiple_of(4)) {
+            return Err(format!("rule cast is for pairs of 2 bytes, not {bytes} in {width}"));
+        }
         if rule.is_arithmetic() && !rounds_to_nearest() {
             return Err("this thread does not round numbers to the nearest".into());
         }
@@ -153,7 +160,7 @@ impl Prediction {
         let fused = self.fused;
         let product = move |a: f64, b: f64| if fused { a * b } else { round(a * b) };
         match self.rule {
-            Rule::Xor | Rule::Difference => {}
+            Rule::Xor | Rule::Difference | Rule::Cast => {}
             Rule::Scaled => {
                 let c0 = c(0);
                 each(out, of(0).map(|a| round(c0 * a)));
@@ -209,6 +216,17 @@ impl Prediction {
             }
         }
     }
+}
+
+/// The bits of the bfloat16 number next to one of binary32, of two the even one; of what is no number always the same.
+#[must_use]
+pub fn nearest_bfloat16(bytes: [u8; 4]) -> u16 {
+    let bits = u32::from_le_bytes(bytes);
+    if bits & 0x7fff_ffff > 0x7f80_0000 {
+        return 0x7fc0;
+    }
+    // It stays below 2^32: the largest is an infinity, whose lower half is 0.
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 fn each(out: &mut [u32], predicted: impl Iterator<Item = f64>) {

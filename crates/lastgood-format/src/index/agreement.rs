@@ -1,17 +1,15 @@
 //! What the shard indexes of all ranks of a save must agree on.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BTreeMap, BinaryHeap};
 
-use super::{Component, ShardIndex, Tensor};
-use crate::layout::{NdBox, check_disjoint};
+use super::{Component, Shard, ShardIndex, Tensor};
+use crate::layout::check_disjoint;
 use crate::{Error, Result};
 
-/// What one rank says of a tensor, and the boxes that all ranks store of it.
-struct Said<'i> {
-    index: &'i ShardIndex,
-    tensor: &'i Tensor,
-    boxes: Vec<NdBox>,
-}
+/// A tensor of one of several indexes.
+type Said<'i> = (&'i ShardIndex, &'i Tensor);
 
 /// Checks that `indexes` are exactly ranks `0..world_size` of one save and agree on components and
 /// tensors, and that no two shards of a tensor overlap; gives the number of distinct tensors.
@@ -22,33 +20,30 @@ pub fn check_agreement<'a>(indexes: impl IntoIterator<Item = &'a ShardIndex>) ->
     let indexes: Vec<&ShardIndex> = indexes.into_iter().collect();
     check_ranks(&indexes)?;
     let mut components: BTreeMap<&str, &Component> = BTreeMap::new();
-    let mut tensors: BTreeMap<(&str, &str), Said<'_>> = BTreeMap::new();
-    for index in &indexes {
-        for component in &index.components {
-            let first = components.entry(&component.name).or_insert(component);
-            if *first != component {
-                return Err(Error::corrupt(format!(
-                    "ranks differ on owner or durability of component {:?}",
-                    component.name
-                )));
-            }
-        }
-        for tensor in &index.tensors {
-            let component = index.components[tensor.component as usize].name.as_str();
-            let said = tensors.entry((component, &tensor.name)).or_insert_with(|| Said {
-                index,
-                tensor,
-                boxes: Vec::new(),
-            });
-            check_same(said, index, tensor, component)?;
-            let shards = &index.shards[tensor.shards.start as usize..tensor.shards.end as usize];
-            said.boxes.extend(shards.iter().map(|shard| shard.extent.clone()));
+    for component in indexes.iter().flat_map(|index| &index.components) {
+        let first = components.entry(&component.name).or_insert(component);
+        if *first != component {
+            return Err(Error::corrupt(format!(
+                "ranks differ on owner or durability of component {:?}",
+                component.name
+            )));
         }
     }
-    for ((component, name), said) in &tensors {
-        check_disjoint(&said.boxes).map_err(|e| e.context(format!("{component}/{name}")))?;
-    }
-    Ok(tensors.len() as u64)
+    let mut tensors = 0;
+    for_each_tensor(&indexes, |component, said| {
+        tensors += 1;
+        for other in &said[1..] {
+            check_same(&said[0], other, component)?;
+        }
+        // Each index was checked by itself.
+        if said.len() == 1 {
+            return Ok(());
+        }
+        let boxes: Vec<_> =
+            said.iter().flat_map(shards).map(|shard| shard.extent.clone()).collect();
+        check_disjoint(&boxes).map_err(|e| e.context(format!("{component}/{}", said[0].1.name)))
+    })?;
+    Ok(tensors)
 }
 
 /// Checks that the shards of all ranks hold every element of every tensor. Overlaps are not looked for:
@@ -57,23 +52,59 @@ pub fn check_agreement<'a>(indexes: impl IntoIterator<Item = &'a ShardIndex>) ->
 /// # Errors
 /// `Corrupt` naming the first tensor of which nobody stores a part.
 pub fn check_complete<'a>(indexes: impl IntoIterator<Item = &'a ShardIndex>) -> Result<()> {
-    let mut missing: BTreeMap<(&str, &str), u128> = BTreeMap::new();
-    for index in indexes {
-        for tensor in index.tensors.iter().filter(|tensor| tensor.tied_to.is_none()) {
-            let component = index.components[tensor.component as usize].name.as_str();
-            let whole = NdBox::whole(&tensor.shape).elements().unwrap_or(u64::MAX);
-            let left = missing.entry((component, &tensor.name)).or_insert(u128::from(whole));
-            for shard in &index.shards[tensor.shards.start as usize..tensor.shards.end as usize] {
-                *left = left.saturating_sub(u128::from(shard.extent.elements().unwrap_or(0)));
+    let indexes: Vec<&ShardIndex> = indexes.into_iter().collect();
+    for_each_tensor(&indexes, |component, said| {
+        let tensor = said[0].1;
+        if tensor.tied_to.is_some() {
+            return Ok(());
+        }
+        let elements = |shard: &Shard| u128::from(shard.extent.elements().unwrap_or(0));
+        let there: u128 = said.iter().flat_map(shards).map(elements).sum();
+        let whole = tensor.shape.iter().try_fold(1u64, |all, size| all.checked_mul(*size));
+        let whole = if tensor.shape.contains(&0) { 0 } else { whole.unwrap_or(u64::MAX) };
+        match u128::from(whole).saturating_sub(there) {
+            0 => Ok(()),
+            left => Err(Error::corrupt(format!(
+                "{component}/{}: no rank stores {left} of its elements",
+                tensor.name
+            ))),
+        }
+    })
+}
+
+/// Tells `each` of every tensor, by the name of its component and in rising order, what the indexes say of it. Tensors
+/// rise in each index, so that a million of them need no table.
+fn for_each_tensor<'i>(
+    indexes: &[&'i ShardIndex],
+    mut each: impl FnMut(&'i str, &[Said<'i>]) -> Result<()>,
+) -> Result<()> {
+    let key = |index: &'i ShardIndex, i: usize| {
+        let tensor = index.tensors.get(i)?;
+        let component = index.components.get(tensor.component as usize)?;
+        Some((component.name.as_str(), tensor.name.as_str()))
+    };
+    let first =
+        |(rank, index): (usize, &&'i ShardIndex)| key(index, 0).map(|key| Reverse((key, rank, 0)));
+    let mut next: BinaryHeap<_> = indexes.iter().enumerate().filter_map(first).collect();
+    let mut said: Vec<Said<'i>> = Vec::with_capacity(indexes.len());
+    while let Some(Reverse((of, _, _))) = next.peek().copied() {
+        said.clear();
+        while let Some(mut head) = next.peek_mut().filter(|head| head.0.0 == of) {
+            let Reverse((_, rank, i)) = *head;
+            let index = indexes[rank];
+            said.push((index, &index.tensors[i]));
+            match key(index, i + 1) {
+                Some(key) => *head = Reverse((key, rank, i + 1)),
+                None => drop(PeekMut::pop(head)),
             }
         }
+        each(of.0, &said)?;
     }
-    match missing.iter().find(|(_, left)| **left > 0) {
-        Some(((component, name), left)) => Err(Error::corrupt(format!(
-            "{component}/{name}: no rank stores {left} of its elements"
-        ))),
-        None => Ok(()),
-    }
+    Ok(())
+}
+
+fn shards<'i>((index, tensor): &Said<'i>) -> &'i [Shard] {
+    &index.shards[tensor.shards.start as usize..tensor.shards.end as usize]
 }
 
 fn check_ranks(indexes: &[&ShardIndex]) -> Result<()> {
@@ -98,23 +129,17 @@ fn check_ranks(indexes: &[&ShardIndex]) -> Result<()> {
     )))
 }
 
-fn check_same(said: &Said<'_>, index: &ShardIndex, tensor: &Tensor, component: &str) -> Result<()> {
-    let tie = |index: &ShardIndex, tensor: &Tensor| {
+fn check_same(first: &Said<'_>, other: &Said<'_>, component: &str) -> Result<()> {
+    let tie = |(index, tensor): &Said<'_>| {
         tensor.tied_to.map(|other| index.tensors[other as usize].name.clone())
     };
-    let same = (said.tensor.dtype, &said.tensor.shape) == (tensor.dtype, &tensor.shape)
-        && tie(said.index, said.tensor) == tie(index, tensor);
+    let ((index, a), (other_index, b)) = (first, other);
+    let same = (a.dtype, &a.shape) == (b.dtype, &b.shape) && tie(first) == tie(other);
     if same {
         return Ok(());
     }
     Err(Error::corrupt(format!(
         "{component}/{}: rank {} says {} of {:?}, rank {} says {} of {:?}",
-        tensor.name,
-        said.index.rank,
-        said.tensor.dtype,
-        said.tensor.shape,
-        index.rank,
-        tensor.dtype,
-        tensor.shape
+        a.name, index.rank, a.dtype, a.shape, other_index.rank, b.dtype, b.shape
     )))
 }

@@ -114,6 +114,21 @@ fn weights(seed: u32) -> Vec<u8> {
     (0..CHUNK_BYTES as u32 / 4).flat_map(|i| number(i).to_le_bytes()).collect()
 }
 
+/// The bfloat16 numbers next to those of two such chunks, but for the last one.
+fn rounded() -> Vec<u8> {
+    let numbers = [weights(0), weights(2)].concat();
+    let nearest = |number: &[u8]| {
+        let bits = u32::from_le_bytes([number[0], number[1], number[2], number[3]]);
+        ((bits + 0x7fff + (bits >> 16) % 2) >> 16) as u16
+    };
+    let mut all: Vec<u8> =
+        numbers.chunks(4).flat_map(|number| nearest(number).to_le_bytes()).collect();
+    if let Some(last) = all.last_mut() {
+        *last ^= 1;
+    }
+    all
+}
+
 /// The second save: step 7 of attempt 2, generation 1, one rank; most of it is the first save's, or near it.
 fn second(base: Hash) -> Draft {
     let pattern: Vec<u8> = (0..CHUNK_BYTES as u32 + 8).map(|i| (i / 512) as u8).collect();
@@ -134,6 +149,11 @@ fn second(base: Hash) -> Draft {
         width: 4,
         operands: vec![weights(0), weights(2), weights(3)],
     };
+    let cast_of = DraftDelta {
+        prediction: Prediction::plain(Rule::Cast),
+        width: 2,
+        operands: vec![weights(0), weights(2)],
+    };
     let numbers = [CHUNK_BYTES as u64 / 4];
     Draft {
         run: run(),
@@ -152,9 +172,14 @@ fn second(base: Hash) -> Draft {
             whole(0, "w'", Dtype::F32, &numbers, weights(1)),
             whole(0, "x m'", Dtype::F32, &numbers, weights(2)),
             whole(0, "x v'", Dtype::F32, &numbers, weights(3)),
+            whole(0, "y", Dtype::Bf16, &[2, CHUNK_BYTES as u64 / 4], rounded()),
         ],
         metadata: BTreeMap::new(),
-        deltas: BTreeMap::from([("near".into(), near_of), ("w'".into(), step_of)]),
+        deltas: BTreeMap::from([
+            ("near".into(), near_of),
+            ("w'".into(), step_of),
+            ("y".into(), cast_of),
+        ]),
     }
 }
 

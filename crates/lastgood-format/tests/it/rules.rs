@@ -162,19 +162,21 @@ fn with_deltas() -> ShardIndex {
 
 const NEAR: u32 = 1;
 const STEP: u32 = 5;
+const CAST: u32 = 8;
 
 #[test]
 fn deltas() {
     let index = with_deltas();
     let (rows, base) = (index.chunks.len() as u32, index.chunks.len() as u32);
-    assert_eq!(index.operands, [(NEAR, vec![base]), (STEP, vec![4, 6, 7])].into(), "{rows}");
+    let operands = [(NEAR, vec![base]), (STEP, vec![4, 6, 7]), (CAST, vec![4, 6])];
+    assert_eq!(index.operands, operands.into(), "{rows}");
     let made_of = |row: u32, of: &[u32]| {
         let of = of.to_vec();
         move |i: &mut ShardIndex| drop(i.operands.insert(row, of.clone()))
     };
     type BreakOne = Box<dyn Fn(&mut ShardIndex)>;
     let cases: Vec<(&str, BreakOne, &str)> = vec![
-        ("none", Box::new(|i| drop(i.operands.remove(&NEAR))), "2 deltas, 1 have operands"),
+        ("none", Box::new(|i| drop(i.operands.remove(&NEAR))), "3 deltas, 2 have operands"),
         ("of nothing", Box::new(made_of(NEAR, &[])), "no delta of its operands"),
         ("of many", Box::new(made_of(STEP, &[4, 6, 7, 4])), "no delta of its operands"),
         ("of no row", Box::new(made_of(NEAR, &[u32::MAX])), "no delta of its operands"),

@@ -12,8 +12,12 @@ use super::{History, Ledger};
 /// A head stands at every multiple of this number.
 pub(super) const HEAD_EVERY: u64 = 64;
 
+/// A head tells of the checkpoints since an earlier head, so that heads grow no faster than the history: the number of
+/// the earlier one is its own with the last digit that is not 0 made 0, in this base. A reader needs a head for each digit.
+const BASE: u64 = 8;
+
 /// How many heads are tried before the ledger is read from its beginning.
-const HEADS_TRIED: u64 = 2;
+const HEADS_TRIED: u32 = 3;
 
 const BYTES_MAX: u64 = 256 << 20;
 
@@ -22,34 +26,87 @@ const BYTES_MAX: u64 = 256 << 20;
 struct Head {
     format: u32,
     kind: String,
+    /// The entry of the head that it goes on from; 0 if it tells of everything.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    since: u64,
     history: History,
 }
 
-/// The newest readable head at or before entry `tail`.
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// The entry of the head that the one at entry `n` goes on from; 0 for none.
+fn since(n: u64) -> u64 {
+    let (mut number, mut unit) = (n / HEAD_EVERY, HEAD_EVERY);
+    while number > 0 && number.is_multiple_of(BASE) {
+        (number, unit) = (number / BASE, unit * BASE);
+    }
+    (number - number % BASE) * unit
+}
+
+/// The history at the newest head at or before entry `tail` that can be read.
 pub(super) async fn newest(ledger: &Ledger, tail: u64) -> Option<History> {
-    let newest = tail / HEAD_EVERY;
-    for i in (newest.saturating_sub(HEADS_TRIED - 1)..=newest).rev().take_while(|i| *i > 0) {
-        if let Ok(history) = read(ledger, i * HEAD_EVERY).await {
-            return Some(history);
+    let mut best: Option<History> = None;
+    let mut n = tail / HEAD_EVERY * HEAD_EVERY;
+    for _ in 0..HEADS_TRIED {
+        if n == 0 {
+            break;
+        }
+        let (history, lacks) = read(ledger, n).await;
+        // Those before one that is damaged say what is true, and save reads.
+        let entries = |history: &Option<History>| history.as_ref().map_or(0, History::entries);
+        if entries(&history) > entries(&best) {
+            best = history;
+        }
+        match lacks {
+            Some((damaged, _)) => n = damaged - HEAD_EVERY,
+            None => break,
         }
     }
-    None
+    best
 }
 
-async fn read(ledger: &Ledger, n: u64) -> Result<History> {
+/// What the head at entry `n` and those that it goes on from say, up to the first that cannot be read, and which that is.
+async fn read(ledger: &Ledger, n: u64) -> (Option<History>, Option<(u64, Error)>) {
+    let mut chain = vec![n];
+    while let Some(earlier) = chain.last().map(|n| since(*n)).filter(|n| *n > 0) {
+        chain.push(earlier);
+    }
+    let mut history: Option<History> = None;
+    for n in chain.into_iter().rev() {
+        let known = history.as_ref().map_or(0, History::entries);
+        match read_one(ledger, n, known).await {
+            Ok(next) => history = Some(next.after(history)),
+            Err(error) => return (history, Some((n, error))),
+        }
+    }
+    (history, None)
+}
+
+/// What the head at entry `n` says, which goes on from the one at entry `known`, or tells of everything.
+async fn read_one(ledger: &Ledger, n: u64, known: u64) -> Result<History> {
     let object = key::ledger_head(ledger.run(), n);
-    let stored = ledger.store().get(&object, BYTES_MAX).await?;
-    decode(&stored, ledger, n)
+    let stored = ledger.store().get(&object, BYTES_MAX).await;
+    let head = stored.and_then(|stored| decode(&stored, ledger, n));
+    let (history, since) =
+        head.map_err(|error| error.context("ledger head").with_object(object.clone()))?;
+    if ![0, known].contains(&since) {
+        let error = Error::corrupt(format!("it goes on from entry {since}, expected {known}"));
+        return Err(error.context("ledger head").with_object(object));
+    }
+    Ok(history)
 }
 
-pub(crate) fn decode(stored: &[u8], ledger: &Ledger, n: u64) -> Result<History> {
+/// The history of a head, and the entry of the head that it goes on from.
+pub(crate) fn decode(stored: &[u8], ledger: &Ledger, n: u64) -> Result<(History, u64)> {
     let head: Head = sealed::unseal(stored)?;
     lastgood_format::descriptor::check_version(head.format)?;
     let history = head.history;
     if head.kind != "ledger.head" || history.run() != ledger.run() || history.entries() != n {
         return Err(Error::corrupt(format!("expected the head at entry {n} of {}", ledger.run())));
     }
-    Ok(history)
+    Ok((history, head.since))
 }
 
 impl Ledger {
@@ -59,10 +116,12 @@ impl Ledger {
             return Ok(());
         }
         let object = key::ledger_head(self.run(), self.history.entries());
+        let since = since(self.history.entries());
         let head = Head {
             format: FORMAT_VERSION,
             kind: "ledger.head".into(),
-            history: self.history.clone(),
+            since,
+            history: self.history.since(since),
         };
         let stored = sealed::seal(&head)?;
         self.store.put_if_absent(&object, stored.into()).await.map(|_| ())
@@ -99,9 +158,11 @@ impl Ledger {
         if self.store.size(&object).await?.is_none() {
             return Ok(false);
         }
-        let found = read(self, history.entries())
-            .await
-            .map_err(|error| error.context("ledger head").with_object(object.clone()))?;
+        let (found, lacks) = read(self, history.entries()).await;
+        if let Some((_, error)) = lacks {
+            return Err(error);
+        }
+        let found = found.ok_or_else(|| Error::internal("a head was read and is not there"))?;
         if found.facts() != history.facts() {
             return Err(Error::corrupt("a ledger head disagrees with the entries before it")
                 .with_object(object));

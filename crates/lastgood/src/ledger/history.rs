@@ -22,6 +22,8 @@ pub struct History {
     /// Every attempt by the name of its incarnation.
     incarnations: BTreeMap<String, u64>,
     checkpoints: Vec<Checkpoint>,
+    #[serde(skip)]
+    places: Places,
     abandoned: BTreeSet<(u64, u64, u32)>,
     /// What restores may differ in.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -33,6 +35,23 @@ pub struct History {
     #[serde(default, skip_serializing_if = "Failures::is_empty")]
     failures: Failures,
 }
+
+/// Where things are in a history. It says nothing that the history does not, so that two are equal whatever stands here.
+#[derive(Clone, Debug, Default)]
+struct Places {
+    /// The entry that changed each checkpoint last, or a later one that says nothing else of it.
+    changed: Vec<u64>,
+    /// The checkpoint that each save became: attempt, step and generation.
+    saves: BTreeMap<(u64, u64, u32), usize>,
+}
+
+impl PartialEq for Places {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Places {}
 
 /// One incarnation of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +155,11 @@ impl Checkpoint {
     pub fn is_reusable(&self) -> bool {
         !self.expired && !self.was_bad
     }
+
+    /// The save that became it.
+    fn save(&self) -> (u64, u64, u32) {
+        (self.attempt, self.step, self.generation)
+    }
 }
 
 impl History {
@@ -149,11 +173,53 @@ impl History {
             attempt: None,
             incarnations: BTreeMap::new(),
             checkpoints: Vec::new(),
+            places: Places::default(),
             abandoned: BTreeSet::new(),
             accepted: BTreeSet::new(),
             orders: Orders::default(),
             failures: Failures::default(),
         }
+    }
+
+    /// This history, but of checkpoints only those that changed after entry `n`.
+    pub(super) fn since(&self, n: u64) -> Self {
+        let changed = |(checkpoint, at): (&Checkpoint, &u64)| (*at > n).then(|| checkpoint.clone());
+        Self {
+            run: self.run.clone(),
+            entries: self.entries,
+            tail: self.tail,
+            attempt: self.attempt.clone(),
+            incarnations: self.incarnations.clone(),
+            checkpoints: self
+                .checkpoints
+                .iter()
+                .zip(&self.places.changed)
+                .filter_map(changed)
+                .collect(),
+            places: Places::default(),
+            abandoned: self.abandoned.clone(),
+            accepted: self.accepted.clone(),
+            orders: self.orders.clone(),
+            failures: self.failures.clone(),
+        }
+    }
+
+    /// This history, of which only the checkpoints are known that changed after `earlier`, as a whole one.
+    pub(super) fn after(mut self, earlier: Option<Self>) -> Self {
+        let (mut all, mut changed) = earlier
+            .map_or_else(Default::default, |known| (known.checkpoints, known.places.changed));
+        for checkpoint in self.checkpoints {
+            match all.binary_search_by_key(&checkpoint.entry, |known| known.entry) {
+                Ok(i) => (all[i], changed[i]) = (checkpoint, self.entries),
+                Err(i) => {
+                    all.insert(i, checkpoint);
+                    changed.insert(i, self.entries);
+                }
+            }
+        }
+        let saves = all.iter().enumerate().map(|(i, checkpoint)| (checkpoint.save(), i)).collect();
+        (self.checkpoints, self.places) = (all, Places { changed, saves });
+        self
     }
 
     /// The run.
@@ -207,10 +273,7 @@ impl History {
     /// The checkpoint that a save became.
     #[must_use]
     pub fn committed(&self, attempt: u64, step: u64, generation: u32) -> Option<&Checkpoint> {
-        self.checkpoints.iter().rev().find(|checkpoint| {
-            (checkpoint.attempt, checkpoint.step, checkpoint.generation)
-                == (attempt, step, generation)
-        })
+        self.places.saves.get(&(attempt, step, generation)).map(|i| &self.checkpoints[*i])
     }
 
     /// True if the save was given up, so that it can never be committed.
@@ -331,6 +394,9 @@ impl History {
             was_bad: false,
             expired: false,
         });
+        self.places.changed.push(entry.n);
+        let save = (entry.attempt, *step, *generation);
+        self.places.saves.insert(save, self.checkpoints.len() - 1);
     }
 
     /// A checkpoint that was good or bad does not become merely verified.
@@ -346,7 +412,9 @@ impl History {
     }
 
     fn find_mut(&mut self, id: &Hash) -> Option<&mut Checkpoint> {
-        self.checkpoints.iter_mut().rev().find(|checkpoint| checkpoint.id == *id)
+        let i = self.checkpoints.iter().rposition(|checkpoint| checkpoint.id == *id)?;
+        self.places.changed[i] = self.entries;
+        Some(&mut self.checkpoints[i])
     }
 }
 

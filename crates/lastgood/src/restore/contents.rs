@@ -1,6 +1,7 @@
 //! What a checkpoint holds: its manifest and all its shard indexes, verified, as one table of tensors.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use futures_util::future::try_join_all;
 use lastgood_format::index::{Component, Shard, ShardIndex, Tensor, check_agreement};
@@ -188,17 +189,25 @@ async fn read_index(ledger: &Ledger, manifest: &Manifest, entry: &IndexRef) -> R
 }
 
 fn collect(indexes: &[ShardIndex]) -> BTreeMap<(String, String), TensorInfo> {
-    let mut tensors: BTreeMap<(String, String), TensorInfo> = BTreeMap::new();
-    for (i, index) in indexes.iter().enumerate() {
-        for tensor in &index.tensors {
-            let component = index.components[tensor.component as usize].name.clone();
-            let info = tensors
-                .entry((component, tensor.name.clone()))
-                .or_insert_with(|| info(index, tensor));
-            info.shards.extend(tensor.shards.clone().map(|shard| (i, shard as usize)));
+    let tensors = |(i, index)| of_index(i, index);
+    let mut indexes = indexes.iter().enumerate();
+    // What is in order already becomes a map without a search for each.
+    let mut all: BTreeMap<_, _> = indexes.next().into_iter().flat_map(tensors).collect();
+    for (name, more) in indexes.flat_map(tensors) {
+        match all.entry(name) {
+            Entry::Vacant(entry) => drop(entry.insert(more)),
+            Entry::Occupied(entry) => entry.into_mut().shards.extend(more.shards),
         }
     }
-    tensors
+    all
+}
+
+fn of_index(i: usize, index: &ShardIndex) -> impl Iterator<Item = ((String, String), TensorInfo)> {
+    index.tensors.iter().map(move |tensor| {
+        let component = index.components[tensor.component as usize].name.clone();
+        let shards = tensor.shards.clone().map(|shard| (i, shard as usize)).collect();
+        ((component, tensor.name.clone()), TensorInfo { shards, ..info(index, tensor) })
+    })
 }
 
 fn info(index: &ShardIndex, tensor: &Tensor) -> TensorInfo {

@@ -4,7 +4,7 @@ use lastgood_format::Error;
 use lastgood_format::layout::check_cover;
 
 use super::contents::Contents;
-use super::plan::{check_request, names_apart};
+use super::plan::{check_request, names_apart, order};
 use crate::preflight::Needs;
 use crate::state::{Sink, Targets, show};
 
@@ -13,7 +13,7 @@ const SCRATCH_BYTES: u64 = 64 << 20;
 
 /// What it would be to restore `contents` into `targets`.
 pub(crate) fn needs(contents: &Contents, targets: &Targets<'_>) -> Needs {
-    let (missing, extra) = names_apart(contents, targets);
+    let (missing, extra) = names_apart(contents, targets, &order(&targets.requests));
     let missing = missing.iter().map(|name| format!("{name} is not in the checkpoint"));
     let extra = extra.iter().map(|name| format!("{name} is only in the checkpoint"));
     let problems = missing.chain(extra).collect();

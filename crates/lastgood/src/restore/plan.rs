@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lastgood_format::index::ShardIndex;
-use lastgood_format::layout::{NdBox, check_cover};
+use lastgood_format::layout::{NdBox, Run, check_cover};
 use lastgood_format::{Dtype, Error, ErrorKind, Result};
 
 use super::contents::{Contents, TensorInfo};
@@ -41,26 +41,32 @@ pub(crate) struct Piece {
 impl<'a> Plan<'a> {
     /// Matches `targets` with `contents`.
     pub(crate) fn new(contents: &Contents, targets: Targets<'a>) -> Result<Self> {
-        check_names(contents, &targets)?;
+        let order = order(&targets.requests);
+        check_names(contents, &targets, &order)?;
         let mut plan = Self {
             targets: Vec::with_capacity(targets.requests.len()),
             chunks: BTreeMap::new(),
             resets: targets.resets,
             bytes: 0,
         };
-        for request in targets.requests {
-            plan.add(contents, request)?;
+        let infos = infos(contents, &targets.requests, &order);
+        for (request, info) in targets.requests.into_iter().zip(infos) {
+            plan.add(contents, request, info)?;
         }
         Ok(plan)
     }
 
-    fn add(&mut self, contents: &Contents, request: Request<'a>) -> Result<()> {
+    fn add(
+        &mut self,
+        contents: &Contents,
+        request: Request<'a>,
+        info: Option<&TensorInfo>,
+    ) -> Result<()> {
         let Request { component, name, want, sink } = request;
         // Told only if something is wrong.
         let here = || show(&component, &name);
-        let info = contents
-            .data_of(&component, &name)
-            .ok_or_else(|| Error::not_found(format!("{} is not in the checkpoint", here())))?;
+        let info =
+            info.ok_or_else(|| Error::not_found(format!("{} is not in the checkpoint", here())))?;
         let extent = check_request(&here, &want, info)?;
         let bytes = extent
             .elements()
@@ -85,37 +91,22 @@ impl<'a> Plan<'a> {
         target: usize,
         here: &dyn Fn() -> String,
     ) -> Result<()> {
+        // Of a million small tensors each is one shard, and is asked for whole.
+        if let [at] = info.shards.as_slice()
+            && contents.shard(*at).1.extent == *extent
+        {
+            let elements = extent.elements().and_then(|count| info.dtype.bytes_of(count));
+            let run = Run { source: 0, target: 0, bytes: elements.unwrap_or(0) };
+            return self.add_run(contents, *at, run, target, here);
+        }
         let mut covered = Vec::new();
         for at in &info.shards {
-            let (index, shard) = contents.shard(*at);
+            let shard = contents.shard(*at).1;
             let Some(shared) = shard.extent.intersection(extent) else { continue };
             covered.push(shared);
-            let start = u64::from(shard.chunk_offset);
             let runs = shard.extent.runs_into(extent, info.dtype);
             for run in runs.map_err(|error| error.context(here()))? {
-                let mut from = start + run.source;
-                let mut to = run.target;
-                let mut left = run.bytes;
-                while left > 0 {
-                    let (row, offset) = locate(index, shard.first_chunk, from);
-                    let decoded = u64::from(index.chunks[row as usize].decoded_bytes);
-                    let bytes = left.min(decoded.saturating_sub(offset));
-                    if bytes == 0 {
-                        let shard = here();
-                        return Err(Error::corrupt(format!(
-                            "{shard}: a shard outgrows its chunks"
-                        )));
-                    }
-                    self.chunks.entry((at.0, row)).or_default().push(Piece {
-                        from: offset as usize,
-                        bytes: bytes as usize,
-                        target,
-                        to: to as usize,
-                    });
-                    from += bytes;
-                    to += bytes;
-                    left -= bytes;
-                }
+                self.add_run(contents, *at, run, target, here)?;
             }
         }
         // The proof that every byte of the target is written exactly once. The shard indexes are
@@ -129,6 +120,70 @@ impl<'a> Plan<'a> {
                 .with_remedy("ask only for what was saved, or save every part of the tensor")
         })
     }
+
+    /// Cuts one run of a shard's bytes where its chunks end.
+    fn add_run(
+        &mut self,
+        contents: &Contents,
+        at: (usize, usize),
+        run: Run,
+        target: usize,
+        here: &dyn Fn() -> String,
+    ) -> Result<()> {
+        let (index, shard) = contents.shard(at);
+        let mut from = u64::from(shard.chunk_offset) + run.source;
+        let mut to = run.target;
+        let mut left = run.bytes;
+        while left > 0 {
+            let (row, offset) = locate(index, shard.first_chunk, from);
+            let decoded = u64::from(index.chunks[row as usize].decoded_bytes);
+            let bytes = left.min(decoded.saturating_sub(offset));
+            if bytes == 0 {
+                return Err(Error::corrupt(format!("{}: a shard outgrows its chunks", here())));
+            }
+            self.chunks.entry((at.0, row)).or_default().push(Piece {
+                from: offset as usize,
+                bytes: bytes as usize,
+                target,
+                to: to as usize,
+            });
+            from += bytes;
+            to += bytes;
+            left -= bytes;
+        }
+        Ok(())
+    }
+}
+
+/// The requests in the order of their names.
+pub(super) fn order(requests: &[Request<'_>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|i| name_of(&requests[*i]));
+    order
+}
+
+/// What the checkpoint says of the data of each request, found in one walk: names rise in it.
+fn infos<'c>(
+    contents: &'c Contents,
+    requests: &[Request<'_>],
+    order: &[usize],
+) -> Vec<Option<&'c TensorInfo>> {
+    let mut infos = vec![None; requests.len()];
+    let mut there = contents.tensors().iter().peekable();
+    for i in order {
+        let name = name_of(&requests[*i]);
+        while there.next_if(|(there, _)| (there.0.as_str(), there.1.as_str()) < name).is_some() {}
+        let found = there.peek().filter(|(there, _)| (there.0.as_str(), there.1.as_str()) == name);
+        infos[*i] = found.and_then(|(_, info)| match info.tied_to {
+            Some(_) => contents.data_of(name.0, name.1),
+            None => Some(*info),
+        });
+    }
+    infos
+}
+
+fn name_of<'r>(request: &'r Request<'_>) -> Name<'r> {
+    (request.component.as_str(), request.name.as_str())
 }
 
 /// A box of `target` that none of `boxes` has.
@@ -204,27 +259,38 @@ pub(super) fn check_request(
 pub(super) fn names_apart(
     contents: &Contents,
     targets: &Targets<'_>,
+    order: &[usize],
 ) -> (Vec<String>, Vec<String>) {
-    let asked: BTreeSet<Name<'_>> =
-        targets.requests.iter().map(|r| (r.component.as_str(), r.name.as_str())).collect();
-    let there: BTreeSet<Name<'_>> =
+    let mut asked: Vec<Name<'_>> = order.iter().map(|i| name_of(&targets.requests[*i])).collect();
+    asked.dedup();
+    let there: Vec<Name<'_>> =
         contents.tensors().keys().map(|(c, n)| (c.as_str(), n.as_str())).collect();
     let mut missing: Vec<String> =
-        asked.difference(&there).map(|(component, name)| show(component, name)).collect();
+        without_those(&asked, &there).map(|(component, name)| show(component, name)).collect();
     missing.extend(missing_components(contents, targets, &asked));
     let mut extra: Vec<String> = Vec::new();
     if !targets.partial {
         let others = rank_values(contents, &asked);
-        let own = there.difference(&asked).filter(|name| !of_other_rank(contents, name, &others));
+        let own =
+            without_those(&there, &asked).filter(|name| !of_other_rank(contents, name, &others));
         extra.extend(own.map(|(component, name)| show(component, name)));
         extra.extend(extra_components(contents, targets, &there));
     }
     (missing, extra)
 }
 
+/// Those of `names` that are not among `others`; both rise.
+fn without_those<'n>(names: &[Name<'n>], others: &[Name<'n>]) -> impl Iterator<Item = Name<'n>> {
+    let mut others = others.iter().peekable();
+    names.iter().copied().filter(move |name| {
+        while others.next_if(|other| *other < name).is_some() {}
+        others.peek() != Some(&name)
+    })
+}
+
 /// Compares the names that are asked for with those that are there, and tells all differences at once.
-fn check_names(contents: &Contents, targets: &Targets<'_>) -> Result<()> {
-    let (missing, extra) = names_apart(contents, targets);
+fn check_names(contents: &Contents, targets: &Targets<'_>, order: &[usize]) -> Result<()> {
+    let (missing, extra) = names_apart(contents, targets, order);
     if missing.is_empty() && extra.is_empty() {
         return Ok(());
     }
@@ -249,7 +315,7 @@ type Name<'n> = (&'n str, &'n str);
 fn missing_components<'t>(
     contents: &Contents,
     targets: &'t Targets<'_>,
-    asked: &'t BTreeSet<Name<'_>>,
+    asked: &'t [Name<'_>],
 ) -> impl Iterator<Item = String> + 't {
     let there: BTreeSet<String> = contents.components().into_keys().map(str::to_owned).collect();
     targets
@@ -265,7 +331,7 @@ fn missing_components<'t>(
 fn extra_components<'c>(
     contents: &'c Contents,
     targets: &'c Targets<'_>,
-    there: &'c BTreeSet<Name<'_>>,
+    there: &'c [Name<'_>],
 ) -> impl Iterator<Item = String> + 'c {
     contents
         .components()
@@ -279,8 +345,9 @@ fn extra_components<'c>(
 }
 
 /// True if a tensor of `component` is among `names`.
-fn named(names: &BTreeSet<Name<'_>>, component: &str) -> bool {
-    names.range((component, "")..).next().is_some_and(|(first, _)| *first == component)
+fn named(names: &[Name<'_>], component: &str) -> bool {
+    let first = names.partition_point(|name| name.0 < component);
+    names.get(first).is_some_and(|first| first.0 == component)
 }
 
 fn component_text(name: &str) -> String {
@@ -297,7 +364,7 @@ fn rank_value<'n>(contents: &Contents, name: &Name<'n>) -> Option<&'n str> {
 }
 
 /// The values of its own that this rank asks for.
-fn rank_values<'n>(contents: &Contents, asked: &BTreeSet<Name<'n>>) -> BTreeSet<Name<'n>> {
+fn rank_values<'n>(contents: &Contents, asked: &[Name<'n>]) -> BTreeSet<Name<'n>> {
     asked.iter().filter_map(|name| Some((name.0, rank_value(contents, name)?))).collect()
 }
 

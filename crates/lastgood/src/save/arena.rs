@@ -162,6 +162,16 @@ impl Arena {
         Self { places: Vec::new(), used: 0, bytes_max, slot }
     }
 
+    /// Gives the memory back, and the slot for another arena, unless somebody still holds a part of it.
+    pub(crate) fn retire(mut self) -> Option<Slot> {
+        let slot = self.slot.take()?;
+        self.places.iter_mut().for_each(|place| place.block = Arc::default());
+        if !self.places.iter().all(Place::is_free) {
+            return None;
+        }
+        slot.begin().and_then(|()| slot.release_from(0)).ok().map(|()| slot)
+    }
+
     /// The slot, if all that was captured last lies in it.
     pub(crate) fn whole_slot(&self) -> Option<&Slot> {
         self.slot.as_ref().filter(|_| self.places[..self.used].iter().all(Place::is_shared))

@@ -85,6 +85,19 @@ impl Base {
         self.operands.get(&row).map_or(&[], Vec::as_slice)
     }
 
+    /// The row that a row is made of in the end: the oldest of the same part of the state, which is no delta. None for a
+    /// row that is none itself.
+    pub(crate) fn root(&self, row: usize) -> Option<usize> {
+        let mut root = None;
+        let mut next = self.operands_of(row).first();
+        while let Some(operand) = next {
+            root = Some(*operand);
+            // The first operand is what was there before, whatever the rule.
+            next = self.operands_of(*operand).first();
+        }
+        root
+    }
+
     /// How far a row is from one that is no delta; 0 if it is none itself.
     pub(crate) fn depth(&self, row: usize) -> u32 {
         self.depths.get(&row).copied().unwrap_or(0)

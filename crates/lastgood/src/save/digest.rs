@@ -1,10 +1,9 @@
 //! Fingerprints of what was captured, tensor by tensor, for the journal: computed on the copy, and only where
 //! bytes have changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lastgood_format::index::{Shard, Tensor};
 use lastgood_format::journal::{Kind, Lane, Value};
 use lastgood_format::{Error, Fingerprint, Hash, Result};
 
@@ -33,41 +32,32 @@ struct Piece {
 /// What was found the last time, by row.
 #[derive(Debug)]
 pub(crate) struct Before {
-    tensors: Vec<Tensor>,
-    shards: Vec<Shard>,
+    plan: Arc<Plan>,
+    pieces: Arc<[Vec<Piece>]>,
     rows: Vec<(Hash, Sums)>,
 }
 
 /// Finds the fingerprints of one capture.
 #[derive(Debug)]
 pub(crate) struct Digesting {
-    rows: Vec<Vec<Piece>>,
+    /// By row.
+    pieces: Arc<[Vec<Piece>]>,
     before: Option<Arc<Before>>,
 }
 
 impl Digesting {
     /// Of what `plan` lays out. Rows that are as they were `before` are not looked at.
-    pub(crate) fn new(plan: &Plan, before: Option<Arc<Before>>) -> Result<Self> {
-        let mut rows = vec![Vec::new(); plan.rows.len()];
-        for (tensor, named) in (0..).zip(&plan.tensors) {
-            for shard in named.shards.clone() {
-                let held = &plan.shards[shard as usize];
-                let elements = held.extent.elements().and_then(|count| named.dtype.bytes_of(count));
-                let all = elements.ok_or_else(|| Error::internal("a planned shard overflows"))?;
-                let mut offset = 0;
-                let mut row = held.first_chunk as usize;
-                let mut begin = held.chunk_offset as usize;
-                while offset < all {
-                    let bytes = (plan.rows[row].bytes - begin).min((all - offset) as usize);
-                    rows[row].push(Piece { tensor, shard, offset, begin, bytes });
-                    offset += bytes as u64;
-                    (row, begin) = (row + 1, 0);
-                }
-            }
-        }
-        let before =
-            before.filter(|before| before.tensors == plan.tensors && before.shards == plan.shards);
-        Ok(Self { rows, before })
+    pub(crate) fn new(plan: &Arc<Plan>, before: Option<Arc<Before>>) -> Result<Self> {
+        let is_same = |before: &Arc<Before>| {
+            Arc::ptr_eq(&before.plan, plan)
+                || (before.plan.tensors == plan.tensors && before.plan.shards == plan.shards)
+        };
+        let before = before.filter(is_same);
+        let pieces = match &before {
+            Some(before) => Arc::clone(&before.pieces),
+            None => pieces(plan)?.into(),
+        };
+        Ok(Self { pieces, before })
     }
 
     /// What row `row` counts, whose bytes have this hash if it is known.
@@ -92,7 +82,7 @@ impl Digesting {
                 Fingerprint::of_piece(tensor.dtype, &tensor.shape, extent, piece.offset, part)?;
             Ok((piece.tensor, sum))
         };
-        self.rows[row].iter().map(piece).collect()
+        self.pieces[row].iter().map(piece).collect()
     }
 
     /// What a whole segment counts.
@@ -107,10 +97,36 @@ impl Digesting {
     }
 }
 
+/// The parts of shards that lie in each row.
+fn pieces(plan: &Plan) -> Result<Vec<Vec<Piece>>> {
+    let mut rows = vec![Vec::new(); plan.rows.len()];
+    for (tensor, named) in (0..).zip(&plan.tensors) {
+        for shard in named.shards.clone() {
+            let held = &plan.shards[shard as usize];
+            let elements = held.extent.elements().and_then(|count| named.dtype.bytes_of(count));
+            let all = elements.ok_or_else(|| Error::internal("a planned shard overflows"))?;
+            let mut offset = 0;
+            let mut row = held.first_chunk as usize;
+            let mut begin = held.chunk_offset as usize;
+            while offset < all {
+                let bytes = (plan.rows[row].bytes - begin).min((all - offset) as usize);
+                rows[row].push(Piece { tensor, shard, offset, begin, bytes });
+                offset += bytes as u64;
+                (row, begin) = (row + 1, 0);
+            }
+        }
+    }
+    Ok(rows)
+}
+
 /// What to remember for the next save.
-pub(crate) fn remember(plan: &Plan, rows: Vec<(Hash, Sums)>) -> Arc<Before> {
-    let (tensors, shards) = (plan.tensors.clone(), plan.shards.clone());
-    Arc::new(Before { tensors, shards, rows })
+pub(crate) fn remember(
+    plan: &Arc<Plan>,
+    digesting: &Digesting,
+    rows: Vec<(Hash, Sums)>,
+) -> Arc<Before> {
+    let (plan, pieces) = (Arc::clone(plan), Arc::clone(&digesting.pieces));
+    Arc::new(Before { plan, pieces, rows })
 }
 
 /// The part of the state that one rank holds, as the journal tells it.
@@ -118,6 +134,8 @@ pub(crate) fn remember(plan: &Plan, rows: Vec<(Hash, Sums)>) -> Arc<Before> {
 pub(crate) struct Teller {
     /// The layouts that were told.
     told: BTreeSet<Hash>,
+    /// The plan that was told of last, and its layout.
+    last: Option<(Arc<Plan>, Hash)>,
 }
 
 impl Teller {
@@ -126,39 +144,19 @@ impl Teller {
     pub(crate) fn tell(
         &mut self,
         (journal, lane): (&Journal, Lane),
-        plan: &Plan,
+        plan: &Arc<Plan>,
         sums: impl IntoIterator<Item = (u32, Fingerprint)>,
         (step, source): (u64, &str),
     ) -> Result<()> {
-        let mut found: BTreeMap<u32, Fingerprint> = (0..)
-            .zip(&plan.tensors)
-            .filter(|(_, tensor)| !tensor.shards.is_empty())
-            .map(|(i, _)| (i, Fingerprint::ZERO))
-            .collect();
+        let mut found = vec![Fingerprint::ZERO; plan.tensors.len()];
         for (tensor, sum) in sums {
-            *found.entry(tensor).or_default() += sum;
+            found[tensor as usize] += sum;
         }
-        let names: Vec<Value> = found.keys().map(|i| describe(plan, *i as usize)).collect();
-        let layout = Hash::of(&Value::Array(names.clone()).encode()?);
+        let layout = self.layout((journal, lane), plan)?;
         let layout_bytes = Value::from(&layout.as_bytes()[..16]);
-        let append = |kind, value| journal.append(&Event { lane, kind, step: 0, value }).map(drop);
-        if !self.told.contains(&layout) {
-            let parts = cut(names)?;
-            let count = parts.len() as u64;
-            for (i, part) in (0u64..).zip(parts) {
-                append(
-                    Kind::STATE_LAYOUT,
-                    Value::map([
-                        ("layout", layout_bytes.clone()),
-                        ("part", i.into()),
-                        ("parts", count.into()),
-                        ("tensors", Value::Array(part)),
-                    ]),
-                )?;
-            }
-            self.told.insert(layout);
-        }
-        let sums: Vec<[u8; 16]> = found.values().map(|sum| sum.to_bytes()).collect();
+        let held = found.iter().zip(&plan.tensors);
+        let held = held.filter(|(_, tensor)| !tensor.shards.is_empty());
+        let sums: Vec<[u8; 16]> = held.map(|(sum, _)| sum.to_bytes()).collect();
         let parts: Vec<&[[u8; 16]]> = match sums.is_empty() {
             true => vec![&[]],
             false => sums.chunks(EVENT_BYTES / 16).collect(),
@@ -166,6 +164,7 @@ impl Teller {
         let count = parts.len() as u64;
         for (i, part) in (0u64..).zip(parts) {
             append(
+                (journal, lane),
                 Kind::STATE_DIGEST,
                 Value::map([
                     ("at", step.into()),
@@ -179,6 +178,41 @@ impl Teller {
         }
         Ok(())
     }
+
+    /// The layout of `plan`, which is recorded unless it was before.
+    fn layout(&mut self, to: (&Journal, Lane), plan: &Arc<Plan>) -> Result<Hash> {
+        if let Some((last, layout)) = &self.last
+            && Arc::ptr_eq(last, plan)
+        {
+            return Ok(*layout);
+        }
+        let held = plan.tensors.iter().enumerate().filter(|(_, held)| !held.shards.is_empty());
+        let names: Vec<Value> = held.map(|(i, _)| describe(plan, i)).collect();
+        let layout = Hash::of(&Value::Array(names.clone()).encode()?);
+        if !self.told.contains(&layout) {
+            let parts = cut(names)?;
+            let count = parts.len() as u64;
+            for (i, part) in (0u64..).zip(parts) {
+                append(
+                    to,
+                    Kind::STATE_LAYOUT,
+                    Value::map([
+                        ("layout", (&layout.as_bytes()[..16]).into()),
+                        ("part", i.into()),
+                        ("parts", count.into()),
+                        ("tensors", Value::Array(part)),
+                    ]),
+                )?;
+            }
+            self.told.insert(layout);
+        }
+        self.last = Some((Arc::clone(plan), layout));
+        Ok(layout)
+    }
+}
+
+fn append((journal, lane): (&Journal, Lane), kind: Kind, value: Value) -> Result<()> {
+    journal.append(&Event { lane, kind, step: 0, value }).map(drop)
 }
 
 /// Component, name, dtype, shape, and whether every rank holds all of it.

@@ -6,7 +6,9 @@
 mod arena;
 mod base;
 mod batches;
+mod choice;
 mod complete;
+mod copies;
 mod deltas;
 mod digest;
 mod earlier;
@@ -70,7 +72,9 @@ pub enum Compression {
         /// Every chunk is stored whole once in so many saves, so that a restore needs no more of them: 1 to 64.
         chain: u32,
     },
-    /// Zstd of level 1 once the store has shown to be slower than the codec, else off.
+    /// Off, until the store has shown to be slower than a codec; then zstd of level 1, or deltas if they make a sample
+    /// smaller by a fifth and memory for one arena more is free. Metadata `lastgood.compression` of each checkpoint says
+    /// which, and why.
     Auto,
 }
 
@@ -219,6 +223,8 @@ pub(crate) struct Saver {
     options: SaveOptions,
     attempt: u64,
     process: Process,
+    /// The plan of the save before.
+    planned: Option<Arc<Plan>>,
 }
 
 impl Saver {
@@ -230,7 +236,8 @@ impl Saver {
             .name("lastgood-save".into())
             .spawn(move || worker.run())
             .map_err(|e| Error::new(ErrorKind::Overloaded, format!("no thread for saves: {e}")))?;
-        Ok(Self { shared, worker: Some(worker), options, attempt, process: Process::this() })
+        let process = Process::this();
+        Ok(Self { shared, worker: Some(worker), options, attempt, process, planned: None })
     }
 
     /// Captures `capture` as the state at `step` and hands it to the writing thread.
@@ -302,8 +309,12 @@ impl Saver {
     }
 
     /// Lays out `capture`, and waits for an arena that has room for it.
-    fn make_room(&self, capture: &Capture<'_>) -> Result<(Arc<Plan>, Arena)> {
-        let plan = Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?);
+    fn make_room(&mut self, capture: &Capture<'_>) -> Result<(Arc<Plan>, Arena)> {
+        let plan = match self.planned.take().filter(|plan| plan.is_of(capture)) {
+            Some(plan) => plan,
+            None => Arc::new(Plan::new(capture, self.options.chunk_bytes as usize)?),
+        };
+        self.planned = Some(Arc::clone(&plan));
         let mut arena = self.shared.take_arena()?;
         if let Err(error) = arena.reserve(&plan) {
             self.shared.give_arena(arena);
@@ -337,6 +348,11 @@ impl Saver {
     /// The chunks that the next save may reuse, and its parent.
     pub(crate) fn set_base(&self, base: Base) {
         self.shared.set_base(base);
+    }
+
+    /// True if saves are smaller where it is told what optimizers did.
+    pub(crate) fn predicts(&self) -> bool {
+        self.shared.lock().predicts
     }
 
     /// The failures since they were last asked for.

@@ -11,16 +11,16 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use lastgood_format::chunk::{self, Codec, Encoded};
+use lastgood_format::chunk::{self, Codec, Encoded, Guess};
 use lastgood_format::delta::Operand;
 use lastgood_format::index::{Chunk, Pack};
 use lastgood_format::{Error, Hash, Result};
 use lastgood_store::Payload;
 
 use super::arena::Segment;
-use super::base::Base;
+use super::base::{Base, Stored};
 use super::batches::{Batch, Batches};
-use super::deltas::Deltas;
+use super::deltas::{Deltas, Root};
 use super::digest::{Digesting, Sums};
 use super::packer::Packer;
 use super::plan::Plan;
@@ -123,7 +123,7 @@ pub(crate) fn run(
         for _ in 0..workers {
             let hashed_in = hashed_in.clone();
             let batches = &batches;
-            scope.spawn(move || hash_batches(job, batches, &hashed_in));
+            scope.spawn(move || hash_batches((io, job), batches, &hashed_in));
         }
         drop(hashed_in);
         let putters: Vec<_> = (0..io.transfers().puts)
@@ -151,7 +151,11 @@ pub(crate) fn run(
     })
 }
 
-fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<HashedBatch>>) {
+fn hash_batches(
+    (io, job): (&dyn Io, &Job<'_>),
+    batches: &Batches<'_>,
+    out: &SyncSender<Result<HashedBatch>>,
+) {
     let _guard = FailOnPanic(batches);
     let mut back = Vec::new();
     while let Some(batch) = batches.next() {
@@ -165,7 +169,7 @@ fn hash_batches(job: &Job<'_>, batches: &Batches<'_>, out: &SyncSender<Result<Ha
             .clone()
             .map(|i| {
                 let row = &job.plan.rows[i];
-                hash_chunk(job, i, &bytes[row.offset..row.offset + row.bytes], &mut back)
+                hash_chunk((io, job), i, &bytes[row.offset..row.offset + row.bytes], &mut back)
             })
             .collect();
         if out.send(hashed.map(|rows| HashedBatch { batch, rows })).is_err() {
@@ -185,11 +189,16 @@ impl Drop for FailOnPanic<'_> {
     }
 }
 
-fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8], back: &mut Vec<u8>) -> Result<Hashed> {
+fn hash_chunk(
+    (io, job): (&dyn Io, &Job<'_>),
+    row: usize,
+    bytes: &[u8],
+    back: &mut Vec<u8>,
+) -> Result<Hashed> {
     let hash = Hash::of(bytes);
     let source = match job.base.and_then(|base| base.find(&hash, bytes.len())) {
         Some(stored) => Source::Stored(stored),
-        None => encode(job, row, bytes, (&hash, back))?,
+        None => encode((io, job), row, bytes, (&hash, back))?,
     };
     let sums = match job.digesting {
         Some(digesting) => digesting.row(job.plan, row, bytes, Some(&hash))?,
@@ -201,7 +210,7 @@ fn hash_chunk(job: &Job<'_>, row: usize, bytes: &[u8], back: &mut Vec<u8>) -> Re
 /// What is encoded is decoded again before it is relied on: a fault of codec or memory between
 /// capture and use must not pass.
 fn encode(
-    job: &Job<'_>,
+    (io, job): (&dyn Io, &Job<'_>),
     row: usize,
     bytes: &[u8],
     (hash, back): (&Hash, &mut Vec<u8>),
@@ -212,17 +221,40 @@ fn encode(
         chunk::decode_into(codec, coded, operands, back, hash)
             .map_err(|e| e.context("a chunk does not decode to what was encoded"))
     };
-    if let (Some(deltas), Some(level)) = (job.deltas, job.level)
-        && let Some(delta) = deltas.of(row, bytes, (width, level))?
+    let Some(level) = job.level else {
+        return chunk::encode(bytes, width, None).map(Source::New);
+    };
+    if chunk::is_zero(bytes) {
+        return Ok(Source::New(Encoded::Zero));
+    }
+    let guess = Guess::new(bytes, width, level);
+    let root = job.deltas.and_then(|deltas| deltas.root(row));
+    let root = root.and_then(|(row, stored)| read_root(io, job, row, stored));
+    if let Some(deltas) = job.deltas
+        && let Some(delta) =
+            deltas.of(row, bytes, (width, level), (guess.bytes(), root.as_ref()))?
     {
         check(Codec::Delta, &delta.stored, &delta.operands)?;
         return Ok(Source::Delta(delta.stored, delta.rows));
     }
-    let encoded = chunk::encode(bytes, width, job.level)?;
+    let encoded = guess.encode(bytes)?;
     if let Encoded::Coded(codec, coded) = &encoded {
         check(*codec, coded, &[])?;
     }
     Ok(Source::New(encoded))
+}
+
+/// The chunk that a chain begins with; `None` if it cannot be read or is damaged: whoever restores is told of that, and a
+/// save does without it.
+fn read_root(io: &dyn Io, job: &Job<'_>, row: usize, stored: &Stored) -> Option<Root> {
+    let Stored { chunk, pack, .. } = stored;
+    let mut coded = vec![0; chunk.stored_bytes as usize];
+    if !coded.is_empty() {
+        io.read_into(&format!("{}{pack}", job.folder), chunk.offset, &mut coded).ok()?;
+    }
+    let mut bytes = vec![0; chunk.decoded_bytes as usize];
+    chunk::decode_into(chunk.codec, &coded, &[], &mut bytes, &chunk.hash).ok()?;
+    Some(Root { row, hash: chunk.hash, bytes })
 }
 
 /// Feeds the packer in the order of the batches, whatever order they were hashed in.

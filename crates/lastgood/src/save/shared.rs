@@ -60,17 +60,17 @@ pub(super) struct Inner {
     pub(super) generations: BTreeMap<u64, u32>,
     pub(super) failures: Vec<Error>,
     pub(super) failures_in_a_row: u32,
+    /// It helps to know what optimizers did.
+    pub(super) predicts: bool,
     /// A newer attempt owns the run: nothing that is saved here can be committed any more.
     pub(super) fenced: Option<Error>,
 }
 
 impl Shared {
     pub(crate) fn new(options: &SaveOptions, tier: Option<&Tier>) -> Self {
-        let kept = usize::from(matches!(options.compression, Compression::Delta { .. }));
         let slots = (0..).map(|number| tier.and_then(|tier| tier.slot(number)));
-        let free = slots
-            .take(options.in_flight_max + kept)
-            .map(|slot| Arena::new(options.arena_bytes_max, slot));
+        let arenas = slots.take(options.in_flight_max);
+        let free = arenas.map(|slot| Arena::new(options.arena_bytes_max, slot));
         let inner = Inner {
             queue: VecDeque::new(),
             free: free.collect(),
@@ -82,6 +82,7 @@ impl Shared {
             generations: BTreeMap::new(),
             failures: Vec::new(),
             failures_in_a_row: 0,
+            predicts: matches!(options.compression, Compression::Delta { .. }),
             fenced: None,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }

@@ -62,7 +62,8 @@ pub(crate) struct RowRole {
 pub(crate) struct Updates {
     /// Those that fill chunks of their own.
     pub(crate) large: Vec<Linked>,
-    /// Those that share chunks: each group one chunk for the weights, and one for each of what the optimizer keeps.
+    /// Those that share chunks: each group one chunk for the weights, and one for each of what the optimizer keeps. Which do
+    /// must not depend on how many steps each has taken, which changes.
     pub(crate) groups: Vec<Vec<Linked>>,
 }
 
@@ -104,7 +105,7 @@ impl Updates {
         };
         if let Some(group) = self.groups.last_mut()
             && let Some(last) = group.last()
-            && last.step == linked.step
+            && last.step.0 == linked.step.0
             && components(last) == components(&linked)
             && group.iter().map(bytes).sum::<usize>() + bytes(&linked) <= chunk_bytes
         {

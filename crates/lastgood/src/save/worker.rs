@@ -19,7 +19,7 @@ use super::keeping::{self, Keeping};
 use super::pipeline::{self, Job};
 use super::plan::Plan;
 use super::shared::{End, Queued, Shared};
-use super::{Compression, SaveOptions};
+use super::{SaveOptions, choice};
 use crate::commit::{self, Progress};
 use crate::io::{Io, StoreIo};
 use crate::journal::rank;
@@ -222,7 +222,7 @@ impl Worker {
 
     fn write_save(
         &mut self,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         segments: Receiver<(usize, Segment)>,
         (base, parent): (Option<Arc<Base>>, Option<Hash>),
         save: SaveKey,
@@ -246,10 +246,13 @@ impl Worker {
             digesting: digesting.as_ref(),
             deltas: deltas.as_ref(),
         };
+        if let Some(why) = self.earlier.why(self.options.compression) {
+            metadata.insert(choice::KEY.to_owned(), why.to_owned());
+        }
         let mut written = pipeline::run(&self.io, &job, segments)?;
         self.earlier.measure(&written);
-        if digesting.is_some() {
-            self.tell(plan, save.step, std::mem::take(&mut written.sums));
+        if let Some(digesting) = &digesting {
+            self.tell((plan, digesting), save.step, std::mem::take(&mut written.sums));
         }
         late(&mut metadata)?;
         if let Some(recording) = &self.journal {
@@ -305,7 +308,12 @@ impl Worker {
     }
 
     /// Records the fingerprints of a save.
-    fn tell(&mut self, plan: &Plan, step: u64, rows: Vec<(Hash, Sums)>) {
+    fn tell(
+        &mut self,
+        (plan, digesting): (&Arc<Plan>, &Digesting),
+        step: u64,
+        rows: Vec<(Hash, Sums)>,
+    ) {
         let Some(Recording { journal, lane, teller, before, .. }) = &mut self.journal else {
             return;
         };
@@ -313,7 +321,7 @@ impl Worker {
         if let Err(error) = teller.tell((journal, *lane), plan, sums, (step, "save")) {
             journal.tell(error);
         }
-        *before = Some(digest::remember(plan, rows));
+        *before = Some(digest::remember(plan, digesting, rows));
     }
 
     /// As far as the ledger was read: what happens to the base after that is noticed at the commit.
@@ -468,13 +476,11 @@ impl Worker {
     }
 
     fn succeed(&mut self, save: &mut Waiting, id: Hash) {
-        let free = match self.options.compression {
-            Compression::Delta { .. } => self.earlier.keep(id, &save.plan, save.arena.take()),
-            _ => save.arena.take(),
-        };
+        let free = self.earlier.keep(id, &save.plan, save.arena.take(), &self.options);
         let mut inner = self.shared.lock();
         inner.base = Some(Arc::new(Base::new(id, [&save.index])));
         inner.failures_in_a_row = 0;
+        inner.predicts = self.earlier.predicts(self.options.compression);
         inner.free.extend(free);
         drop(inner);
         if let Some(Recording { journal, lane, .. }) = &self.journal {

@@ -39,7 +39,7 @@ impl fmt::Debug for Check<'_> {
 }
 
 /// A tensor that is the same memory as another one of its component.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tie {
     pub(crate) component: usize,
     pub(crate) name: String,

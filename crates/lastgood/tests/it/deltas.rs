@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use lastgood::restore::{Way, costs};
 use lastgood::save::{Compression, Mode, SaveOptions};
 use lastgood::state::{Capture, Durability, Targets, World};
-use lastgood::{Dtype, Hash, Repository, Result, Run, RunOptions};
+use lastgood::{Dtype, ErrorKind, Hash, Repository, Result, Run, RunOptions};
+use lastgood_format::chunk::Codec;
 use lastgood_format::index::ShardIndex;
 
-use crate::fixture::{bytes, in_memory, options, quick, run_name};
+use crate::fixture::{bytes, in_memory, options, quick, run_name, tapped};
+use crate::tap::{Act, Op};
 
 const CHAIN: u32 = 4;
 
@@ -216,7 +218,7 @@ fn no_damage_in_a_chain_passes() {
                     harmless += 1;
                 }
                 Err(error) => {
-                    assert_eq!(error.kind(), lastgood::ErrorKind::Corrupt, "{error}");
+                    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
                     assert!(verified.is_err(), "{key}: byte {at}: verified, and cannot be read");
                     told += 1;
                 }
@@ -233,8 +235,64 @@ fn no_damage_in_a_chain_passes() {
         let bytes = store.peek(&key).unwrap();
         store.tamper(&key, Vec::clear);
         let error = restored(&repository, &newest, &tensors).unwrap_err();
-        assert_eq!(error.kind(), lastgood::ErrorKind::Corrupt, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert!(error.to_string().contains(&pack.object), "{error}");
         store.tamper(&key, |pack| *pack = bytes.to_vec());
     }
+}
+
+/// Saves of one tensor of which little changes: the codecs that chunks were written with, the deepest chain, and how often a
+/// pack was read from.
+fn little(steps: u64, lost: bool) -> (Vec<Codec>, u32, usize) {
+    let (_, tap, repository) = tapped();
+    if lost {
+        tap.play(|call| match call.op {
+            Op::Range => Act::Fail(ErrorKind::Unavailable),
+            _ => Act::Pass,
+        });
+    }
+    let mut run = open(&repository, World::ALONE, "a");
+    let mut data = start()["half"].1.clone();
+    data.truncate(3 * (64 << 10));
+    let (mut codecs, mut deepest, mut last) = (Vec::new(), 0, None);
+    for step in 1..=steps {
+        drift(&mut data, 2, 100, step);
+        let tensors = Tensors::from([("half".into(), (Dtype::Bf16, data.clone()))]);
+        let saved = run.save(step, Mode::Sync, |capture| declare(capture, &tensors)).unwrap();
+        let id = saved.wait().unwrap();
+        let index = index(&repository, &id);
+        if step > 1 {
+            codecs.extend(index.chunks.iter().map(|chunk| chunk.codec));
+        }
+        deepest = deepest.max(index.depths().into_values().max().unwrap_or(0));
+        last = Some((id, tensors));
+    }
+    run.close().unwrap();
+    let reads = tap.calls().iter().filter(|call| call.op == Op::Range).count();
+    tap.pass();
+    let (id, tensors) = last.unwrap();
+    let ledger = repository.existing(&run_name()).unwrap();
+    repository.verify(&ledger, &id, &|_, _| {}).unwrap();
+    let contents = repository.contents(&ledger, &id).unwrap();
+    let mut found = vec![0xee; data.len()];
+    let mut targets = Targets::new(World::ALONE);
+    let mut slots = targets.component("m", "t", Durability::Durable).unwrap();
+    slots.tensor("half", Dtype::Bf16, &[data.len() as u64 / 2], &mut found).unwrap();
+    repository.restore(&contents, targets).unwrap();
+    assert!(found == tensors["half"].1);
+    (codecs, deepest, reads)
+}
+
+#[test]
+fn a_chain_of_small_changes_is_ended_by_a_delta_of_its_first_chunk() {
+    let steps = 4 * u64::from(CHAIN);
+    let (codecs, deepest, reads) = little(steps, false);
+    let turns = codecs.len() / CHAIN as usize;
+    assert!(codecs.iter().all(|codec| *codec == Codec::Delta), "{codecs:?}");
+    assert!(deepest <= CHAIN + 1, "{deepest}");
+    assert!((turns - 3..=turns + 3).contains(&reads), "{reads} reads, {turns} turns");
+    // Where the first chunk cannot be read, chunks are stored whole.
+    let (codecs, deepest, _) = little(steps, true);
+    let whole = codecs.iter().filter(|codec| **codec != Codec::Delta).count();
+    assert!(whole + 3 >= turns && deepest <= CHAIN, "{whole} of {turns}, {deepest}");
 }

@@ -8,13 +8,16 @@
 )]
 
 mod async_saves;
+mod auto;
 mod child;
 mod codecs;
+mod copies;
 mod deltas;
 mod digests;
 mod faults;
 mod fencing;
 mod fixture;
+mod growth;
 mod journal;
 mod journal_failures;
 mod ledger;

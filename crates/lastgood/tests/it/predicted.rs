@@ -137,7 +137,12 @@ fn check(repository: &Repository, id: &Hash, tensors: &[(&'static str, String, V
 }
 
 /// The rules of the deltas of a rank of a checkpoint, each as often as it is.
-fn rules(store: &MemoryStore, repository: &Repository, id: &Hash, rank: usize) -> Vec<Rule> {
+pub(crate) fn rules(
+    store: &MemoryStore,
+    repository: &Repository,
+    id: &Hash,
+    rank: usize,
+) -> Vec<Rule> {
     let ledger = repository.existing(&run_name()).unwrap();
     let contents = repository.contents(&ledger, id).unwrap();
     let index: &ShardIndex = &contents.indexes()[rank];
