@@ -107,7 +107,6 @@ impl Run {
         };
         let recording = recording(journal.as_ref(), wanted.as_ref());
         let tier = options.tier.filter(|_| replaying.is_none());
-        let spare = options.save.in_flight_max as u64;
         let worker = Worker {
             shared: Arc::new(Shared::new(&options.save, tier.as_ref())),
             io: io.clone(),
@@ -116,7 +115,7 @@ impl Run {
             world,
             options: options.save.clone(),
             journal: recording,
-            earlier: Earlier::new(tier.as_ref().and_then(|tier| tier.slot(spare))),
+            earlier: Earlier::new(tier.as_ref(), &options.save),
         };
         let saver = Saver::start(worker, options.save)?;
         let resuming = match (&journal, options.resume) {

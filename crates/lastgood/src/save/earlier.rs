@@ -13,7 +13,7 @@ use super::pipeline::Written;
 use super::plan::Plan;
 use super::{Compression, SaveOptions};
 use crate::preflight::machine::memory_available;
-use crate::tier::Slot;
+use crate::tier::{Slot, Tier};
 
 /// What the writing thread knows of the saves before.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ pub(crate) struct Earlier {
 type Segments = Receiver<(usize, Segment)>;
 
 impl Earlier {
-    /// Nothing is known. The arena that deltas need beside the others lies in `spare`.
-    pub(crate) fn new(spare: Option<Slot>) -> Self {
+    /// Nothing is known. The arena that deltas need beside the others lies behind those in the memory tier.
+    pub(crate) fn new(tier: Option<&Tier>, options: &SaveOptions) -> Self {
         Self {
             sink_speed: None,
             kept: None,
@@ -46,7 +46,7 @@ impl Earlier {
             choice: Choice::new(&Facts::default()),
             sample: None,
             share: None,
-            spare,
+            spare: tier.and_then(|tier| tier.slot(options.in_flight_max as u64)),
         }
     }
 
