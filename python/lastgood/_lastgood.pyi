@@ -196,6 +196,10 @@ class Run:
         """
         The checkpoint to restore, or None for a fresh run. Damaged ones that it finds are marked bad.
         """
+    def check_memory(self, /) -> None:
+        """
+        Waits until what was taken so is verified; raises Corrupt if it is damaged.
+        """
     def check_objects(self, /, checkpoint: Checkpoint, depth: str, progress: Any | None = None) -> tuple[int, int, int, float]:
         """
         Looks whether every object of a checkpoint is there: of its `size`, or of a `sample` or the `full` bytes. Gives
@@ -271,15 +275,15 @@ class Run:
         """
         True if the process ends once it has looked whether it could restore.
         """
+    def predicts(self, /) -> bool:
+        """
+        True if saves are smaller where a capture tells what optimizers did.
+        """
     def preflight(self, /, checkpoint: Checkpoint, needs: tuple[SupportsIndex, SupportsIndex, SupportsGetItem[int, str]], verifies: bool = False) -> Any:
         """
         Looks whether a checkpoint can be restored here, and raises what stands against it. Gives what it found;
         `needs` are the bytes that are read, those of memory, and what does not fit. `verifies`: the caller reads every
         byte, and goes on by itself from what is damaged.
-        """
-    def predicts(self, /) -> bool:
-        """
-        True if saves are smaller where a capture tells what optimizers did.
         """
     def read(self, /, checkpoint: Checkpoint, targets: Targets) -> tuple[int, int]:
         """
@@ -301,6 +305,10 @@ class Run:
     def step(self, /, step: SupportsIndex, shared: dict[str, Any], ranks: dict[SupportsIndex, dict[str, Any]]) -> None:
         """
         Records that a step is done: what all logical ranks of this process share, and what is of one alone.
+        """
+    def take(self, /, checkpoint: Checkpoint) -> Taking | None:
+        """
+        Begins a restore that takes tensors as a crash has left them in memory; None if there is no such memory.
         """
     def take_failures(self, /) -> list[Any]:
         """
@@ -349,6 +357,36 @@ class SaveHandle:
     def wait_committed(self, /, timeout: SupportsFloat | SupportsIndex | None = None) -> str | None:
         """
         Waits at most `timeout` seconds until it is a checkpoint, and gives its id; None if it is not yet.
+        """
+
+@final
+class Taken:
+    """
+    The memory of a tensor, which nobody else sees, as long as this object is there.
+    """
+    @property
+    def address(self, /) -> int:
+        """
+        Where it begins.
+        """
+    @property
+    def bytes(self, /) -> int:
+        """
+        Its length.
+        """
+
+@final
+class Taking:
+    """
+    A restore that takes tensors as they lie in memory.
+    """
+    def tensor(self, /, component: str, name: str, offsets: SupportsGetItem[int, SupportsIndex], sizes: SupportsGetItem[int, SupportsIndex]) -> Taken | None:
+        """
+        The part at `offsets` of size `sizes` of a tensor, if it lies in memory in one piece.
+        """
+    def verify(self, /) -> None:
+        """
+        Verifies behind the call what was taken; nothing can be taken after.
         """
 
 @final
