@@ -46,8 +46,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, those
-    that were read from the store for it (``bytes_read``, as stored; what a crash has left in memory is not read), and
+    """What a restore did: the checkpoint, its step, the number of ranks that saved it, the bytes that were placed, the
+    bytes that were read from the store (``bytes_read``, as stored; what a crash has left in memory is not read), and
     what a person should know (``notices``), such as checkpoints that were skipped.
 
     Example:

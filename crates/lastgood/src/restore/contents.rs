@@ -27,7 +27,7 @@ pub struct Contents {
     indexes: Vec<ShardIndex>,
     tensors: BTreeMap<(String, String), TensorInfo>,
     folder: String,
-    kept: Kept,
+    kept: Option<Kept>,
 }
 
 /// One tensor of a checkpoint.
@@ -67,7 +67,7 @@ impl Contents {
         check_agreement(&indexes)?;
         let tensors = collect(&indexes);
         let folder = key::run_folder(ledger.run());
-        Ok(Self { id: *id, manifest, indexes, tensors, folder, kept: Kept::default() })
+        Ok(Self { id: *id, manifest, indexes, tensors, folder, kept: None })
     }
 
     /// The checkpoint id.
@@ -129,9 +129,15 @@ impl Contents {
         chunks.map(|chunk| u64::from(chunk.decoded_bytes)).sum()
     }
 
+    /// For one restore, which looks at values first and reads again what it has read for them. Whoever keeps the tables
+    /// for longer sees what is in the store each time.
+    pub(crate) fn for_one_restore(self) -> Self {
+        Self { kept: Some(Kept::default()), ..self }
+    }
+
     /// What was read of its chunks before.
-    pub(super) fn kept(&self) -> &Kept {
-        &self.kept
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
     }
 
     /// The run's folder in the store.

@@ -85,7 +85,7 @@ pub(crate) fn run(
     let placed = held::place(contents, held, &wanted, &mut memory)?;
     let jobs = jobs(contents, wanted, (memory, &placed), transfers.read_bytes)?;
     let bytes_read = jobs.iter().map(Job::stored_bytes).sum();
-    let kept = Kept::takes(bytes_read).then(|| contents.kept());
+    let kept = contents.kept().filter(|_| Kept::takes(bytes_read));
     read_all((io, kept), jobs, transfers.reads)?;
     // Only now, with everything verified, do functions see their bytes.
     for (memory, apply) in owned {
@@ -247,7 +247,7 @@ fn direct<'m>(contents: &Contents, pieces: &[(At, Piece)], target: &'m mut [u8])
 fn place_kept(contents: &Contents, scattered: &mut BTreeMap<At, Parts<'_>>) {
     let mut scratch = Vec::new();
     scattered.retain(|at, parts| {
-        let Some(stored) = contents.kept().get(at) else { return true };
+        let Some(stored) = contents.kept().and_then(|kept| kept.get(at)) else { return true };
         let Chunk { codec, decoded_bytes, hash, .. } =
             contents.indexes()[at.0].chunks[at.1 as usize];
         match chunk::decode(codec, &stored, &[], decoded_bytes, &hash, &mut scratch) {

@@ -71,7 +71,7 @@ impl Run {
                 None => match self.io.block_on(Contents::load(&self.ledger, &id)) {
                     Ok(contents) => {
                         self.note_standing(&id, notices);
-                        return Ok(Some(contents));
+                        return Ok(Some(contents.for_one_restore()));
                     }
                     Err(error) if error.kind() == ErrorKind::Corrupt => {
                         self.mark_bad(&id, error)?
@@ -294,7 +294,7 @@ impl Run {
         }
         self.io.block_on(self.ledger.refresh())?;
         let id = restore::resolve(self.ledger.history(), selector)?.id;
-        self.io.block_on(Contents::load(&self.ledger, &id))
+        self.io.block_on(Contents::load(&self.ledger, &id)).map(Contents::for_one_restore)
     }
 
     fn note_standing(&self, id: &Hash, notices: &mut Vec<String>) {
