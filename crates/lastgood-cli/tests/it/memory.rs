@@ -11,11 +11,20 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_lastgood");
 /// Trains 60 steps on two ranks, no save of which is left out for a newer one. Both stop in the first attempt before the first put of the save of step 40, and rank 1
 /// is killed there.
 fn train(folder: &Path, memory: &str) -> Vec<Value> {
+    let paused = folder.join("paused");
+    let paused = paused.display();
     let script = format!(
         r#"[ "$TORCHELASTIC_RESTART_COUNT" = 0 ] && export LASTGOOD_DEMO_PAUSE=40:0
         '{PROGRAM}' __demo-rank --rest-ms 0 --steps 60 --every 20 --digest-every 60 | while read -r line; do
             echo "$line"
-            case "$line" in *paused*) [ "$RANK" = 1 ] && sleep 1 && kill -9 $$;; esac
+            case "$line" in *paused*)
+                touch '{paused}'.$RANK
+                if [ "$RANK" = 1 ]; then
+                    until [ -e '{paused}'.0 ]; do sleep 0.1; done
+                    sleep 2
+                    kill -9 $$
+                fi;;
+            esac
         done"#
     );
     let args = ["run", "--json", "--ranks", "2", "--memory", memory, "--", "sh", "-c", &script];
