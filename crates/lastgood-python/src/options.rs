@@ -8,7 +8,6 @@ use lastgood::journal::JournalOptions;
 use lastgood::preflight::{Acceptance, PreflightOptions};
 use lastgood::replay::{Plan, Replay};
 use lastgood::save::{CHAIN_DEFAULT, Compression, SaveOptions};
-use lastgood::tier::Tier;
 use lastgood::{Error, Repository, Result};
 use lastgood_store::{Env, SystemEnv};
 use pyo3::prelude::*;
@@ -106,12 +105,4 @@ pub(crate) fn repository(
     let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
     let store = lastgood_store::open_url(url, options, &env)?;
     if create { Repository::create(store, env) } else { Repository::open(store, env) }
-}
-
-/// Memory that cannot be taken is done without.
-pub(crate) fn take_memory(path: Option<&str>) -> (Option<Tier>, Option<String>) {
-    match path.map(Tier::open).transpose() {
-        Ok(tier) => (tier, None),
-        Err(error) => (None, Some(format!("it captures in memory of its own: {error}"))),
-    }
 }

@@ -20,9 +20,7 @@ use crate::checkpoint::{Checkpoint, Row, history_of};
 use crate::errors::{Raise, raise};
 use crate::event::{from_python, to_python};
 use crate::handle::SaveHandle;
-use crate::options::{
-    journal_options, open_replay, preflight_options, repository, save_options, take_memory,
-};
+use crate::options::{journal_options, open_replay, preflight_options, repository, save_options};
 use crate::policy;
 use crate::state::{Capture, Targets};
 use crate::taken::Taking;
@@ -73,7 +71,7 @@ impl Run {
         policy: Option<BTreeMap<String, Bound<'_, PyAny>>>,
         memory: Option<&str>,
     ) -> PyResult<Self> {
-        let (tier, memory_notice) = take_memory(memory);
+        let (tier, memory_notice) = Tier::take_if_there(memory);
         let name: RunName = run.parse().or_raise()?;
         let save = save_options(&settings)?;
         let world = World { rank, size: world_size };

@@ -138,7 +138,7 @@ impl Rank {
             accept: accept.unwrap_or_default(),
         };
         let replay = variable(REPLAY).map(|plan| open_replay(&plan, &store_options()));
-        let (tier, notices) = take_memory(variable(MEMORY).as_deref());
+        let (tier, notice) = Tier::take_if_there(variable(MEMORY).as_deref());
         let options = RunOptions {
             world,
             incarnation,
@@ -150,15 +150,12 @@ impl Rank {
             resume: parse(RESUME, variable(RESUME))?.unwrap_or_default(),
             ..RunOptions::default()
         };
-        Ok(Self { store, run: parse(RUN, variable(RUN))?, options, notices })
-    }
-}
-
-/// Memory that cannot be taken is done without: what is captured is then lost in a crash, until it is in the store.
-fn take_memory(path: Option<&str>) -> (Option<Tier>, Vec<String>) {
-    match path.map(Tier::open).transpose() {
-        Ok(tier) => (tier, Vec::new()),
-        Err(error) => (None, vec![format!("it captures in memory of its own: {error}")]),
+        Ok(Self {
+            store,
+            run: parse(RUN, variable(RUN))?,
+            options,
+            notices: notice.into_iter().collect(),
+        })
     }
 }
 

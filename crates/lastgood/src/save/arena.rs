@@ -136,6 +136,14 @@ impl Place {
         Arc::get_mut(&mut self.block).map(Block::bytes_mut)
     }
 
+    /// Leaves the block to whoever holds it, and goes on with another.
+    fn leave(&mut self, block: Block) {
+        if self.is_shared() {
+            self.lent = Arc::downgrade(&self.block);
+        }
+        self.block = Arc::new(block);
+    }
+
     /// What was written, for whoever reads it.
     fn share(&mut self) -> Segment {
         if self.is_shared() {
@@ -244,11 +252,9 @@ impl Arena {
                 Some(memory) => copy_all(memory, capture, copies)?,
                 // A store client still holds the memory of the last save: leave it to it.
                 None => {
-                    let left = place.share();
                     let mut fresh = Block::own(plan.segments[i])?;
                     copy_all(fresh.bytes_mut(), capture, copies)?;
-                    place.block = Arc::new(fresh);
-                    drop(left);
+                    place.leave(fresh);
                 }
             }
             full(i, place.share())?;

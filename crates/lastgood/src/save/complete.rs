@@ -17,7 +17,7 @@ use super::pipeline::{self, Job};
 use super::plan::{Plan, Row};
 use crate::commit::{self, Progress};
 use crate::io::StoreIo;
-use crate::ledger::{Checkpoint, Ledger, Writer};
+use crate::ledger::{Ledger, Writer};
 use crate::repository::Repository;
 use crate::restore::Contents;
 use crate::tier::{Left, State, Tier};
@@ -87,15 +87,15 @@ impl Completing<'_> {
         if let Progress::Committed(checkpoint) = self.advance()? {
             return Ok(Completed { checkpoint, step, bytes: 0 });
         }
-        let parent = self.parent();
+        let parent = ranks.values().find_map(|left| left.table.parent);
         // Without the parent's chunks everything is written, which is slower and comes to the same.
-        let contents = parent.and_then(|parent| self.contents(&parent).ok());
+        let contents = parent.and_then(|parent| self.reusable(&parent));
         let base = contents.map(|contents| Base::new(contents.id(), contents.indexes()));
         for base in [base.as_ref(), None] {
             self.save.generation = self.next_generation()?;
             let mut bytes = 0;
             for left in ranks.values() {
-                bytes += self.write(left, base, parent)?;
+                bytes += self.write(left, base)?;
             }
             match self.advance()? {
                 Progress::Committed(checkpoint) => {
@@ -116,14 +116,10 @@ impl Completing<'_> {
         self.io.block_on(commit::advance(self.ledger, &writer, &self.save, self.size, 0))
     }
 
-    /// The newest checkpoint that chunks may be reused of.
-    fn parent(&self) -> Option<Hash> {
-        let checkpoints = self.ledger.history().checkpoints().iter().rev();
-        checkpoints.filter(|found| Checkpoint::is_reusable(found)).map(|found| found.id).next()
-    }
-
-    fn contents(&self, id: &Hash) -> Result<Contents> {
-        self.io.block_on(Contents::load(self.ledger, id))
+    /// The checkpoint `id`, if chunks of it may be reused.
+    fn reusable(&self, id: &Hash) -> Option<Contents> {
+        self.ledger.history().checkpoint(id).filter(|found| found.is_reusable())?;
+        self.io.block_on(Contents::load(self.ledger, id)).ok()
     }
 
     /// The first generation after the save's own of which nothing was written.
@@ -149,7 +145,7 @@ impl Completing<'_> {
     }
 
     /// Writes the part of one rank, and gives the bytes that were put.
-    fn write(&self, left: &Left, base: Option<&Base>, parent: Option<Hash>) -> Result<u64> {
+    fn write(&self, left: &Left, base: Option<&Base>) -> Result<u64> {
         let ShardIndex { rank, .. } = left.table;
         let plan = plan_of(left);
         let (full, segments) = channel();
@@ -186,7 +182,6 @@ impl Completing<'_> {
         let reused = base.map(|base| base.checkpoint).filter(|_| written.reused);
         let index = ShardIndex {
             save,
-            parent,
             reuses: reused.into_iter().collect(),
             chunks: written.chunks,
             bases: written.bases,

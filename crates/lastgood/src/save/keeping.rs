@@ -23,6 +23,7 @@ pub(super) struct Keeping {
     pub(super) save: SaveKey,
     pub(super) world: World,
     pub(super) chunk_bytes: u32,
+    pub(super) parent: Option<Hash>,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) journal: Option<Journal>,
 }
@@ -70,7 +71,7 @@ impl Keeping {
             save: *save,
             rank: world.rank,
             world_size: world.size,
-            parent: None,
+            parent: self.parent,
             reuses: Vec::new(),
             chunk_bytes: *chunk_bytes,
             components: plan.components.clone(),

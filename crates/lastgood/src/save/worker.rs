@@ -159,18 +159,19 @@ impl Worker {
 
     fn write(&mut self, queued: Queued) -> Option<Waiting> {
         let Queued { plan, segments, arena, metadata, witness, handle, .. } = queued;
+        let base = self.shared.lock().base.clone();
+        let parent = base.as_ref().map(|base| base.checkpoint);
+        let base = base.filter(|base| self.is_reusable(base));
         let keeping = Keeping {
             plan: Arc::clone(&plan),
             run: self.ledger.run().clone(),
             save: handle.save(),
             world: self.world,
             chunk_bytes: self.options.chunk_bytes,
+            parent,
             metadata: metadata.clone(),
             journal: self.journal.as_ref().map(|recording| recording.journal.clone()),
         };
-        let base = self.shared.lock().base.clone();
-        let parent = base.as_ref().map(|base| base.checkpoint);
-        let base = base.filter(|base| self.is_reusable(base));
         let mut slot = None;
         let written = thread::scope(|scope| {
             // A crash while the save is written loses nothing that is in the memory tier by then.

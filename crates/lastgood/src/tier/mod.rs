@@ -60,6 +60,16 @@ impl Tier {
         Ok(Self::new(memory))
     }
 
+    /// As [`Tier::open`], for a rank that can do without: what it captures is then lost in a crash, until it is in the
+    /// store. Beside the tier it gives what a person should know.
+    #[must_use]
+    pub fn take_if_there(path: Option<&str>) -> (Option<Self>, Option<String>) {
+        match path.map(Self::open).transpose() {
+            Ok(tier) => (tier, None),
+            Err(error) => (None, Some(format!("it captures in memory of its own: {error}"))),
+        }
+    }
+
     /// The tier in `memory`, which nobody else writes to.
     #[must_use]
     pub fn new(memory: SharedMemory) -> Self {
@@ -91,7 +101,7 @@ impl Tier {
     }
 
     /// What is in it now.
-    pub(crate) fn held(&self) -> Held {
-        Held::new(&self.memory)
+    pub(crate) fn held(&self) -> Arc<Held> {
+        self.checks.held(&self.memory)
     }
 }

@@ -128,6 +128,7 @@ impl Slot {
     }
 
     fn write_page(&self, state: State, table: Range<u64>) -> Result<()> {
+        self.checks.changes();
         self.memory.write_at(self.begin, &Page { state, table }.encode())
     }
 }
@@ -185,7 +186,6 @@ pub(crate) fn table(
             bytes: SLOT_BYTES,
             is_new: true,
         }],
-        parent: None,
         reuses: Vec::new(),
         bases: Vec::new(),
         operands: std::collections::BTreeMap::new(),

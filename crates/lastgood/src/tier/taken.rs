@@ -33,7 +33,7 @@ const HASHERS: usize = 2;
 pub struct Taking {
     memory: Arc<SharedMemory>,
     /// Empty if nothing can be taken.
-    held: Held,
+    held: Arc<Held>,
     checks: Arc<Checks>,
     taken: Vec<Tensor>,
 }
@@ -78,7 +78,7 @@ impl Taking {
         // What cannot be given memory of its own again would change with the next save.
         let probe = memory.bytes().and_then(|bytes| memory.map_private(0..bytes.min(PAGE)));
         let can_settle = probe.and_then(|map| map.populate()).is_ok();
-        let held = if can_settle { Held::new(&memory) } else { Held::default() };
+        let held = if can_settle { checks.held(&memory) } else { Arc::default() };
         Self { held, memory, checks, taken: Vec::new() }
     }
 
@@ -188,11 +188,13 @@ fn verify(held: &Held, taken: &[Tensor]) -> Option<u64> {
     })
 }
 
-/// What is known of the memory that tensors were taken from.
+/// What is known of the memory, and of what was taken from it.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     state: Mutex<Checked>,
     changed: Condvar,
+    /// What the memory holds, once somebody has asked: a restore asks several times.
+    held: Mutex<Option<Arc<Held>>>,
 }
 
 #[derive(Debug, Default)]
@@ -205,6 +207,17 @@ struct Checked {
 }
 
 impl Checks {
+    /// What `memory` holds now.
+    pub(super) fn held(&self, memory: &Arc<SharedMemory>) -> Arc<Held> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(held.get_or_insert_with(|| Arc::new(Held::new(memory))))
+    }
+
+    /// A slot becomes another.
+    pub(super) fn changes(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Checked> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -59,6 +59,22 @@ fn a_state_in_memory_is_not_read_from_the_store() {
 }
 
 #[test]
+fn a_run_that_goes_back_finds_what_it_has_captured_since() {
+    let (_store, repository) = in_memory();
+    let memory = SharedMemory::create("test").unwrap();
+    let mut run = open(&repository, &memory, "a");
+    for step in 1..4 {
+        let data = bytes(step, 30 * CHUNK);
+        save_bytes(&mut run, step, &data).unwrap();
+        for _ in 0..2 {
+            let (told, found) = restored(&mut run, data.len());
+            assert!(found == data);
+            assert_eq!((told.step, told.bytes_read), (step, 0));
+        }
+    }
+}
+
+#[test]
 fn compressed_and_delta_chunks_are_found_by_what_they_decode_to() {
     for compression in [Compression::Zstd(1), Compression::Delta { chain: 4 }] {
         let (_store, repository) = in_memory();
@@ -368,6 +384,11 @@ fn what_was_only_in_memory_becomes_a_checkpoint() {
         let crashed = Supervised::crashed(part);
         let done = crashed.complete().unwrap().unwrap();
         assert_eq!((done.step, done.bytes > 0), (2, writes), "{part}");
+        let ledger = crashed.repository.ledger(&run_name()).unwrap();
+        let checkpoints = ledger.history().checkpoints();
+        assert_eq!(checkpoints.len(), 2, "{part}");
+        let (first, second) = (&checkpoints[0], &checkpoints[1]);
+        assert_eq!((second.id, second.parent), (done.checkpoint, Some(first.id)), "{part}");
         crashed.check("b", 2);
         assert_eq!(crashed.complete().unwrap(), None);
     }
